@@ -1,0 +1,173 @@
+"""stage.json: what one stage writes and the next one, evaluation and the cards read. Standard library only.
+
+A stage's folder holds its model, its tokenizer and `stage.json`. Stages communicate through nothing else, so any of
+them can run on another machine, and a card can be rebuilt without loading a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.errors import InstructGPTError
+
+STAGE_FILE = "stage.json"
+FORMAT_VERSION = 1
+STAGES = ("sft", "reward", "ppo", "ppo-ptx")
+
+
+@dataclass
+class StageArtifact:
+    """The record of one finished stage. Every value is plain JSON.
+
+    Attributes:
+        stage: one of `STAGES`.
+        recipe: name of the recipe.
+        config: the stage's settings that differ from this package's defaults, by key.
+        paper_defaults: keys of the settings left at the default, with that default, for the fields this package adds
+            or changes.
+        prompt_format: how prompts become tokens; see `instructgpt_hf.data.prompts.PromptFormat.to_dict`.
+        base_model: `{"id", "revision", "fingerprint"}` of the pretrained model the chain of stages started from.
+        previous: for each earlier stage this one read (`"sft"`, `"reward"`): `{"source", "fingerprint"}`.
+        data: for each dataset role (`"demonstrations"`, `"rankings"`, `"prompts"`, `"pretraining"`): `{"source",
+            "split", "rows", "fingerprint"}` and counts such as `"dropped_ties"`.
+        model: `{"kind": "full" | "adapter", "architecture", "parameters", "trainable_parameters"}`; a reward model
+            adds `"reward_shift"`, a policy adds `"value_model"` (subfolder) and `"published_weights"`.
+        metrics: numbers measured after training on held-out data, by name.
+        training: `{"steps", "epochs", "seconds", "log": [...]}`; the log holds the trainer's records.
+        versions: package name -> version.
+        hardware: `{"device", "processes", "platform"}`.
+        seed: the seed of the run.
+        fingerprint: hash of everything that determines the result; a second run with the same one has nothing to do.
+        finished_at: UTC time, ISO 8601.
+    """
+
+    stage: str
+    recipe: str
+    config: dict[str, Any]
+    prompt_format: dict[str, Any]
+    base_model: dict[str, Any]
+    fingerprint: str
+    seed: int
+    paper_defaults: dict[str, Any] = field(default_factory=dict)
+    previous: dict[str, dict[str, Any]] = field(default_factory=dict)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    finished_at: str = ""
+    format_version: int = FORMAT_VERSION
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
+        path = Path(folder) / STAGE_FILE
+        text = json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> StageArtifact:
+        """Read `folder/stage.json`.
+
+        Raises:
+            InstructGPTError: if the file is missing, is not JSON, or was written by a newer format.
+        """
+        path = Path(folder) / STAGE_FILE
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InstructGPTError(
+                f"{path}: not found. A stage's folder holds {STAGE_FILE}; run the stage first, or point to the folder "
+                "that `instructgpt-hf run` or `push` wrote."
+            ) from None
+        except json.JSONDecodeError as error:
+            raise InstructGPTError(f"{path}: not valid JSON ({error}).") from None
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise InstructGPTError(
+                f"{path}: format_version is {version!r}, this version of instructgpt_hf reads {FORMAT_VERSION}."
+            )
+        names = {item.name for item in dataclasses.fields(cls)}
+        required = {item.name for item in dataclasses.fields(cls) if _is_required(item)}
+        missing, unknown = sorted(required - set(values)), sorted(set(values) - names)
+        if missing or unknown:
+            raise InstructGPTError(f"{path}: missing keys {missing}, unknown keys {unknown}.")
+        return cls(**values)
+
+
+def _is_required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _plain(value: Any) -> Any:
+    """`value` with numpy scalars, paths and tuples turned into what JSON holds, and non-finite floats into None."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set)):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of a JSON-able value, the same for equal values whatever the order of their keys."""
+    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(path: str | os.PathLike[str]) -> str:
+    """Hash of a file's bytes, or of all files of a folder with their names."""
+    root = Path(path)
+    digest = hashlib.sha256()
+    for file in [root] if root.is_file() else sorted(item for item in root.rglob("*") if item.is_file()):
+        digest.update(str(file.relative_to(root)).encode() + b"\0")
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty temporary folder beside `target` that becomes `target` if the block succeeds, and vanishes if not.
+
+    Raises:
+        InstructGPTError: if the parent folder cannot be written.
+    """
+    final = Path(target)
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise InstructGPTError(
+            f"{final.parent}: cannot be written ({error.strerror}). Choose another --output_dir."
+        ) from None
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        if final.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{final.name}.old.", dir=final.parent))
+            os.replace(final, retired / final.name)
+            os.replace(temporary, final)
+            shutil.rmtree(retired)
+        else:
+            os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

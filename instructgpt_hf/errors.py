@@ -1,0 +1,46 @@
+"""Errors a user can act on, all of one family so that the command line prints them without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class InstructGPTError(ValueError):
+    """Something in the user's input is wrong; the message says what, where, and what would be right."""
+
+
+class Problems:
+    """Collects every problem of one check so that all of them are reported at once."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.items: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.items.append(problem)
+
+    def raise_if_any(self, limit: int = 20) -> None:
+        """Raise one error that lists the problems found so far.
+
+        Args:
+            limit: how many problems are printed; the rest is counted.
+
+        Raises:
+            InstructGPTError: if any problem was added.
+        """
+        if not self.items:
+            return
+        lines = [f"  - {item}" for item in self.items[:limit]]
+        if len(self.items) > limit:
+            lines.append(f"  ... and {len(self.items) - limit} more")
+        raise InstructGPTError("\n".join([self.title, *lines]))
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """A hint that names the choice closest to `word`, or all of them where none is close and they are few."""
+    known: Sequence[str] = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose from {', '.join(known)}" if 0 < len(known) <= 12 else ""

@@ -1,1 +1,41 @@
+"""The formulas of InstructGPT as functions of tensors: no configuration, no model, no state."""
 
+from __future__ import annotations
+
+from instructgpt_hf.functional.advantages import gae, token_rewards, whiten_rewards
+from instructgpt_hf.functional.ema import ema_update
+from instructgpt_hf.functional.log_probs import token_entropy, token_log_probs
+from instructgpt_hf.functional.masked import masked_mean, masked_var, masked_whiten
+from instructgpt_hf.functional.ppo import (
+    PolicyLoss,
+    ValueLoss,
+    kl_estimate,
+    lm_loss,
+    policy_loss,
+    predicted_mask,
+    value_loss,
+)
+from instructgpt_hf.functional.ranking import all_pairs_loss, pair_counts, pairwise_accuracy, strict_pairs
+
+__all__ = [
+    "PolicyLoss",
+    "ValueLoss",
+    "all_pairs_loss",
+    "ema_update",
+    "gae",
+    "kl_estimate",
+    "lm_loss",
+    "masked_mean",
+    "masked_var",
+    "masked_whiten",
+    "pair_counts",
+    "pairwise_accuracy",
+    "policy_loss",
+    "predicted_mask",
+    "strict_pairs",
+    "token_entropy",
+    "token_log_probs",
+    "token_rewards",
+    "value_loss",
+    "whiten_rewards",
+]

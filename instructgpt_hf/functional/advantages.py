@@ -1,0 +1,103 @@
+"""From scores to advantages: the bandit reward of InstructGPT section 3.5, token by token, and GAE.
+
+Batches are [B, T] completions; `mask` is 1 on the real tokens, which come first in every row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from instructgpt_hf.functional.masked import check_same_shape, masked_whiten
+
+
+def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
+    """Reward of every token: -beta times its KL term, and on the last real token also the reward model's score.
+
+    Summed over a row this is the bracket of equation 2. The paper does not say where the score is added; the last
+    token is where lm-human-preferences adds it, and with gamma = 1 the return of every token is the same anywhere.
+
+    Args:
+        scores: [B] reward model scores.
+        kl: [B, T] estimate of log(policy / reference) of every token, in nats.
+        mask: [B, T] right-padded, at least one real token per row.
+        beta: KL coefficient (InstructGPT C.4: 0.02).
+
+    Returns:
+        [B, T] in the dtype of `kl`, 0 outside the mask.
+
+    Raises:
+        ValueError: if the shapes do not fit, or the mask is not right-padded with a real token in every row.
+    """
+    check_same_shape(kl=kl, mask=mask)
+    if scores.shape != kl.shape[:1]:
+        raise ValueError(f"Expected one score per row, got scores {list(scores.shape)}, kl {list(kl.shape)}.")
+    real = _prefix_mask(mask)
+    rewards = torch.where(real, -beta * kl, 0.0)
+    last = real.sum(1, keepdim=True) - 1
+    return rewards.scatter_add(1, last, scores.to(rewards.dtype)[:, None])
+
+
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16).
+
+    `A_t = sum over l of (gamma * lam)^l * delta_{t+l}` with `delta_t = r_t + gamma * V_{t+1} - V_t`; the episode ends
+    after the last real token, so the value after it is 0. InstructGPT uses no discount (gamma = 1, C.4) and does not
+    state lambda (Stiennon et al. 2020, B.1: 0.95).
+
+    Args:
+        rewards: [B, T].
+        values: [B, T], the value function before each token.
+        mask: [B, T] right-padded, at least one real token per row.
+        gamma: discount.
+        lam: 0 is one-step temporal difference, 1 is Monte Carlo.
+
+    Returns:
+        advantages: [B, T], not whitened.
+        returns: [B, T], advantages + values: the value function's targets. Both are 0 outside the mask.
+
+    Raises:
+        ValueError: if the shapes differ, or the mask is not right-padded with a real token in every row.
+    """
+    check_same_shape(rewards=rewards, values=values, mask=mask)
+    real = _prefix_mask(mask)
+    rewards, values = torch.where(real, rewards, 0.0), torch.where(real, values, 0.0)
+    following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    deltas = rewards + gamma * following - values
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[:, 0])
+    for t in reversed(range(deltas.shape[1])):
+        running = deltas[:, t] + gamma * lam * running
+        advantages[:, t] = running
+    return advantages, advantages + values
+
+
+def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Scale the real tokens' rewards to variance 1 and keep their mean (lm-human-preferences; off by default here).
+
+    Args:
+        rewards: [B, T].
+        mask: [B, T].
+
+    Returns:
+        [B, T], 0 outside the mask.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    return masked_whiten(rewards, mask, shift_mean=False)
+
+
+def _prefix_mask(mask: Tensor) -> Tensor:
+    """`mask` as bool, after checking that every row is one or more ones followed by zeros."""
+    real = mask.bool()
+    if real.ndim != 2 or real.shape[1] == 0:
+        raise ValueError(f"Expected a [B, T] mask with T >= 1, got {list(mask.shape)}.")
+    broken = ~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(1)
+    if bool(broken.any()):
+        rows = broken.nonzero().flatten().tolist()
+        raise ValueError(
+            f"Expected a right-padded mask with a real token in every row, got {list(mask.shape)} "
+            f"with {len(rows)} other rows, the first is row {rows[0]}."
+        )
+    return real

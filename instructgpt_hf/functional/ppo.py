@@ -1,0 +1,205 @@
+"""The losses of PPO and PPO-ptx, token by token.
+
+Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`: with the whole minibatch's
+count as denominator, the losses and gradients of its micro-batches add up to those of the minibatch exactly. Values
+outside the mask are never used: they may hold anything, NaN and infinity included.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from instructgpt_hf.functional.log_probs import token_entropy, token_log_probs
+from instructgpt_hf.functional.masked import check_same_shape, masked_mean, masked_var
+
+__all__ = [
+    "PolicyLoss",
+    "ValueLoss",
+    "kl_estimate",
+    "lm_loss",
+    "policy_loss",
+    "predicted_mask",
+    "token_entropy",
+    "token_log_probs",
+    "value_loss",
+]
+
+
+class PolicyLoss(NamedTuple):
+    """Scalars. Only `loss` carries a gradient; the others are means over the real tokens of this call.
+
+    `clip_fraction` is the share of tokens whose gradient the clip removed, `approx_kl` the k3 estimate of
+    KL(rollout policy, present policy) in nats per token, `ratio_mean` the mean probability ratio.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    approx_kl: Tensor
+    ratio_mean: Tensor
+
+
+class ValueLoss(NamedTuple):
+    """Scalars. Only `loss` carries a gradient; the others are about the real tokens of this call.
+
+    `clip_fraction` is the share of tokens where the clipped error is the larger one, `explained_variance` is
+    1 - Var(returns - values) / Var(returns), 0 where the returns do not vary.
+    """
+
+    loss: Tensor
+    clip_fraction: Tensor
+    explained_variance: Tensor
+
+
+def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k3"] = "k1") -> Tensor:
+    """Estimate of KL(policy, reference) from one sampled token (Schulman 2020, "Approximating KL divergence").
+
+    Both are unbiased for tokens sampled from the policy. k1, the log ratio, is what equation 2 of InstructGPT
+    subtracts; k3, `ratio - 1 - log ratio` with ratio = reference / policy, is never negative and varies less, but its
+    gradient as a reward is another one.
+
+    Args:
+        logps: log-probabilities under the policy, any shape.
+        ref_logps: log-probabilities under the reference, the same shape.
+        kind: `"k1"` or `"k3"`.
+
+    Returns:
+        Nats per token, the same shape; meaningless on padding.
+
+    Raises:
+        ValueError: for another kind or if the shapes differ.
+    """
+    check_same_shape(logps=logps, ref_logps=ref_logps)
+    log_ratio = logps - ref_logps
+    if kind == "k1":
+        return log_ratio
+    if kind == "k3":
+        return torch.expm1(-log_ratio) + log_ratio
+    raise ValueError(f"Expected a KL estimator 'k1' or 'k3', got {kind!r}.")
+
+
+def policy_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float,
+    clip_high: float,
+    denominator: Tensor | float | None = None,
+) -> PolicyLoss:
+    """Clipped surrogate of PPO (Schulman et al. 2017, arXiv:1707.06347, equation 7), per token, to be minimised.
+
+    Args:
+        logps: [B, T] log-probabilities under the policy being trained.
+        old_logps: [B, T] log-probabilities at rollout time.
+        advantages: [B, T].
+        mask: [B, T], 1 on real tokens.
+        clip_low: the ratio is clipped below at 1 - clip_low (InstructGPT C.4: 0.2).
+        clip_high: and above at 1 + clip_high.
+        denominator: what the sum over real tokens is divided by; their number here by default.
+
+    Returns:
+        See `PolicyLoss`.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
+    real = mask.bool()
+    # Masked before the exponential: infinity outside the mask would turn into NaN in the gradient.
+    log_ratio = torch.where(real, logps - old_logps, 0.0)
+    ratio = torch.exp(log_ratio)
+    weights = torch.where(real, advantages, 0.0)
+    free, clipped = -weights * ratio, -weights * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = _over_tokens(torch.max(free, clipped), real, denominator)
+    with torch.no_grad():
+        return PolicyLoss(
+            loss=loss,
+            clip_fraction=masked_mean((clipped > free).to(ratio.dtype), real),
+            approx_kl=masked_mean(torch.expm1(log_ratio) - log_ratio, real),
+            ratio_mean=masked_mean(ratio, real),
+        )
+
+
+def value_loss(
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    mask: Tensor,
+    clip: float,
+    denominator: Tensor | float | None = None,
+) -> ValueLoss:
+    """Half the squared error of the value function, pessimistic between the free and the clipped prediction.
+
+    The paper does not state it; this is the form of lm-human-preferences and of TRL 1.12.
+
+    Args:
+        values: [B, T] from the value function being trained.
+        old_values: [B, T] at rollout time.
+        returns: [B, T] targets.
+        mask: [B, T], 1 on real tokens.
+        clip: how far a prediction may move from `old_values` before its loss stops falling, in units of reward;
+            infinity switches clipping off.
+        denominator: what the sum over real tokens is divided by; their number here by default.
+
+    Returns:
+        See `ValueLoss`.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    real = mask.bool()
+    values, old_values, returns = (torch.where(real, item, 0.0) for item in (values, old_values, returns))
+    limited = old_values + (values - old_values).clamp(-clip, clip)
+    free, clipped = (values - returns).square(), (limited - returns).square()
+    loss = _over_tokens(0.5 * torch.max(free, clipped), real, denominator)
+    with torch.no_grad():
+        spread = masked_var(returns, real)
+        unexplained = masked_var(returns - values, real) / torch.where(spread > 0, spread, 1.0)
+        return ValueLoss(
+            loss=loss,
+            clip_fraction=masked_mean((clipped > free).to(values.dtype), real),
+            explained_variance=torch.where(spread > 0, 1.0 - unexplained, 0.0),
+        )
+
+
+def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:
+    """Next-token cross entropy of pretraining text: the negative of the last term of equation 2, without gamma.
+
+    Args:
+        logits: [B, T, V] of the whole sequences; `logits[:, t]` predicts `ids[:, t + 1]`.
+        ids: [B, T]; values outside the mask are ignored.
+        mask: [B, T], 1 on real tokens, padded on either side.
+        denominator: what the sum over predicted tokens is divided by; their number here (`predicted_mask(mask).sum()`)
+            by default. The number of sequences makes it the sum over tokens that equation 2 writes.
+
+    Returns:
+        A scalar, nats.
+
+    Raises:
+        ValueError: if the shapes do not fit.
+    """
+    check_same_shape(ids=ids, mask=mask)
+    counted = predicted_mask(mask)
+    # The targets move, not the logits: a slice of the logits would cost a second [B, T, V] gradient.
+    targets = torch.where(counted, ids, 0).roll(-1, dims=1)
+    counted = counted.roll(-1, dims=1)
+    return _over_tokens(-token_log_probs(logits, targets), counted, denominator)
+
+
+def predicted_mask(mask: Tensor) -> Tensor:
+    """Bool [B, T]: the tokens that `lm_loss` counts, those that are real and follow a real token."""
+    real = mask.bool()
+    counted = real.clone()
+    counted[:, :1] = False
+    counted[:, 1:] &= real[:, :-1]
+    return counted
+
+
+def _over_tokens(losses: Tensor, real: Tensor, denominator: Tensor | float | None) -> Tensor:
+    """Sum of the real tokens' losses over `denominator`, their number by default."""
+    total = torch.where(real, losses, 0.0).sum()
+    return total / (real.sum().clamp(min=1) if denominator is None else denominator)

@@ -1,0 +1,83 @@
+"""Where each stage finds its data and the earlier stages, with TRL's names. Standard library only.
+
+A dataset is a Hub id, a local file (`.jsonl`, `.json`, `.csv`, `.parquet`), a local folder, or one of the generated
+datasets of the lab: `lab:demonstrations`, `lab:rankings`, `lab:prompts`, `lab:pretraining`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from instructgpt_hf.config.rules import setting
+
+# name -> (what the model reads, with {prompt} where the prompt goes; what separates it from the answer). The paper
+# does not state its own format.
+PLAIN_TEMPLATES: dict[str, tuple[str, str]] = {
+    "raw": ("{prompt}", ""),
+    "instruction": ("### Instruction:\n{prompt}\n\n### Response:\n", ""),
+    "user-assistant": ("User: {prompt}\nAssistant:", " "),
+}
+PROMPT_TEMPLATES: tuple[str, ...] = ("chat", *PLAIN_TEMPLATES)
+
+
+@dataclass
+class DataArguments:
+    """What the data of every stage have in common."""
+
+    dataset_name: str | None = setting(None, "Hub id, local file or folder, or lab:<name> of the dataset.", "ours")
+    dataset_config: str | None = setting(None, "Configuration name of a Hub dataset.", "ours")
+    dataset_train_split: str = setting("train", "Split to train on.", "ours")
+    dataset_test_split: str | None = setting(
+        None, "Split that is held back for measuring; without one, a part of the train split is.", "ours"
+    )
+
+
+@dataclass
+class SFTArguments(DataArguments):
+    """Data of the SFT stage: demonstrations (`prompt`, `completion`, or `messages`)."""
+
+    prompt_template: str = setting(
+        "chat",
+        "How a prompt becomes tokens: 'chat' (the tokenizer's chat template) or a plain template: 'raw' (nothing "
+        "added), 'instruction', 'user-assistant'. Recorded, and used by every later stage.",
+        "ours: the paper does not state its separator",
+        list(PROMPT_TEMPLATES),
+    )
+    max_prompt_length: int | None = setting(
+        1024, "Demonstrations whose prompt has more tokens are left out.", "App C: prompts over 1k tokens are dropped"
+    )
+    pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
+    pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
+    pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+
+
+@dataclass
+class RewardArguments(DataArguments):
+    """Data of the reward stage: rankings (`prompt`, `completions`, `ranks` or `scores`), or TRL's pairs."""
+
+    sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
+    prompt_template: str | None = setting(
+        None, "Taken from the SFT stage; another value is an error.", "ours", list(PROMPT_TEMPLATES)
+    )
+    max_prompt_length: int | None = setting(
+        1024, "Rankings whose prompt has more tokens are left out.", "App C: prompts over 1k tokens are dropped"
+    )
+
+
+@dataclass
+class PPOArguments(DataArguments):
+    """Data of the PPO stage: prompts, and pretraining text for PPO-ptx."""
+
+    sft_model_path: str | None = setting(
+        None, "Folder or Hub id of the SFT stage, the policy's start and KL reference; this run's by default.", "§3.5"
+    )
+    reward_model_path: str | None = setting(
+        None, "Folder or Hub id of the reward model, which is the value model's start; this run's by default.", "§3.5"
+    )
+    prompt_template: str | None = setting(
+        None, "Taken from the SFT stage; another value is an error.", "ours", list(PROMPT_TEMPLATES)
+    )
+    pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
+    pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
+    pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+    eval_num_prompts: int = setting(200, "Held-out prompts answered for the evaluation.", "ours")

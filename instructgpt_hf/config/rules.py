@@ -1,0 +1,242 @@
+"""The ranges of the settings, and the rules that tie several settings together. Standard library only.
+
+The dataclasses apply these rules when they are constructed, and the recipe loader applies the same rules to all of a
+recipe's files before it constructs anything, so that it can report every problem at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, field
+from typing import Any, NamedTuple
+
+from instructgpt_hf.config.precision import world_size
+
+
+class Violation(NamedTuple):
+    """One broken rule: the key to change, and what must hold. `keys` are all settings the rule reads."""
+
+    key: str
+    rule: str
+    keys: tuple[str, ...]
+
+
+class Range(NamedTuple):
+    """The values one setting may take."""
+
+    holds: Callable[[Any], bool]
+    rule: str
+
+
+_POSITIVE = Range(lambda value: value > 0, "must be greater than 0")
+_NOT_NEGATIVE = Range(lambda value: value >= 0, "must be 0 or greater")
+_AT_LEAST_ONE = Range(lambda value: value >= 1, "must be 1 or greater")
+_FRACTION = Range(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+_UNIT = Range(lambda value: 0 <= value <= 1, "must be between 0 and 1")
+_LIMIT = Range(lambda value: value == -1 or value >= 1, "must be 1 or greater, or -1 for no limit")
+
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(
+        [
+            "cliprange_value",
+            "epsilon",
+            "epsilon_high",
+            "learning_rate",
+            "logging_steps",
+            "num_train_epochs",
+            "save_steps",
+            "temperature",
+            "value_learning_rate",
+        ],
+        _POSITIVE,
+    ),
+    **dict.fromkeys(
+        [
+            "adam_epsilon",
+            "beta",
+            "max_grad_norm",
+            "missing_eos_penalty",
+            "ptx_coef",
+            "rollout_log_samples",
+            "seed",
+            "top_k",
+            "vf_coef",
+            "warmup_iterations",
+            "warmup_steps",
+            "weight_decay",
+        ],
+        _NOT_NEGATIVE,
+    ),
+    **dict.fromkeys(
+        [
+            "eval_num_prompts",
+            "gradient_accumulation_steps",
+            "lora_alpha",
+            "lora_r",
+            "max_completion_length",
+            "max_length",
+            "max_prompt_length",
+            "num_iterations",
+            "per_device_eval_batch_size",
+            "per_device_train_batch_size",
+            "ptx_episodes_ratio",
+            "ptx_max_length",
+            "save_total_limit",
+            "total_episodes",
+        ],
+        _AT_LEAST_ONE,
+    ),
+    **dict.fromkeys(
+        ["adam_beta1", "adam_beta2", "ema_decay", "lora_dropout", "pretraining_mix", "residual_dropout"], _FRACTION
+    ),
+    **dict.fromkeys(["gamma", "lam"], _UNIT),
+    "generation_batch_size": Range(lambda value: value >= 2, "must be 2 or greater"),
+    "max_steps": _LIMIT,
+    "top_p": Range(lambda value: 0 < value <= 1, "must be greater than 0 and at most 1"),
+    "warmup_start_factor": Range(lambda value: 0 < value <= 1, "must be greater than 0 and at most 1"),
+}
+
+
+def range_violation(key: str, value: Any) -> str | None:
+    """The rule that `value` breaks as a value of `key`, or None. A value of None (not set) breaks no range."""
+    if value is None:
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
+        return "must be a finite number"
+    known = RANGES.get(key)
+    return known.rule if known and not known.holds(value) else None
+
+
+def violations(stage: str, values: Mapping[str, Any]) -> list[Violation]:
+    """The broken rules of one stage that involve more than one setting.
+
+    Args:
+        stage: `"sft"`, `"reward"` or `"ppo"`.
+        values: every setting of the stage that is known, of the right type; rules with a setting that is not in it
+            are skipped.
+    """
+    rules = [*_MODEL_RULES, *_STAGE_RULES[stage]]
+    return [
+        Violation(keys[0], problem, keys)
+        for keys, rule in rules
+        if all(key in values for key in keys) and (problem := rule(*(values[key] for key in keys))) is not None
+    ]
+
+
+def steps_per_iteration(generation_batch_size: int, minibatch: int, num_iterations: int) -> int:
+    """Optimizer steps taken on one batch of rollouts."""
+    return generation_batch_size // minibatch * num_iterations
+
+
+# A rule reads the named settings, the one to blame first, and returns what must hold, or None if it does.
+_Rule = tuple[tuple[str, ...], Callable[..., "str | None"]]
+
+
+def _one_quantization(load_in_8bit: bool, load_in_4bit: bool) -> str | None:
+    return "cannot be combined with load_in_4bit: choose one" if load_in_8bit and load_in_4bit else None
+
+
+def _quantized_needs_adapter(use_peft: bool, load_in_4bit: bool, load_in_8bit: bool) -> str | None:
+    if (load_in_4bit or load_in_8bit) and not use_peft:
+        return "must be true with load_in_4bit or load_in_8bit: quantised weights are frozen, only adapters train"
+    return None
+
+
+def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float) -> str | None:
+    if pretraining_mix > 0 and not pretraining_dataset_name:
+        return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})"
+    return None
+
+
+def _ptx_needs_text(pretraining_dataset_name: str | None, ptx_coef: float) -> str | None:
+    if ptx_coef > 0 and not pretraining_dataset_name:
+        return f"must be set when ptx_coef is above 0 (it is {ptx_coef}); ptx_coef: 0 is plain PPO"
+    return None
+
+
+def _comparison_needs_ptx(compare_without_ptx: bool, ptx_coef: float) -> str | None:
+    if compare_without_ptx and ptx_coef == 0:
+        return "compares PPO-ptx with plain PPO and needs ptx_coef above 0"
+    return None
+
+
+def _minibatch_divides(generation: int, per_device: int, accumulation: int) -> str | None:
+    processes = world_size()
+    minibatch = per_device * accumulation * processes
+    if generation % minibatch == 0:
+        return None
+    return (
+        f"must be a multiple of the minibatch of {minibatch} episodes: per_device_train_batch_size {per_device} "
+        f"x gradient_accumulation_steps {accumulation} x {processes} process{'es' if processes > 1 else ''}"
+    )
+
+
+def _episodes_fill_iterations(total: int | None, generation: int, max_steps: int) -> str | None:
+    if max_steps > 0:
+        return None
+    if total is None:
+        return "must be set unless max_steps is"
+    if total % generation:
+        return f"must be a multiple of generation_batch_size ({generation}): every iteration is a full batch"
+    return None
+
+
+def _saves_after_iterations(
+    save_steps: float | None, strategy: Any, generation: int, per_device: int, accumulation: int, inner: int
+) -> str | None:
+    minibatch = per_device * accumulation * world_size()
+    if save_steps is None or str(getattr(strategy, "value", strategy)) != "steps" or generation % minibatch:
+        return None
+    steps = steps_per_iteration(generation, minibatch, inner)
+    if save_steps % steps == 0:
+        return None
+    return (
+        f"must be a multiple of the {steps} optimizer steps of one iteration: rollouts are not saved, so only the end "
+        "of an iteration can be resumed exactly"
+    )
+
+
+_MODEL_RULES: list[_Rule] = [
+    (("load_in_8bit", "load_in_4bit"), _one_quantization),
+    (("use_peft", "load_in_4bit", "load_in_8bit"), _quantized_needs_adapter),
+]
+_BATCH = ("generation_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
+_STAGE_RULES: dict[str, list[_Rule]] = {
+    "sft": [(("pretraining_dataset_name", "pretraining_mix"), _mix_needs_text)],
+    "reward": [],
+    "ppo": [
+        (("pretraining_dataset_name", "ptx_coef"), _ptx_needs_text),
+        (("compare_without_ptx", "ptx_coef"), _comparison_needs_ptx),
+        (_BATCH, _minibatch_divides),
+        (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
+        (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),
+    ],
+}
+
+
+def setting(default: Any, help: str, source: str, choices: list[str] | None = None) -> Any:
+    """A dataclass field with its help text and where its default comes from.
+
+    Args:
+        default: the default; a dict or list is copied for every instance.
+        help: what the setting does, with its unit.
+        source: section of the paper (Ouyang et al. 2022) that states the default, or `"ours"` with the reason.
+        choices: the values allowed, if they are few.
+    """
+    metadata: dict[str, Any] = {"help": help, "source": source, **({"choices": choices} if choices else {})}
+    if isinstance(default, (dict, list)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def changed(upstream: type, name: str, default: Any, source: str) -> Any:
+    """The field `name` of the dataclass `upstream` with another default; help and choices stay upstream's."""
+    original: Field[Any] = upstream.__dataclass_fields__[name]  # type: ignore[attr-defined]
+    metadata = original.metadata
+    return setting(default, metadata.get("help", ""), source, metadata.get("choices"))
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The default of a dataclass field that has one."""
+    return item.default_factory() if item.default_factory is not MISSING else item.default

@@ -1,0 +1,267 @@
+"""The training settings of the three stages: TRL's configs with the paper's defaults and what TRL does not have.
+
+Every field that this package adds or whose default it changes carries `metadata["source"]`: the section of the paper
+(Ouyang et al. 2022, arXiv:2203.02155) that states the default, or "ours" where the paper states none. All other fields
+are TRL's and transformers', with their defaults.
+"""
+
+# ruff: noqa: RUF009  `changed` returns a dataclass field.
+# mypy: disable-error-code="attr-defined, name-defined, has-type, misc"
+# TRL exports its names lazily, which mypy does not see.
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import trl
+
+from instructgpt_hf.config.precision import native_precision, world_size
+from instructgpt_hf.config.rules import changed, range_violation, setting, steps_per_iteration, violations
+from instructgpt_hf.errors import Problems
+
+_COSINE_TO_TENTH = {"min_lr_rate": 0.1}
+_BETA2 = "App C"
+_PRECISION = "ours: bf16 where the device computes it natively, fp16 on older CUDA devices, else float32"
+_CHECKPOINTING = "ours: off; trades time for memory"
+_DISK = "ours: the newest checkpoint is enough to resume"
+
+
+@dataclass
+class SFTConfig(trl.SFTConfig):
+    """TRL's `SFTConfig` with the paper's supervised fine-tuning (C.1).
+
+    The defaults are those of the paper's SFT models. The paper starts RL from another one (C.3): 2 epochs,
+    `pretraining_mix: 0.1` and a learning rate of its own (5e-6 for 1.3B, 1.04e-5 for 6B).
+    """
+
+    residual_dropout: float | None = setting(
+        None,
+        "Dropout on the residual branches, where the architecture has it; None leaves the model's own. The paper uses "
+        "0.2 for its SFT models (C.1) and states none for the RL initialisation.",
+        "ours: many architectures have none",
+    )
+    pretraining_mix: float = setting(
+        0.0, "Fraction of the training examples that are pretraining text; 0.1 for the RL initialisation (C.3).", "C.1"
+    )
+    learning_rate: float = changed(trl.SFTConfig, "learning_rate", 9.65e-6, "C.1: 1.3B and 6B; 5.03e-6 for 175B")
+    num_train_epochs: float = changed(trl.SFTConfig, "num_train_epochs", 16, "C.1; 2 for the RL initialisation (C.3)")
+    per_device_train_batch_size: int = changed(trl.SFTConfig, "per_device_train_batch_size", 8, "C.1: batch of 32")
+    gradient_accumulation_steps: int = changed(trl.SFTConfig, "gradient_accumulation_steps", 4, "C.1: batch of 32")
+    lr_scheduler_type: str = changed(trl.SFTConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.1")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = changed(
+        trl.SFTConfig, "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.1: cosine to 10 % of the peak"
+    )
+    warmup_steps: float = changed(trl.SFTConfig, "warmup_steps", 0, "C.1: no warmup")
+    adam_beta2: float = changed(trl.SFTConfig, "adam_beta2", 0.95, _BETA2)
+    max_length: int | None = changed(trl.SFTConfig, "max_length", 2048, "App C: context of 2k tokens")
+    completion_only_loss: bool | None = changed(
+        trl.SFTConfig, "completion_only_loss", True, "ours: the paper does not state it"
+    )
+    gradient_checkpointing: bool = changed(trl.SFTConfig, "gradient_checkpointing", False, _CHECKPOINTING)
+    bf16: bool | None = changed(trl.SFTConfig, "bf16", None, _PRECISION)
+    report_to: str | list[str] | None = changed(trl.SFTConfig, "report_to", "none", "ours")
+    save_total_limit: int | None = changed(trl.SFTConfig, "save_total_limit", 1, _DISK)
+
+    def __post_init__(self) -> None:
+        _check(self, "sft")
+        _before_upstream(self)
+        super().__post_init__()
+
+
+@dataclass
+class RewardConfig(trl.RewardConfig):
+    """TRL's `RewardConfig` with the paper's reward model (§3.5, C.2).
+
+    `per_device_train_batch_size` counts prompts, each with all of its ranked completions.
+    """
+
+    center_on_demonstrations: bool = setting(
+        True, "Shift the scores after training so that demonstrations score 0 on average.", "§3.5"
+    )
+    learning_rate: float = changed(trl.RewardConfig, "learning_rate", 9e-6, "C.2")
+    num_train_epochs: float = changed(trl.RewardConfig, "num_train_epochs", 1, "C.2: more epochs overfit")
+    per_device_train_batch_size: int = changed(
+        trl.RewardConfig, "per_device_train_batch_size", 4, "C.2: batch of 64 prompts"
+    )
+    gradient_accumulation_steps: int = changed(
+        trl.RewardConfig, "gradient_accumulation_steps", 16, "C.2: batch of 64 prompts"
+    )
+    lr_scheduler_type: str = changed(trl.RewardConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.2")
+    lr_scheduler_kwargs: dict[str, Any] | str | None = changed(
+        trl.RewardConfig, "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.2: cosine to 10 % of the peak"
+    )
+    adam_beta2: float = changed(trl.RewardConfig, "adam_beta2", 0.95, _BETA2)
+    max_length: int | None = changed(trl.RewardConfig, "max_length", 2048, "App C: context of 2k tokens")
+    gradient_checkpointing: bool = changed(trl.RewardConfig, "gradient_checkpointing", False, _CHECKPOINTING)
+    bf16: bool | None = changed(trl.RewardConfig, "bf16", None, _PRECISION)
+    report_to: str | list[str] | None = changed(trl.RewardConfig, "report_to", "none", "ours")
+    save_total_limit: int | None = changed(trl.RewardConfig, "save_total_limit", 1, _DISK)
+
+    def __post_init__(self) -> None:
+        _check(self, "reward")
+        _before_upstream(self)
+        super().__post_init__()
+
+
+@dataclass
+class PPOConfig(trl.RLOOConfig):
+    """TRL's `RLOOConfig` with the paper's PPO and PPO-ptx (§3.5, C.4).
+
+    One iteration samples `generation_batch_size` episodes and takes `optimizer_steps_per_iteration` optimizer steps on
+    minibatches of `per_device_train_batch_size x gradient_accumulation_steps x processes` episodes. `epsilon` clips
+    the ratio of every token, not of the sequence as RLOO does. `num_generations` is always 1: PPO's baseline is the
+    value model, so a prompt needs no second completion.
+
+    Raises:
+        InstructGPTError: if settings are out of range or the batch sizes do not divide; lists all of them.
+    """
+
+    gamma: float = setting(1.0, "Discount per token.", "C.4: no discount")
+    lam: float = setting(0.95, "Lambda of generalised advantage estimation.", "ours: Stiennon et al. 2020, B.1")
+    cliprange_value: float = setting(
+        0.2, "How far a token's value may move from the rollout's before its loss is clipped.", "ours: Ziegler 2019"
+    )
+    vf_coef: float = setting(0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019")
+    value_learning_rate: float = setting(9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy")
+    ptx_coef: float = setting(
+        27.8,
+        "Weight of the pretraining loss (gamma of equation 2); 0 is plain PPO. The paper does not state how it "
+        "averages the losses; both are means over tokens here.",
+        "C.4",
+    )
+    ptx_episodes_ratio: int = setting(8, "Pretraining examples per episode.", "C.4")
+    ptx_max_length: int = setting(1024, "Tokens per pretraining example.", "ours: the paper does not state it")
+    warmup_iterations: int = setting(10, "Iterations in which the learning rates rise linearly to their peak.", "C.4")
+    warmup_start_factor: float = setting(0.1, "Fraction of the peak at which the warm-up starts.", "C.4")
+    ema_decay: float = setting(0.992, "Decay of the moving average of the policy's weights; 0 keeps none.", "C.4")
+    publish_weights: str = setting(
+        "raw",
+        "Which weights the stage's folder holds: 'raw' (the last) or 'ema' (the moving average).",
+        "ours: the paper does not state which it evaluates",
+        ["raw", "ema"],
+    )
+    missing_eos_penalty: float | None = setting(
+        None, "Subtracted from the score of an answer without end-of-text.", "ours: the paper does not state one"
+    )
+    whiten_advantages: bool = setting(True, "Give advantages mean 0 and variance 1.", "ours: Ziegler et al. 2019")
+    whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.", "ours: only the bias (§3.5)")
+    kl_estimator: str = setting(
+        "k1",
+        "Estimator of the KL divergence to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' "
+        "(non-negative).",
+        "§3.5",
+        ["k1", "k3"],
+    )
+    compare_without_ptx: bool = setting(
+        False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"
+    )
+    rollout_log_samples: int = setting(4, "Rollouts written to the log per iteration.", "ours")
+    total_episodes: int | None = setting(
+        256_000, "Episodes sampled in the whole stage; max_steps, in optimizer steps, replaces it.", "C.4: 256k"
+    )
+    max_prompt_length: int | None = setting(
+        1024, "Prompts with more tokens are left out.", "App C: prompts over 1k tokens are dropped"
+    )
+    learning_rate: float = changed(
+        trl.RLOOConfig,
+        "learning_rate",
+        5e-6,
+        "ours: not stated; E.9 scans 2.55e-6 to 2.55e-5, plain PPO diverges early",
+    )
+    beta: float = changed(trl.RLOOConfig, "beta", 0.02, "C.4")
+    epsilon: float = changed(trl.RLOOConfig, "epsilon", 0.2, "C.4")
+    num_iterations: int = changed(trl.RLOOConfig, "num_iterations", 1, "C.4: one inner epoch")
+    temperature: float = changed(trl.RLOOConfig, "temperature", 1.0, "C.4")
+    num_generations: int = changed(trl.RLOOConfig, "num_generations", 1, "C.4: one completion per prompt")
+    max_completion_length: int = changed(trl.RLOOConfig, "max_completion_length", 1024, "App C: at most 1k tokens")
+    generation_batch_size: int = changed(trl.RLOOConfig, "generation_batch_size", 512, "C.4")
+    per_device_train_batch_size: int = changed(
+        trl.RLOOConfig, "per_device_train_batch_size", 8, "C.4: minibatch of 64 episodes"
+    )
+    gradient_accumulation_steps: int = changed(
+        trl.RLOOConfig, "gradient_accumulation_steps", 8, "C.4: minibatch of 64 episodes"
+    )
+    lr_scheduler_type: str = changed(trl.RLOOConfig, "lr_scheduler_type", "constant", "C.4: constant after warm-up")
+    adam_beta2: float = changed(trl.RLOOConfig, "adam_beta2", 0.95, _BETA2)
+    disable_dropout: bool = changed(
+        trl.RLOOConfig, "disable_dropout", True, "ours: log-probabilities must not depend on the forward pass"
+    )
+    logging_steps: float | None = changed(trl.RLOOConfig, "logging_steps", None, "ours: one record per iteration")
+    save_steps: float | None = changed(trl.RLOOConfig, "save_steps", None, "ours: every 10 iterations")
+    save_total_limit: int | None = changed(trl.RLOOConfig, "save_total_limit", 1, _DISK)
+    gradient_checkpointing: bool = changed(trl.RLOOConfig, "gradient_checkpointing", False, _CHECKPOINTING)
+    bf16: bool | None = changed(trl.RLOOConfig, "bf16", None, _PRECISION)
+    report_to: str | list[str] | None = changed(trl.RLOOConfig, "report_to", "none", "ours")
+
+    @property
+    def minibatch_size(self) -> int:
+        """Episodes per optimizer step, over all processes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * world_size()
+
+    @property
+    def optimizer_steps_per_iteration(self) -> int:
+        """Optimizer steps taken on one batch of rollouts."""
+        return steps_per_iteration(self.generation_batch_size, self.minibatch_size, self.num_iterations)
+
+    def __post_init__(self) -> None:
+        _check(self, "ppo")
+        self._set_lengths()
+        _before_upstream(self)
+        # RLOO's baseline needs two completions per prompt, so its config refuses fewer; ours is the value model. The
+        # values below satisfy every check of RLOOConfig (a group is the whole batch), and one per prompt comes back.
+        self.num_generations, self.num_generations_eval = self.generation_batch_size, 1
+        super().__post_init__()
+        self.num_generations = 1
+
+    def _set_lengths(self) -> None:
+        steps = self.optimizer_steps_per_iteration
+        if self.max_steps <= 0 and self.total_episodes is not None:
+            self.max_steps = self.total_episodes // self.generation_batch_size * steps
+        if self.logging_steps is None:
+            self.logging_steps = steps
+        if self.save_steps is None:
+            self.save_steps = 10 * steps
+        # RLOOConfig takes one of the two. After construction both are set, so a copy of this config passes both.
+        if self.steps_per_generation == self.generation_batch_size // (
+            self.per_device_train_batch_size * world_size()
+        ):
+            self.steps_per_generation = None
+
+
+def _check(config: Any, stage: str) -> None:
+    """Raise one InstructGPTError with every rule that the settings of `config` break."""
+    values = {item.name: getattr(config, item.name) for item in fields(config)}
+    problems = Problems(f"{type(config).__name__}: these settings cannot be used:")
+    broken: set[str] = set()
+    for item in fields(config):
+        value = values[item.name]
+        choices = item.metadata.get("choices") if "source" in item.metadata else None
+        rule = range_violation(item.name, value)
+        if rule is None and choices and value is not None and value not in choices:
+            rule = f"must be one of {', '.join(choices)}"
+        if rule is not None:
+            broken.add(item.name)
+            problems.add(f"{item.name} = {value!r}: {rule}")
+    if stage == "ppo" and values["num_generations"] != 1:
+        problems.add(f"num_generations = {values['num_generations']!r}: must be 1, the baseline is the value model")
+    for violation in violations(stage, {key: value for key, value in values.items() if key not in broken}):
+        problems.add(f"{violation.key} = {values[violation.key]!r}: {violation.rule}")
+    problems.raise_if_any()
+
+
+def _before_upstream(config: Any) -> None:
+    """Settle what TRL and transformers would settle without regard to the device, or with a deprecation warning."""
+    if config.bf16 is None:
+        precision = "fp16" if config.fp16 else native_precision(config.use_cpu)
+        config.bf16, config.fp16 = precision == "bf16", precision == "fp16"
+    # transformers 5.2x renames these two; the old names, which TRL uses, still decide.
+    for old, new in (
+        ("gradient_checkpointing", "activation_checkpointing"),
+        ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
+    ):
+        if hasattr(config, new) and getattr(config, new) is None:
+            setattr(config, new, getattr(config, old))
+    # `min_lr_rate` belongs to the default scheduler, and every other one refuses it.
+    if config.lr_scheduler_kwargs == _COSINE_TO_TENTH and config.lr_scheduler_type != "cosine_with_min_lr":
+        config.lr_scheduler_kwargs = None

@@ -1,0 +1,103 @@
+"""Calls to the Hub that survive a hiccup and fail with an error that says what to do.
+
+huggingface_hub repeats uploads by itself, but not creating a repository, validating a card or committing: one 503 or a
+dropped connection there would lose a push. Repeating is safe, because files that arrived are recognised by their hash.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from instructgpt_hf.errors import InstructGPTError
+
+T = TypeVar("T")
+
+_TRANSIENT = (408, 425, 429, 500, 502, 503, 504)
+_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds before each repetition
+_LONGEST_DELAY = 60.0
+_LOGIN = "Log in with `hf auth login` using a token with write access, or set HF_TOKEN."
+
+
+def call(action: str, function: Callable[[], T], *, secret: str | None = None) -> T:
+    """`function()`, repeated after transient failures (408, 425, 429, 5xx, connection errors).
+
+    Args:
+        action: what is being done, for the message: `"create the repository user/name"`.
+        function: the call; it must be safe to repeat.
+        secret: a token that no message may contain.
+
+    Raises:
+        InstructGPTError: if it fails for good; the message names the cause and the remedy.
+    """
+    for delay in (*_DELAYS, None):
+        try:
+            return function()
+        except Exception as error:
+            if delay is None or not _is_transient(error):
+                problem = _explained(action, error)
+                if problem is None:
+                    raise
+                # Without its cause: the client's error carries the request, and the request the token.
+                raise InstructGPTError(problem.replace(secret, "***") if secret else problem) from None
+            time.sleep(min(_retry_after(error) or delay, _LONGEST_DELAY))
+    raise AssertionError("unreachable")
+
+
+def _status(error: BaseException) -> int | None:
+    return getattr(getattr(error, "response", None), "status_code", None)
+
+
+def _is_network_error(error: BaseException) -> bool:
+    """Whether the connection failed. The client's HTTP library differs between versions: its base class names it."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    library_error = HfHubHTTPError.__bases__[0]
+    failed = isinstance(error, (library_error, ConnectionError, TimeoutError))
+    return failed and _status(error) is None and not isinstance(error, OfflineModeIsEnabled)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return _status(error) in _TRANSIENT or _is_network_error(error)
+
+
+def _retry_after(error: BaseException) -> float | None:
+    headers: Any = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return float(headers.get("Retry-After"))
+    except (TypeError, ValueError):
+        return None
+
+
+def _explained(action: str, error: BaseException) -> str | None:
+    """What to tell the user about a failure, or None where it is a bug that deserves its traceback."""
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    start, status = f"Could not {action}: ", _status(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{start}offline mode is on. Unset HF_HUB_OFFLINE to push."
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return f"{start}the Hub asks for a valid token (401). {_LOGIN}"
+    if status == 403:
+        return (
+            f"{start}the token may not write there (403). Check that the namespace is your user name or an "
+            "organization you may write to (`hf auth whoami`), and that the token has write access. "
+            "Choose another namespace with --hub_namespace, or log in again with `hf auth login`."
+        )
+    if status == 404:
+        return (
+            f"{start}the Hub does not know it, or hides it from this token (404). Check the spelling of the "
+            "namespace, and with `hf auth whoami` who you are logged in as."
+        )
+    if isinstance(error, HFValidationError):
+        return f"{start}{error}"
+    if isinstance(error, ValueError) and "errors" in str(error):
+        return f"{start}the Hub refuses the card's metadata. {error}"
+    if status is not None:
+        detail = getattr(error, "server_message", None) or f"HTTP status {status}"
+        hint = " Try again later; what was uploaded is kept." if status in _TRANSIENT else ""
+        return f"{start}{detail}.{hint}"
+    if _is_network_error(error) or isinstance(error, RuntimeError):
+        return f"{start}{error}. Check the connection and push again; what was uploaded is kept."
+    return None

@@ -1,0 +1,121 @@
+"""What of a stage's record may leave the machine: Hub ids stay, local paths shrink to a bare name, tokens go.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import PurePosixPath
+from typing import Any, TypeGuard
+
+from instructgpt_hf.artifacts import StageArtifact
+
+# One optional namespace and a name, in the characters the Hub allows.
+_REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DATA_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt", ".arrow", ".gz", ".zst", ".gguf", ".safetensors")
+# Not preceded by a character that makes it part of a URL or of a word.
+_ABSOLUTE = re.compile(r"(?<![\w:/.<])(?:~|[A-Za-z]:)?[/\\](?:[^\s/\\'\",;:<>|]+[/\\])+([^\s/\\'\",;:<>|]+)")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+# Settings that name a source, and the link that replaces it where there is one.
+_SOURCE_KEYS = {
+    "dataset_name": "",
+    "pretraining_dataset_name": "",
+    "model_name_or_path": "base",
+    "sft_model_path": "sft",
+    "reward_model_path": "reward",
+}
+_SECRET_KEYS = ("hub_token", "token", "push_to_hub_token")
+# Where a run was stored says nothing about its result.
+_PLACE_KEYS = ("output_dir", "logging_dir", "resume_from_checkpoint")
+
+
+def is_repo_id(source: Any) -> TypeGuard[str]:
+    """Whether `source` has the form of a Hub id; a file name, a path of three parts or `lab:...` has not."""
+    if not isinstance(source, str) or source.lower().endswith(_DATA_SUFFIXES):
+        return False
+    return _REPO_ID.fullmatch(source) is not None and "--" not in source and ".." not in source
+
+
+def bare_name(source: str) -> str:
+    """The last component of a path, whatever its separators."""
+    return PurePosixPath(source.replace("\\", "/").rstrip("/")).name or "folder"
+
+
+def public_source(source: Any, is_local: Callable[[str], bool] | None = None) -> Any:
+    """`source` as a reader elsewhere may see it: a Hub id or `lab:` name unchanged, a local path as its last part.
+
+    Args:
+        source: what a stage recorded; anything but a string is returned as it is.
+        is_local: tells a local folder from a Hub id of the same form (`runs/sft`); by default the form decides.
+    """
+    if not isinstance(source, str) or source.startswith("lab:"):
+        return source
+    if is_repo_id(source) and not (is_local is not None and is_local(source)):
+        return source
+    return bare_name(source)
+
+
+def scrub(value: Any) -> Any:
+    """`value` with absolute paths inside any of its strings cut to their last part, and Hub tokens removed."""
+    if isinstance(value, dict):
+        return {key: scrub(item) for key, item in value.items() if key not in _SECRET_KEYS}
+    if isinstance(value, (list, tuple)):
+        return [scrub(item) for item in value]
+    if isinstance(value, str):
+        return _TOKEN.sub("hf_***", _ABSOLUTE.sub(r"\1", value))
+    return value
+
+
+def public_artifact(
+    artifact: StageArtifact,
+    links: dict[str, str] | None = None,
+    is_local: Callable[[str], bool] | None = None,
+) -> StageArtifact:
+    """A copy of `artifact` without local paths and tokens.
+
+    Args:
+        artifact: the record as the stage wrote it.
+        links: Hub ids by stage (`"sft"`, `"reward"`, ...) and `"base"`; they replace the recorded sources.
+        is_local: see `public_source`.
+    """
+    links = links or {}
+    previous = {
+        stage: {**scrub(item), "source": links.get(stage) or public_source(item.get("source"), is_local)}
+        for stage, item in artifact.previous.items()
+    }
+    data = {
+        role: {**scrub(item), "source": public_source(item.get("source"), is_local)}
+        for role, item in artifact.data.items()
+    }
+    base = dict(scrub(artifact.base_model))
+    base["id"] = links.get("base") or public_source(artifact.base_model.get("id"), is_local)
+    return dataclasses.replace(
+        artifact,
+        config=_public_config(artifact.config, links, is_local),
+        paper_defaults=_public_config(artifact.paper_defaults, links, is_local),
+        base_model=base,
+        previous=previous,
+        data=data,
+        model=scrub(artifact.model),
+        metrics=scrub(artifact.metrics),
+        training=scrub(artifact.training),
+        versions=scrub(artifact.versions),
+        hardware=scrub(artifact.hardware),
+    )
+
+
+def _public_config(
+    config: dict[str, Any], links: dict[str, str], is_local: Callable[[str], bool] | None
+) -> dict[str, Any]:
+    shown = {}
+    for key, value in config.items():
+        if key in _SECRET_KEYS or key in _PLACE_KEYS:
+            continue
+        if key in _SOURCE_KEYS:
+            shown[key] = links.get(_SOURCE_KEYS[key]) or public_source(value, is_local)
+        else:
+            shown[key] = scrub(value)
+    return shown

@@ -1,0 +1,176 @@
+"""The only file that touches private names of TRL, transformers, peft and datasets.
+
+`CONTRACTS` lists every name and signature relied on; `tests/test_contracts.py` checks them and says what to do when one
+has changed. Subclasses elsewhere override the public names that the classes here give to TRL's private hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from trl import RewardTrainer, RLOOTrainer, SFTTrainer
+from trl.trainer.utils import disable_dropout_in_model, pad, use_adapter
+
+# name -> (object that has it, its parameters). A change here means: read TRL's diff, adapt this file, move the bound.
+CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
+    "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
+    "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
+    "RLOOTrainer._calculate_rewards": (
+        RLOOTrainer,
+        ("self", "inputs", "prompts", "completions", "completion_ids_list"),
+    ),
+    "RLOOTrainer._compute_loss": (RLOOTrainer, ("self", "model", "inputs")),
+    "RLOOTrainer._prepare_inputs": (RLOOTrainer, ("self", "generation_batch")),
+    "RLOOTrainer._save": (RLOOTrainer, ("self", "output_dir", "state_dict")),
+    "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
+    "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
+    "RLOOTrainer.training_step": (RLOOTrainer, ("self", "model", "inputs", "num_items_in_batch")),
+    "RewardTrainer._prepare_dataset": (
+        RewardTrainer,
+        ("self", "dataset", "processing_class", "args", "dataset_name"),
+    ),
+    "RewardTrainer._set_signature_columns_if_needed": (RewardTrainer, ("self",)),
+    "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
+    "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
+    "use_adapter": (use_adapter, ("model", "adapter_name")),
+    "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
+    "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
+}
+# Attributes that RLOOTrainer's constructor sets and this package reads or writes.
+RLOO_ATTRIBUTES = ("_metrics", "_logs", "_step", "_buffered_inputs", "ref_model", "reward_weights", "eos_token_ids")
+REFERENCE_ADAPTER = "ref"
+
+__all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout_in_model", "pad", "use_adapter"]
+
+
+def dataset_fingerprint(dataset: Any) -> str:
+    """The hash that `datasets` keeps of how a dataset came about, for data that are not local files."""
+    return str(dataset._fingerprint)
+
+
+class QuietCard:
+    """Keeps TRL from writing its own model card; the card comes from stage.json."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL calls this at every checkpoint."""
+
+
+class SupervisedTrainer(QuietCard, SFTTrainer):
+    """TRL's SFTTrainer without its model card."""
+
+
+class RankingTrainer(QuietCard, RewardTrainer):
+    """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
+
+    dataset_columns: tuple[str, ...] = ()
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+        return dataset  # tokenized by instructgpt_hf.data, with every stage's one prompt rendering
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = list(self.dataset_columns)
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value to a metric that is averaged until the next log."""
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+
+class OnPolicyTrainer(QuietCard, RLOOTrainer):
+    """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
+
+    Subclasses define `render_prompt`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`, `load_models`.
+    """
+
+    # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
+    loss_is_scaled_for_ga = True
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [self.render_prompt(prompt) for prompt in prompts], None, {}
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        return self.rollout(inputs)
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        if not self.model.training:
+            return self.rollout(generation_batch)
+        steps = self.args.steps_per_generation
+        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+            self._buffered_inputs = self.minibatches(self.rollout(generation_batch))
+        return self._buffered_inputs[self._step % steps]
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.minibatch_loss(model, inputs)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        if self.args.should_save:
+            self.save_models(output_dir if output_dir is not None else self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        self.load_models(resume_from_checkpoint)
+
+    def generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[list[int]], list[Any]]:
+        """Sample one completion for each prompt.
+
+        Returns:
+            Prompt ids, completion ids (up to and with EOS), and completions as text or messages.
+        """
+        return self._generate(prompts)
+
+    def rewards(
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
+    ) -> torch.Tensor:
+        """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply."""
+        return self._calculate_rewards(inputs, prompts, completions, completion_ids)
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value to a metric that is averaged until the next log."""
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
+
+    def record_samples(self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any) -> None:
+        """Keep rollouts for TRL's table of completions."""
+        self._logs["prompt"].extend(prompts)
+        self._logs["completion"].extend(completions)
+        for index, name in enumerate(self.reward_func_names):
+            self._logs["rewards"][name].extend(rewards[:, index].tolist())
+        self._logs["advantages"].extend(advantages)
+
+    @property
+    def micro_step(self) -> int:
+        """Forward and backward passes taken so far."""
+        return int(self._step)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The policy's tokenizer."""
+        return self._tokenizer
+
+
+@contextlib.contextmanager
+def quiet_environment() -> Iterator[None]:
+    """Silence messages of the libraries below that a user cannot act on, for the length of the block."""
+    import logging
+    import warnings
+
+    names = ("transformers.trainer", "transformers.generation", "transformers.modeling_utils", "bitsandbytes", "trl")
+    levels = {name: logging.getLogger(name).level for name in names}
+    advisory = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*pin_memory.*")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+        if advisory is None:
+            os.environ.pop("TRANSFORMERS_NO_ADVISORY_WARNINGS", None)
+        else:
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = advisory

@@ -1,0 +1,123 @@
+"""Datasets from the Hub or from local files, with their columns checked and their content fingerprinted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, load_dataset
+
+from instructgpt_hf import _compat
+from instructgpt_hf.artifacts import file_fingerprint
+from instructgpt_hf.errors import InstructGPTError, Problems, nearest
+
+FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def load_split(source: str, split: str, config: str | None = None, role: str = "dataset") -> Dataset:
+    """One split of a Hub dataset, a local file, or a local folder of files named `<split>.<format>`.
+
+    Args:
+        source: Hub id, or path of a .jsonl, .json, .csv or .parquet file or of a folder.
+        split: split name; a single local file is read whole as any split.
+        config: configuration of a Hub dataset.
+        role: what the data is for; named in errors.
+
+    Raises:
+        InstructGPTError: if the source is missing, unreadable, or empty.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        dataset = _read_file(path, role)
+    elif path.is_dir():
+        dataset = _read_folder(path, split, role)
+    elif source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
+        raise InstructGPTError(f"{role}: {source}: no such file or folder.")
+    else:
+        dataset = _read_hub(source, config, split, role)
+    if len(dataset) == 0:
+        raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
+    return dataset
+
+
+def _read_file(path: Path, role: str) -> Dataset:
+    if path.suffix not in FILE_FORMATS:
+        raise InstructGPTError(
+            f"{role}: {path}: format {path.suffix!r} is not read; convert it to one of {', '.join(FILE_FORMATS)}."
+        )
+    if path.stat().st_size == 0:
+        raise InstructGPTError(f"{role}: {path} has no rows (the file is empty).")
+    try:
+        return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+    except Exception as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
+
+
+def _read_folder(folder: Path, split: str, role: str) -> Dataset:
+    files = [folder / f"{split}{suffix}" for suffix in FILE_FORMATS if (folder / f"{split}{suffix}").is_file()]
+    if not files:
+        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {found}).")
+    return _read_file(files[0], role)
+
+
+def _read_hub(name: str, config: str | None, split: str, role: str) -> Dataset:
+    try:
+        return load_dataset(name, config, split=split)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InstructGPTError(
+            f"{role}: {name!r} (config {config!r}, split {split!r}) is neither a local path nor a Hub dataset that "
+            f"could be loaded: {reason}"
+        ) from error
+
+
+def describe(dataset: Dataset, source: str, split: str) -> dict[str, Any]:
+    """What `stage.json` records of a dataset: source, split, rows and a fingerprint of its content."""
+    path = Path(source).expanduser()
+    digest = file_fingerprint(path) if path.exists() else _compat.dataset_fingerprint(dataset)
+    return {"source": str(source), "split": split, "rows": len(dataset), "fingerprint": digest}
+
+
+def require_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
+    """Raise if a column is missing, naming the columns there are.
+
+    Raises:
+        InstructGPTError: naming the dataset, the missing columns and the nearest existing ones.
+    """
+    missing = [name for name in columns if name not in dataset.column_names]
+    if missing:
+        hints = [f"{name!r} ({nearest(name, dataset.column_names)})" for name in missing]
+        raise InstructGPTError(
+            f"{where}: missing column {', '.join(hints)}; it has {', '.join(map(repr, dataset.column_names))}."
+        )
+
+
+def check_rows(dataset: Dataset, where: str, problem_of: Callable[[dict[str, Any]], str | None]) -> None:
+    """Check every row and report all the wrong ones at once.
+
+    Args:
+        problem_of: returns what is wrong with a row, or None.
+
+    Raises:
+        InstructGPTError: with one line per wrong row.
+    """
+    problems = Problems(f"{where}: wrong rows")
+    for index, row in enumerate(dataset):
+        problem = problem_of(row)
+        if problem:
+            problems.add(f"row {index}: {problem}")
+    problems.raise_if_any()
+
+
+def is_text(value: Any) -> bool:
+    """Whether a value is a non-empty string or a non-empty list of chat messages."""
+    if isinstance(value, str):
+        return bool(value.strip())
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
+    )

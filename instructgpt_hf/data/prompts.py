@@ -1,0 +1,159 @@
+"""One rendering of prompts and completions for every stage.
+
+The SFT stage chooses it, `stage.json` records it, and the reward model, PPO, evaluation and the cards apply the record.
+A prompt is a string or a list of chat messages; a completion is a string or one assistant message. Both become token
+ids separately and are concatenated, so training sees exactly the ids that generation produces, and every finished
+completion ends with one EOS token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from instructgpt_hf.config.data import PLAIN_TEMPLATES
+from instructgpt_hf.errors import InstructGPTError, nearest
+
+Prompt = str | list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How text becomes tokens.
+
+    Attributes:
+        name: `"chat"` (the tokenizer's chat template) or a key of `PLAIN_TEMPLATES`.
+        template: the plain template with `{prompt}`, or the tokenizer's chat template.
+        completion_prefix: what separates a plain completion from its prompt, such as one space.
+        eos_token: the token that ends every completion.
+        pad_token: the padding token; never the EOS token, because a reward model's score is read at the last token
+            that is not padding.
+    """
+
+    name: str
+    template: str
+    completion_prefix: str
+    eos_token: str
+    pad_token: str
+
+    @classmethod
+    def create(cls, name: str, tokenizer: Any) -> PromptFormat:
+        """The format called `name` for a tokenizer that already has distinct EOS and padding tokens.
+
+        Raises:
+            InstructGPTError: if the name is unknown, the tokenizer has no chat template to render `"chat"` with, or
+                its EOS and padding tokens are missing or equal.
+        """
+        if tokenizer.eos_token is None or tokenizer.pad_token is None or tokenizer.eos_token == tokenizer.pad_token:
+            raise InstructGPTError(
+                f"tokenizer {tokenizer.name_or_path!r}: eos_token {tokenizer.eos_token!r} and pad_token "
+                f"{tokenizer.pad_token!r} must both exist and differ, or a reward model reads its score one token "
+                "early. Let `instructgpt_hf.models.loading.load_tokenizer` add a padding token."
+            )
+        if name == "chat":
+            if not tokenizer.chat_template:
+                raise InstructGPTError(
+                    f"prompt_template: 'chat' needs a chat template, and tokenizer {tokenizer.name_or_path!r} has "
+                    f"none. Choose a plain template: {', '.join(sorted(PLAIN_TEMPLATES))}."
+                )
+            return cls(name, tokenizer.chat_template, "", tokenizer.eos_token, tokenizer.pad_token)
+        if name not in PLAIN_TEMPLATES:
+            raise InstructGPTError(
+                f"prompt_template: {name!r} is not known; {nearest(name, ['chat', *PLAIN_TEMPLATES])}"
+            )
+        template, completion_prefix = PLAIN_TEMPLATES[name]
+        return cls(name, template, completion_prefix, tokenizer.eos_token, tokenizer.pad_token)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PromptFormat:
+        """The format that `to_dict` recorded."""
+        return cls(**{key: values[key] for key in ("name", "template", "completion_prefix", "eos_token", "pad_token")})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON, with a hash that names the format in messages."""
+        return {**asdict(self), "sha256": hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]}
+
+    def check_same(self, other: PromptFormat, where: str) -> None:
+        """Raise if `other` would render differently.
+
+        Raises:
+            InstructGPTError: naming the fields that differ and both values.
+        """
+        mine, theirs = asdict(self), asdict(other)
+        differing = [key for key in mine if mine[key] != theirs[key]]
+        if differing:
+            detail = "; ".join(f"{key}: {_short(mine[key])} there, {_short(theirs[key])} here" for key in differing)
+            raise InstructGPTError(
+                f"{where}: the prompt format differs from the one the SFT model was trained with ({detail}). "
+                "Remove the setting to use the recorded format, or train every stage with the new one."
+            )
+
+    def prompt_text(self, prompt: Prompt, tokenizer: Any) -> str:
+        """The text the model sees before its answer."""
+        if self.name == "chat":
+            return str(
+                tokenizer.apply_chat_template(
+                    _messages(prompt), chat_template=self.template, add_generation_prompt=True, tokenize=False
+                )
+            )
+        return self.template.replace("{prompt}", _plain_text(prompt))
+
+    def prompt_ids(self, prompt: Prompt, tokenizer: Any) -> list[int]:
+        """Token ids of the rendered prompt, with the special tokens the tokenizer starts a plain text with."""
+        text = self.prompt_text(prompt, tokenizer)
+        return list(tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"])
+
+    def completion_ids(self, prompt: Prompt, completion: str | list[dict[str, str]], tokenizer: Any) -> list[int]:
+        """Token ids of a completion, ending with exactly one EOS token.
+
+        A chat completion is what the template writes after the generation prompt; anything behind the first EOS (such
+        as the newline after an end-of-turn token) is cut, because generation stops there.
+
+        Raises:
+            InstructGPTError: if the chat template does not render the answer as a continuation of the prompt.
+        """
+        answer = _answer(completion)
+        if self.name == "chat":
+            before = self.prompt_text(prompt, tokenizer)
+            whole = tokenizer.apply_chat_template(
+                [*_messages(prompt), {"role": "assistant", "content": answer}],
+                chat_template=self.template,
+                tokenize=False,
+            )
+            if not whole.startswith(before):
+                raise InstructGPTError(
+                    "the chat template does not render an answer as a continuation of its prompt (templates that "
+                    "drop earlier thinking blocks do this); choose a plain prompt_template instead."
+                )
+            text = whole[len(before) :]
+        else:
+            text = self.completion_prefix + answer
+        text = text.split(self.eos_token)[0]
+        eos_token_id = tokenizer.convert_tokens_to_ids(self.eos_token)
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_token_id]
+
+    def completion_text(self, ids: list[int], tokenizer: Any) -> str:
+        """The answer a person reads: without the separator, EOS and padding."""
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+
+def _messages(prompt: Prompt) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _plain_text(prompt: Prompt) -> str:
+    """A conversation in a plain template: its turns, one per line, named by role unless there is only one."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return prompt[0]["content"]
+    return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
+
+
+def _answer(completion: str | list[dict[str, str]]) -> str:
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")

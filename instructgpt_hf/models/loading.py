@@ -1,0 +1,149 @@
+"""Tokenizers, policies and reward models from a local folder or a Hub id, full or as adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from instructgpt_hf.errors import InstructGPTError
+
+# Tokens that models reserve for padding, or that text never contains, in order of preference.
+PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
+NEW_PAD_TOKEN = "<|pad|>"
+
+
+def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
+    """The local folder of a local path or Hub id; a Hub repository is downloaded into the cache.
+
+    Raises:
+        InstructGPTError: if it is neither a folder nor a repository that can be read.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.startswith((".", "/", "~")):
+        raise InstructGPTError(f"{role}: {source}: no such folder.")
+    try:
+        return Path(snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.h5"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InstructGPTError(
+            f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read: {reason}"
+        ) from error
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model folder, with a padding token that differs from EOS.
+
+    Transformers finds the token whose score a sequence classifier returns by looking for the padding id, so with
+    padding = EOS it silently reads the token before EOS.
+
+    Raises:
+        InstructGPTError: if the tokenizer cannot be loaded or has no EOS token.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InstructGPTError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
+    if tokenizer.eos_token is None:
+        raise InstructGPTError(f"{folder}: the tokenizer has no EOS token, so an answer could never be finished.")
+    if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        vocabulary = tokenizer.get_vocab()
+        known = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
+        tokenizer.add_special_tokens({"pad_token": known[0] if known else NEW_PAD_TOKEN})
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a model folder holds a PEFT adapter rather than whole weights."""
+    return (folder / "adapter_config.json").is_file()
+
+
+def adapter_base(folder: Path) -> tuple[str, str | None]:
+    """Source and revision of the model an adapter folder belongs to."""
+    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return values["base_model_name_or_path"], values.get("revision")
+
+
+def load_config(folder: Path) -> Any:
+    """The model's config, of the base model for an adapter folder.
+
+    Raises:
+        InstructGPTError: if there is none that transformers knows.
+    """
+    if is_adapter(folder):
+        source, revision = adapter_base(folder)
+        folder = resolve_source(source, revision, "base model of the adapter")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InstructGPTError(f"{folder}: no model config could be loaded: {str(error).splitlines()[0]}") from error
+
+
+def load_policy(
+    folder: Path,
+    tokenizer: Any,
+    *,
+    peft_config: LoraConfig | None = None,
+    config: Any = None,
+    trainable: bool = True,
+    **model_kwargs: Any,
+) -> Any:
+    """A causal language model, ready to train.
+
+    Args:
+        folder: whole model, or an adapter folder of which the adapter continues to be trained.
+        tokenizer: its padding id becomes the model's; the embeddings grow if it has more tokens than they have rows.
+        peft_config: wraps a whole model in a fresh adapter; ignored for an adapter folder.
+        config: overrides the model's own config (residual dropout).
+        model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
+    """
+    if is_adapter(folder):
+        model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, **model_kwargs)
+    else:
+        extra = {} if config is None else {"config": config}
+        model = AutoModelForCausalLM.from_pretrained(folder, **extra, **model_kwargs)
+        _match_tokenizer(model, tokenizer)
+        if peft_config is not None:
+            model = get_peft_model(model, peft_config)
+    restore_cpu_gradients(model)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _match_tokenizer(model: Any, tokenizer: Any) -> None:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+
+
+def restore_cpu_gradients(model: torch.nn.Module) -> None:
+    """Keep 4-bit layers differentiable on CPUs with AVX512-bf16.
+
+    There bitsandbytes repacks a 4-bit weight in place at the first evaluation for a kernel without a backward pass,
+    after which gradients through the base are silently lost. CUDA does not take that path.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def unwrap_peft(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Numbers of all and of trainable parameters."""
+    return {
+        "parameters": sum(item.numel() for item in model.parameters()),
+        "trainable_parameters": sum(item.numel() for item in model.parameters() if item.requires_grad),
+    }

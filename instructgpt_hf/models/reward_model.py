@@ -1,0 +1,203 @@
+"""The reward model: the SFT model with a scalar head in place of its unembedding (InstructGPT §3.5).
+
+It is transformers' own `...ForSequenceClassification` with one label, so plain `AutoModelForSequenceClassification`
+loads it. The score is read at the completion's EOS token, the last real token of the sequence. `config.reward_shift` is
+the mean score of demonstrations; subtracting it gives scores whose mean on demonstrations is 0.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from transformers import AutoModelForSequenceClassification
+
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.loading import (
+    adapter_base,
+    is_adapter,
+    resolve_source,
+    restore_cpu_gradients,
+    unwrap_peft,
+)
+
+HEAD = "score"
+
+
+def create_reward_model(
+    folder: Path, tokenizer: Any, *, seed: int, peft_config: LoraConfig | None = None, **model_kwargs: Any
+) -> Any:
+    """A reward model that starts from an SFT model, with a fresh head.
+
+    The head's weight is drawn from N(0, 1/(d+1)) for hidden size d (Stiennon et al. 2020, §3.4; InstructGPT does not
+    state it). An SFT adapter becomes the start of the reward adapter, and the head is among the modules it saves.
+
+    Args:
+        folder: the SFT model, whole or adapter.
+        tokenizer: the SFT tokenizer; its padding token differs from EOS.
+        seed: of the head.
+        peft_config: wraps a whole SFT model in a fresh adapter; ignored for an adapter folder.
+        model_kwargs: for `from_pretrained`.
+
+    Raises:
+        InstructGPTError: if the architecture has no sequence classifier with a `score` head.
+    """
+    if is_adapter(folder):
+        source, revision = adapter_base(folder)
+        model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
+        adapter = PeftConfig.from_pretrained(folder)
+        adapter.task_type = "SEQ_CLS"
+        adapter.modules_to_save = [HEAD]
+        adapter.inference_mode = False
+        _set_tokens(model, tokenizer)
+        _init_head(model, seed)
+        model = get_peft_model(model, adapter)
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        model = _load_classifier(folder, **model_kwargs)
+        _set_tokens(model, tokenizer)
+        _init_head(model, seed)
+        if peft_config is not None:
+            peft_config.task_type = "SEQ_CLS"
+            peft_config.modules_to_save = [HEAD]
+            model = get_peft_model(model, peft_config)
+    restore_cpu_gradients(model)
+    return model
+
+
+def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:
+    """A trained reward model (or value model) from a local folder or Hub id.
+
+    Args:
+        source: folder or Hub id that the reward stage wrote, whole or adapter.
+        trainable: leave its parameters trainable, to start a value model from it.
+        model_kwargs: for `from_pretrained`.
+
+    Raises:
+        InstructGPTError: if it is missing or has no scalar head.
+    """
+    folder = resolve_source(str(source), role="reward model")
+    if is_adapter(folder):
+        base_source, revision = adapter_base(folder)
+        base = _load_classifier(resolve_source(base_source, revision, "base model of the adapter"), **model_kwargs)
+        saved = _load_classifier_config(folder)
+        for name in ("reward_shift", "pad_token_id", "eos_token_id"):
+            if hasattr(saved, name):
+                setattr(base.config, name, getattr(saved, name))
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
+    else:
+        model = _load_classifier(folder, **model_kwargs)
+        if not trainable:
+            model.requires_grad_(False)
+    restore_cpu_gradients(model)
+    return model.eval()
+
+
+def _load_classifier_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder / "config.json")
+    except (OSError, ValueError):
+        raise InstructGPTError(f"{folder}: config.json with the reward model's shift is missing.") from None
+
+
+def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
+    quantization = model_kwargs.get("quantization_config")
+    if quantization is not None and getattr(quantization, "llm_int8_skip_modules", None) is None:
+        quantization.llm_int8_skip_modules = [HEAD]
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **model_kwargs)
+    except ValueError as error:
+        raise InstructGPTError(
+            f"{folder}: transformers has no sequence classifier for this architecture: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(getattr(model, HEAD, None), torch.nn.Linear) or getattr(model, HEAD).out_features != 1:
+        raise InstructGPTError(f"{folder}: {type(model).__name__} has no scalar `{HEAD}` head.")
+    return model
+
+
+def _set_tokens(model: Any, tokenizer: Any) -> None:
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer))
+    text_config = model.config.get_text_config()
+    text_config.pad_token_id = tokenizer.pad_token_id
+    text_config.eos_token_id = tokenizer.eos_token_id
+    model.config.reward_shift = 0.0
+
+
+def _init_head(model: Any, seed: int) -> None:
+    weight = getattr(model, HEAD).weight
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
+    with torch.no_grad():
+        weight.copy_(values.to(weight))
+
+
+def reward_shift(model: Any) -> float:
+    """What is subtracted from the raw score so that demonstrations score 0 on average (InstructGPT §3.5)."""
+    return float(getattr(model.config, "reward_shift", 0.0) or 0.0)
+
+
+def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The scalar head at every position, shifted.
+
+    Args:
+        model: sequence classifier with a scalar head, whole or PEFT.
+        input_ids: [B, S].
+        attention_mask: [B, S]; padding on either side.
+
+    Returns:
+        [B, S] float32.
+    """
+    inner = unwrap_peft(model)
+    backbone = getattr(inner, inner.base_model_prefix)
+    hidden = backbone(**model_inputs(model, input_ids, attention_mask)).last_hidden_state
+    head = getattr(inner, HEAD)
+    return head(hidden.to(_head_dtype(head))).squeeze(-1).float() - reward_shift(model)
+
+
+def _head_dtype(head: Any) -> torch.dtype:
+    return next(head.parameters()).dtype
+
+
+def sequence_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The shifted score at the last real token of each sequence, whatever the padding side.
+
+    Args:
+        input_ids: [B, S], each row a prompt, a completion and its EOS token.
+        attention_mask: [B, S].
+
+    Returns:
+        [B] float32.
+    """
+    scores = token_scores(model, input_ids, attention_mask)
+    return scores.gather(1, last_token_index(attention_mask)[:, None]).squeeze(1)
+
+
+def model_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass over padded rows, with explicit positions where the architecture has them.
+
+    Args:
+        model: causal model or classifier, whole or PEFT.
+        input_ids: [B, S].
+        attention_mask: [B, S]; padding on either side.
+    """
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    if "position_ids" in inspect.signature(unwrap_peft(model).forward).parameters:
+        inputs["position_ids"] = position_ids(attention_mask)
+    return inputs
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions [B, S] that count real tokens from 0, so that left padding does not shift them."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def last_token_index(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Index [B] of the last 1 in each row of a mask [B, S]."""
+    return attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)

@@ -1,0 +1,501 @@
+"""Stage 3: PPO and PPO-ptx on trl.RLOOTrainer (InstructGPT §3.5, C.4).
+
+TRL keeps what it maintains: model preparation, generation (transformers, continuous batching, vLLM), reward functions,
+samplers, logging, DeepSpeed and FSDP. This module replaces the algorithm: per-token KL penalty, GAE with a value model,
+clipped policy and value losses per token, and the pretraining gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer, disable_dropout_in_model, use_adapter
+from instructgpt_hf.data.pretraining import PretrainingStream
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.functional import (
+    gae,
+    kl_estimate,
+    lm_loss,
+    masked_mean,
+    masked_whiten,
+    policy_loss,
+    token_rewards,
+    value_loss,
+    whiten_rewards,
+)
+from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
+from instructgpt_hf.models.reward_model import sequence_scores
+from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.rollouts import Batch, by_length, model_batch, pad_rollouts, place, select
+
+TRAINABLE_FILE = "trainable.safetensors"
+AVERAGE_FILE = "ema.safetensors"
+STATE_FILE = "ppo_state.json"
+RewardFunction = Callable[..., list[float]]
+
+
+class RewardModelFunction:
+    """A reward model as a TRL reward function that scores the very token ids that were sampled.
+
+    TRL's own path decodes without special tokens and tokenizes again, so its reward model never sees EOS.
+
+    Args:
+        model: frozen reward model; its shift is applied.
+        trainer: gives the prompt rendering, the padding id, the device and autocast.
+    """
+
+    def __init__(self, model: Any, trainer: PPOTrainer) -> None:
+        self.model = model
+        self.trainer = trainer
+        self.__name__ = "reward_model"
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        trainer = self.trainer
+        rendered = [trainer.render_prompt(prompt) for prompt in prompts]
+        batch = trainer.to_device(pad_rollouts(rendered, completion_ids, trainer.tokenizer.pad_token_id))
+        scores = torch.zeros(len(prompts))
+        for rows, piece in by_length(batch, trainer.args.per_device_eval_batch_size):
+            ids, mask, _length = model_batch(piece)
+            with trainer.accelerator.autocast():
+                scores[rows.cpu()] = sequence_scores(self.model, ids, mask).float().cpu()
+        return scores.tolist()
+
+
+class PPOTrainer(OnPolicyTrainer):
+    """PPO with a value model, and PPO-ptx, on TRL's on-policy trainer.
+
+    One iteration samples `args.generation_batch_size` episodes, one completion for each prompt, and makes
+    `args.optimizer_steps_per_iteration` optimizer steps. Each step minimises, over a minibatch's completion tokens,
+
+        policy loss + vf_coef * value loss + ptx_coef * pretraining loss
+
+    whose first two terms are means over the minibatch's tokens and whose last is the mean over the tokens of
+    `ptx_episodes_ratio` pretraining examples per episode. The three gradients are accumulated in the same buffers by
+    consecutive backward passes (C.4).
+
+    Args:
+        model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.
+        reward_model: a reward model, a Python function with TRL's reward function signature, or a list of both,
+            weighted by `args.reward_weights`.
+        value_model: sequence classifier with a scalar head, a copy of the reward model (§3.5).
+        args: `PPOConfig`.
+        train_dataset: column `prompt`; other columns are passed to reward functions.
+        processing_class: the policy's tokenizer, with a padding token that differs from EOS.
+        prompt_format: how prompts become token ids.
+        pretraining_dataset: column `text`; needed if `args.ptx_coef > 0`.
+        ref_model: another KL reference than the policy's start.
+        kwargs: for `trl.RLOOTrainer`: callbacks, eval_dataset, ...
+
+    Raises:
+        ValueError: if there are fewer prompts than episodes in an iteration, or `ptx_coef > 0` without text.
+    """
+
+    _tag_names = ("trl", "ppo")
+    _name = "PPO"
+    _paper = {  # noqa: RUF012 - TRL reads a plain class attribute
+        "title": "Training language models to follow instructions with human feedback",
+        "id": "2203.02155",
+        "citation": textwrap.dedent("""\
+            @inproceedings{ouyang2022training,
+                title     = {Training language models to follow instructions with human feedback},
+                author    = {Long Ouyang and others},
+                year      = 2022,
+                booktitle = {Advances in Neural Information Processing Systems}
+            }"""),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        reward_model: Any,
+        value_model: Any,
+        args: Any,
+        *,
+        train_dataset: Any,
+        processing_class: Any,
+        prompt_format: PromptFormat,
+        pretraining_dataset: Any = None,
+        ref_model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        _check_sizes(args, train_dataset, pretraining_dataset)
+        self.prompt_format = prompt_format
+        rewards = reward_model if isinstance(reward_model, list) else [reward_model]
+        models = [item for item in rewards if isinstance(item, nn.Module)]
+        functions = [RewardModelFunction(item, self) if isinstance(item, nn.Module) else item for item in rewards]
+        if ref_model is None and not hasattr(model, "peft_config"):
+            ref_model = copy.deepcopy(model)
+        # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
+        # adds to a PEFT policy.
+        beta, args.beta = args.beta, 0.0
+        super().__init__(
+            model=model,
+            reward_funcs=functions,
+            args=args,
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self.beta = args.beta = beta
+        self.ref_model = self._frozen(ref_model)
+        for item in models:
+            self._frozen(item)
+        if args.disable_dropout:
+            disable_dropout_in_model(value_model)
+        _freeze_reference_adapter(model)
+        self.actor_critic = ActorCritic(model, value_model.to(self.accelerator.device).train(), self.temperature)
+        self.model = self.model_wrapped = self.actor_critic
+        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
+        if self.average is not None:
+            self.add_callback(self.average)
+        self.pretraining = self._pretraining_stream(pretraining_dataset)
+
+    def _frozen(self, model: Any) -> Any:
+        if model is None:
+            return None
+        model.requires_grad_(False)
+        return self.accelerator.prepare_model(model.eval(), evaluation_mode=True)
+
+    def _pretraining_stream(self, dataset: Any) -> Iterator[list[int]] | None:
+        if not self.args.ptx_coef:
+            return None
+        return PretrainingStream(
+            dataset,
+            self.tokenizer,
+            self.args.ptx_max_length,
+            self.args.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+
+    # Rollouts
+
+    def render_prompt(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt as every stage renders it."""
+        return self.prompt_format.prompt_ids(prompt, self.tokenizer)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """The batch on this process's device."""
+        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def rollout(self, inputs: list[dict[str, Any]]) -> Batch:
+        """Sample one completion per prompt and turn its score into advantages and returns.
+
+        Args:
+            inputs: rows of the dataset, this process's share.
+
+        Returns:
+            The padded rollouts (see `pad_rollouts`) with `logps`, `values`, `advantages` and `returns`, each [B, T] and
+            0 outside the completion mask.
+        """
+        prompts = [row["prompt"] for row in inputs]
+        prompt_ids, completion_ids, completions = self.generate(prompts)
+        batch = self.to_device(pad_rollouts(prompt_ids, completion_ids, self.tokenizer.pad_token_id))
+        rewards = self.rewards(inputs, prompts, completions, completion_ids)
+        scores = self._scores(rewards, completion_ids)
+        reference = self._evaluate_policies(batch)
+        mask = batch["completion_mask"]
+        kl = kl_estimate(batch["logps"], reference, self.args.kl_estimator)
+        token_level = token_rewards(scores, kl, mask, self.beta)
+        if self.args.whiten_rewards:
+            token_level = self._over_all_processes(whiten_rewards, token_level, mask)
+        advantages, batch["returns"] = gae(token_level, batch["values"], mask, self.args.gamma, self.args.lam)
+        if self.args.whiten_advantages:
+            advantages = self._over_all_processes(masked_whiten, advantages, mask)
+        batch["advantages"] = advantages
+        self._record_rollout(batch, scores, reference, completion_ids)
+        local = self._local(rewards)
+        self.record_samples(prompts, completions, local, advantages.sum(1).tolist())
+        return batch
+
+    def _local(self, gathered: Tensor) -> Tensor:
+        size = gathered.shape[0] // self.accelerator.num_processes
+        return gathered[self.accelerator.process_index * size :][:size]
+
+    def _scores(self, rewards: Tensor, completion_ids: list[list[int]]) -> Tensor:
+        """Weighted sum [B] of the reward functions, clipped, minus the penalty on unfinished answers."""
+        weights = self.reward_weights.to(rewards.device)
+        scores = (self._local(rewards) * weights).nansum(dim=1)
+        if self.reward_clip_range is not None:
+            scores = scores.clamp(*self.reward_clip_range)
+        if self.args.missing_eos_penalty is not None:
+            finished = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids], device=scores.device)
+            scores = scores - self.args.missing_eos_penalty * (~finished)
+        return scores
+
+    @torch.no_grad()
+    def _evaluate_policies(self, batch: Batch) -> Tensor:
+        """Add the policy's log-probabilities and values to the batch; return the reference's log-probabilities."""
+        shape, device = batch["completion_ids"].shape, self.accelerator.device
+        for key in ("logps", "values"):
+            batch[key] = torch.zeros(shape, device=device)
+        reference = torch.zeros(shape, device=device)
+        model = self.accelerator.unwrap_model(self.model_wrapped)
+        tokens = {key: batch[key] for key in ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")}
+        for rows, piece in by_length(tokens, self.args.per_device_eval_batch_size):
+            ids, mask, length = model_batch(piece)
+            real = piece["completion_mask"]
+            with self.accelerator.autocast():
+                output = model(ids, mask, length)
+                ref_logps = self._reference_log_probs(model.policy, ids, mask, length)
+            place(batch["logps"], rows, output.logps * real)
+            place(batch["values"], rows, output.values * real)
+            place(reference, rows, ref_logps * real)
+        return reference
+
+    def _reference_log_probs(self, policy: Any, ids: Tensor, mask: Tensor, length: int) -> Tensor:
+        if self.ref_model is not None:
+            return completion_log_probs(self.ref_model, ids, mask, length, self.temperature)[0]
+        with use_adapter(policy, REFERENCE_ADAPTER):
+            return completion_log_probs(policy, ids, mask, length, self.temperature)[0]
+
+    def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
+        """Apply a batch statistic over the episodes of all processes and return this process's rows."""
+        everything = [
+            self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in (values, mask)
+        ]
+        return self._local(function(*everything))[:, : values.shape[1]]
+
+    def _record_rollout(self, batch: Batch, scores: Tensor, reference: Tensor, completion_ids: list[list[int]]) -> None:
+        mask = batch["completion_mask"]
+        kl = ((batch["logps"] - reference) * mask).sum(1)
+        penalty = (kl_estimate(batch["logps"], reference, self.args.kl_estimator) * mask).sum(1) * self.beta
+        finished = torch.tensor([float(ids[-1] in self.eos_token_ids) for ids in completion_ids], device=kl.device)
+        rows = torch.stack([scores, kl, scores - penalty, penalty, finished, batch["values"].sum(1) / mask.sum(1)])
+        means = self.accelerator.gather(rows.T.contiguous()).mean(0).tolist()
+        names = (
+            "objective/scores",
+            "objective/kl",
+            "objective/rlhf_reward",
+            "objective/kl_penalty",
+            "completions/eos_rate",
+            "val/mean_value",
+        )
+        for name, value in zip(names, means, strict=True):
+            self.record(name, value)
+        self.record("objective/scores_std", self.accelerator.gather(scores).std(unbiased=False).item())
+
+    # Optimization
+
+    def minibatches(self, batch: Batch) -> list[Batch]:
+        """The rollouts in random order as micro-batches; each carries its minibatch's number of tokens.
+
+        With that count as denominator, gradients do not depend on how a minibatch is split.
+        """
+        order = torch.randperm(batch["completion_ids"].shape[0]).to(self.accelerator.device)
+        pieces = [select(batch, rows) for rows in order.split(self.args.per_device_train_batch_size)]
+        steps = self.args.gradient_accumulation_steps
+        for start in range(0, len(pieces), steps):
+            minibatch = pieces[start : start + steps]
+            tokens = torch.stack([piece["completion_mask"].sum() for piece in minibatch]).sum().float()
+            # Gradients are averaged over processes, so each uses the mean count.
+            denominator = self.accelerator.reduce(tokens, reduction="mean")
+            for piece in minibatch:
+                piece["denominator"] = denominator
+        return pieces
+
+    def minibatch_loss(self, model: Any, inputs: Batch) -> Tensor:
+        """Policy loss + vf_coef * value loss of one micro-batch."""
+        ids, mask, length = model_batch(inputs)
+        output = model(ids, mask, length, with_entropy=True)
+        real, denominator = inputs["completion_mask"], inputs["denominator"]
+        policy = policy_loss(
+            output.logps, inputs["logps"], inputs["advantages"], real, self.epsilon_low, self.epsilon_high, denominator
+        )
+        value = value_loss(
+            output.values, inputs["values"], inputs["returns"], real, self.args.cliprange_value, denominator
+        )
+        loss = policy.loss + self.args.vf_coef * value.loss
+        steps = self.args.gradient_accumulation_steps
+        self._record_means(
+            {
+                "loss/policy": policy.loss * steps,
+                "loss/value": value.loss * steps,
+                "policy/clip_fraction": policy.clip_fraction,
+                "policy/approx_kl": policy.approx_kl,
+                "policy/ratio": policy.ratio_mean,
+                "val/clip_fraction": value.clip_fraction,
+                "val/explained_variance": value.explained_variance,
+                "objective/entropy": masked_mean(output.entropy, real),
+            }
+        )
+        return loss
+
+    def _record_means(self, values: dict[str, Tensor]) -> None:
+        means = self.accelerator.reduce(torch.stack([item.detach().float() for item in values.values()]), "mean")
+        for name, value in zip(values, means.tolist(), strict=True):
+            self.record(name, value)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The PPO gradient and, for PPO-ptx, the pretraining gradient of one micro-batch (C.4).
+
+        The paper accumulates the two in consecutive steps; here the pretraining pass comes first, without gradient
+        synchronisation, so that distributed wrappers synchronise the sum once.
+        """
+        if self.pretraining is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        per_iteration = self.args.steps_per_generation * self.num_iterations
+        measure = self.micro_step % per_iteration == 0 and not self.is_deepspeed_enabled
+        model.train()
+        self._pretraining_backward(model)
+        if not measure:
+            return super().training_step(model, inputs, num_items_in_batch)
+        parameters = [item for item in self.actor_critic.policy.parameters() if item.requires_grad]
+        pretraining = [item.grad for item in parameters]
+        for item in parameters:
+            item.grad = None
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        ratio = _norm(pretraining) / _norm([item.grad for item in parameters]).clamp(min=1e-12)
+        self.record("grad_norm_ratio_ptx", ratio.item())
+        for item, gradient in zip(parameters, pretraining, strict=True):
+            if gradient is not None:
+                item.grad = gradient if item.grad is None else item.grad.add_(gradient)
+        return loss
+
+    def _pretraining_backward(self, model: Any) -> None:
+        """Accumulate the gradient of ptx_coef times the mean next-token loss on pretraining text."""
+        rows = self.args.ptx_episodes_ratio * self.args.per_device_train_batch_size
+        tokens = rows * self.args.gradient_accumulation_steps * (self.args.ptx_max_length - 1)
+        blocks = torch.tensor([next(self.pretraining) for _ in range(rows)], device=self.accelerator.device)
+        total = torch.zeros((), device=self.accelerator.device)
+        with self.accelerator.no_sync(model):
+            for piece in blocks.split(self.args.per_device_train_batch_size):
+                mask = torch.ones_like(piece)
+                with self.compute_loss_context_manager():
+                    loss = lm_loss(model(piece, mask), piece, mask, denominator=tokens)
+                self.accelerator.backward(self.args.ptx_coef * loss)
+                total += loss.detach()
+        self._record_means({"loss/ptx": total * self.args.gradient_accumulation_steps})
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """One optimizer; the value model's parameters have their own learning rate (C.4)."""
+        if self.optimizer is None:
+            module = self.actor_critic
+            decayed = set(self.get_decay_parameter_names(module))
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
+            groups: dict[tuple[str, bool], dict[str, Any]] = {}
+            for name, parameter in module.named_parameters():
+                if not parameter.requires_grad:
+                    continue
+                role = name.split(".")[0]
+                key = (role, name in decayed)
+                groups.setdefault(
+                    key,
+                    {
+                        "params": [],
+                        "role": role,
+                        "lr": self.args.value_learning_rate if role == "value_model" else self.args.learning_rate,
+                        "weight_decay": self.args.weight_decay if key[1] else 0.0,
+                    },
+                )["params"].append(parameter)
+            self.optimizer = optimizer_class(list(groups.values()), **options)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The paper's schedule for `lr_scheduler_type: constant`; any other type is transformers'.
+
+        The policy's learning rate rises linearly over the first `warmup_iterations` iterations from
+        `warmup_start_factor` of the peak; the value model's is fixed (C.4).
+        """
+        if self.lr_scheduler is None and self.args.lr_scheduler_type == "constant":
+            optimizer = optimizer or self.optimizer
+            roles = [group["role"] for group in optimizer.param_groups]
+            factors = [self._warmup_factor if role == "policy" else (lambda _step: 1.0) for role in roles]
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def _warmup_factor(self, step: int) -> float:
+        iteration = step // self.args.optimizer_steps_per_iteration
+        start, length = self.args.warmup_start_factor, self.args.warmup_iterations
+        if iteration >= length - 1:
+            return 1.0
+        return start + (1.0 - start) * iteration / (length - 1)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL's log with the iteration and the number of episodes."""
+        iteration = self.state.global_step / self.args.optimizer_steps_per_iteration
+        logs["iteration"] = iteration
+        logs["episode"] = round(iteration * self.args.generation_batch_size)
+        super().log(logs, start_time)
+
+    # Saving
+
+    def save_models(self, output_dir: str) -> None:
+        """Write what a checkpoint needs to resume: trainable weights, their average, the pretraining position."""
+        folder = Path(output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_trainable(self.actor_critic), folder / TRAINABLE_FILE)
+        if self.average is not None:
+            save_file(self.average.tensors(), folder / AVERAGE_FILE)
+        state = {"pretraining": self.pretraining.state_dict() if self.pretraining is not None else None}
+        (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def load_models(self, checkpoint: str) -> None:
+        """Read what `save_models` wrote."""
+        folder = Path(checkpoint)
+        saved = load_file(folder / TRAINABLE_FILE)
+        with torch.no_grad():
+            for name, parameter in self.actor_critic.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(saved[name])
+        if self.average is not None:
+            self.average.load(load_file(folder / AVERAGE_FILE))
+        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        if self.pretraining is not None:
+            self.pretraining.load_state_dict(state["pretraining"])
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the stage's models: the policy, `value_model/`, and the weights that are not published.
+
+        With `publish_weights: raw` the averaged policy goes to `ema/`, with `ema` the last one goes to `raw/`.
+        """
+        policy, value_model = self.actor_critic.policy, self.actor_critic.value_model
+        value_model.save_pretrained(folder / "value_model")
+        if self.average is None:
+            _save_policy(policy, folder)
+        else:
+            last, averaged = ("", "ema") if self.args.publish_weights == "raw" else ("raw", "")
+            _save_policy(policy, folder / last)
+            with self.average.applied():
+                _save_policy(policy, folder / averaged)
+        for path in (folder, folder / "value_model"):
+            self.tokenizer.save_pretrained(path)
+
+
+def _check_sizes(args: Any, train_dataset: Any, pretraining_dataset: Any) -> None:
+    if hasattr(train_dataset, "__len__") and len(train_dataset) < args.generation_batch_size:
+        raise ValueError(
+            f"train_dataset has {len(train_dataset)} prompts, fewer than generation_batch_size="
+            f"{args.generation_batch_size} episodes of one iteration; add prompts or lower generation_batch_size."
+        )
+    if args.ptx_coef and pretraining_dataset is None:
+        raise ValueError(f"ptx_coef={args.ptx_coef} needs a pretraining_dataset; set ptx_coef to 0 for plain PPO.")
+
+
+def _freeze_reference_adapter(policy: Any) -> None:
+    for name, parameter in policy.named_parameters():
+        if f".{REFERENCE_ADAPTER}." in name:
+            parameter.requires_grad_(False)
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    return {name: item.detach().contiguous() for name, item in module.named_parameters() if item.requires_grad}
+
+
+def _save_policy(policy: Any, folder: Path) -> None:
+    adapters = {"selected_adapters": ["default"]} if hasattr(policy, "peft_config") else {}
+    policy.save_pretrained(folder, **adapters)
+
+
+def _norm(gradients: list[Tensor | None]) -> Tensor:
+    return torch.stack([item.float().norm() for item in gradients if item is not None]).norm()

@@ -1,0 +1,67 @@
+"""Padded batches of rollouts: building them, slicing them into micro-batches, trimming padding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from instructgpt_hf._compat import pad
+
+# Tensors whose columns are prompt tokens and those whose columns are completion tokens.
+PROMPT_KEYS = ("prompt_ids", "prompt_mask")
+Batch = dict[str, Tensor]
+
+
+def pad_rollouts(prompt_ids: list[list[int]], completion_ids: list[list[int]], pad_token_id: int) -> Batch:
+    """Token lists as tensors: prompts padded left, completions padded right.
+
+    Returns:
+        `prompt_ids` [B, P], `prompt_mask` [B, P], `completion_ids` [B, T], `completion_mask` [B, T].
+
+    Raises:
+        ValueError: if a completion is empty; every rollout has at least one token.
+    """
+    empty = [index for index, ids in enumerate(completion_ids) if not ids]
+    if empty:
+        raise ValueError(f"rollouts {empty[:5]} have no token; generation must return at least one per prompt.")
+    batch = {}
+    for name, rows, side in (("prompt", prompt_ids, "left"), ("completion", completion_ids, "right")):
+        tensors = [torch.tensor(ids, dtype=torch.long) for ids in rows]
+        batch[f"{name}_ids"] = pad(tensors, padding_value=pad_token_id, padding_side=side)
+        batch[f"{name}_mask"] = pad([torch.ones_like(item) for item in tensors], padding_value=0, padding_side=side)
+    return batch
+
+
+def model_batch(batch: Batch) -> tuple[Tensor, Tensor, int]:
+    """Ids [B, P+T], mask [B, P+T] and T of a padded batch."""
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return ids, mask, batch["completion_ids"].shape[1]
+
+
+def select(batch: Batch, rows: Tensor) -> Batch:
+    """Some rows of a batch, without the padding columns that none of them needs."""
+    prompts = int(batch["prompt_mask"][rows].sum(1).max())
+    completions = int(batch["completion_mask"][rows].sum(1).max())
+    width = batch["prompt_ids"].shape[1]
+    return {
+        key: value[rows, width - prompts :] if key in PROMPT_KEYS else value[rows, :completions]
+        for key, value in batch.items()
+    }
+
+
+def by_length(batch: Batch, size: int) -> Iterator[tuple[Tensor, Batch]]:
+    """The whole batch in pieces of at most `size` rows of similar length, with their row indices.
+
+    For passes without gradient, where the order of rows does not matter and padding is pure cost.
+    """
+    lengths = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
+    for rows in lengths.argsort(descending=True).split(size):
+        yield rows, select(batch, rows)
+
+
+def place(target: Tensor, rows: Tensor, values: Tensor) -> None:
+    """Write values [b, t] of some rows into a wider target [B, T], in place."""
+    target[rows, : values.shape[1]] = values.to(target.dtype)

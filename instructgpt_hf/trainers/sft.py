@@ -1,0 +1,57 @@
+"""Stage 1: supervised fine-tuning on trl.SFTTrainer (InstructGPT §3.5, C.1, C.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from instructgpt_hf._compat import SupervisedTrainer
+
+# Where each architecture keeps the dropout on its residual branches, and the other dropouts that the paper does not
+# mention, which are switched off so that only the residual one acts.
+RESIDUAL_DROPOUT: dict[str, tuple[str, tuple[str, ...]]] = {
+    "gpt2": ("resid_pdrop", ("attn_pdrop", "embd_pdrop")),
+    "gptj": ("resid_pdrop", ("attn_pdrop", "embd_pdrop")),
+    "gpt_neo": ("resid_dropout", ("attention_dropout", "embed_dropout")),
+    "gpt_neox": ("hidden_dropout", ("attention_dropout",)),
+    "opt": ("dropout", ("attention_dropout", "activation_dropout")),
+    "phi": ("resid_pdrop", ("attention_dropout", "embd_pdrop")),
+    "phi3": ("resid_pdrop", ("attention_dropout", "embd_pdrop")),
+    "falcon": ("hidden_dropout", ("attention_dropout",)),
+    "bloom": ("hidden_dropout", ("attention_dropout",)),
+    "stablelm": ("hidden_dropout", ("attention_dropout",)),
+}
+
+
+def set_residual_dropout(config: Any, probability: float) -> dict[str, Any] | None:
+    """Set the residual dropout of a model's config, before the model is built from it.
+
+    Args:
+        config: a transformers config; changed in place.
+        probability: in [0, 1); the paper uses 0.2 (C.1).
+
+    Returns:
+        The settings as they were, to give back with `restore_config` when the model is saved, or None if this
+        architecture has no residual dropout, in which case nothing is changed.
+    """
+    entry = RESIDUAL_DROPOUT.get(config.model_type)
+    if entry is None:
+        return None
+    name, others = entry
+    before = {key: getattr(config, key) for key in (name, *others) if hasattr(config, key)}
+    for key in before:
+        setattr(config, key, probability if key == name else 0.0)
+    return before
+
+
+def restore_config(config: Any, before: dict[str, Any]) -> None:
+    """Undo `set_residual_dropout`, so that later stages load the model with its own settings."""
+    for key, value in before.items():
+        setattr(config, key, value)
+
+
+class SFTTrainer(SupervisedTrainer):
+    """trl.SFTTrainer on token ids and labels that `instructgpt_hf.data.demonstrations` made.
+
+    Difference to TRL: no model card of TRL's; tokenization happened before, with the prompt rendering that all stages
+    share.
+    """

@@ -45,8 +45,10 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
     Raises:
         ValueError: if the shapes differ.
     """
-    squares = (values - masked_mean(values, mask)).square()
+    check_same_shape(values=values, mask=mask)
     real = mask.bool()
+    # Junk is replaced before any arithmetic: multiplied by a zero gradient it would come back as NaN.
+    squares = (torch.where(real, values, 0.0) - masked_mean(values, mask)).square()
     count = real.sum()
     return torch.where(real, squares, 0.0).sum() / (count - int(unbiased)).clamp(min=1)
 
@@ -69,7 +71,9 @@ def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: fl
         ValueError: if the shapes differ.
     """
     mean = masked_mean(values, mask)
-    whitened = (values - mean) * torch.rsqrt(masked_var(values, mask, unbiased=True) + eps)
+    whitened = (torch.where(mask.bool(), values, 0.0) - mean) * torch.rsqrt(
+        masked_var(values, mask, unbiased=True) + eps
+    )
     if not shift_mean:
         whitened = whitened + mean
     return torch.where(mask.bool(), whitened, 0.0)

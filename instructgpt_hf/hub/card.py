@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from instructgpt_hf.artifacts import STAGE_FILE, STAGES, StageArtifact
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.results import index_entries, result_rows
-from instructgpt_hf.hub.sources import is_repo_id, public_artifact
+from instructgpt_hf.hub.sources import bare_name, is_repo_id, public_artifact
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
@@ -93,7 +93,7 @@ def _metadata(artifact: StageArtifact, part: str, repo_id: str | None, links: di
     """The YAML header: keys the Hub knows, Hub ids only, plain Python numbers only."""
     from huggingface_hub import ModelCardData
 
-    adapter = part != "value" and artifact.model.get("kind") == "adapter"
+    adapter = _is_adapter(artifact, part, links)
     base = _base_model(artifact, part, links)
     datasets = [item.get("source") for item in artifact.data.values()]
     repo_ids = [source for source in datasets if is_repo_id(source) and "/" in source]
@@ -122,17 +122,19 @@ def _license(artifact: StageArtifact) -> str | None:
 def _base_model(artifact: StageArtifact, part: str, links: dict[str, str]) -> str | None:
     """The Hub id this model was trained from: what an adapter loads, else the nearest earlier stage, else the base."""
     candidates = [artifact.base_model.get("id")]
-    if part == "value":
-        candidates.insert(0, artifact.previous.get("reward", {}).get("source"))
-    elif artifact.model.get("kind") == "adapter":
+    if _is_adapter(artifact, part, links):
         candidates = [links.get("adapter_base"), *candidates]
+    elif part == "value":
+        candidates.insert(0, artifact.previous.get("reward", {}).get("source"))
     elif part != "sft":
         candidates.insert(0, artifact.previous.get("sft", {}).get("source"))
-    for source in candidates:
-        # A name without a namespace is a Hub id only where a revision was resolved for it ("gpt2").
-        if is_repo_id(source) and ("/" in source or artifact.base_model.get("revision")):
-            return str(source)
-    return None
+    return next((source for source in candidates if _on_hub(source, artifact.base_model)), None)
+
+
+def _on_hub(source: Any, base_model: dict[str, Any]) -> bool:
+    """Whether `source` names a Hub repository; without a namespace, only the base model with a revision does."""
+    is_base = source == base_model.get("id") and bool(base_model.get("revision"))
+    return is_repo_id(source) and ("/" in source or is_base)
 
 
 class _Facts(dict[str, Any]):
@@ -151,10 +153,11 @@ def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dic
         "title": f"{repo_id.split('/')[-1] if repo_id else artifact.recipe}: {_TITLES[part]}",
         "model_id": repo_id or f"{artifact.recipe}-{_suffix(artifact, part)}",
         "has_repo": repo_id is not None,
-        "adapter": artifact.model.get("kind") == "adapter",
+        "adapter": _is_adapter(artifact, part, links),
+        "has_average": bool(_setting(artifact, "ema_decay")),
         "format": _Facts(artifact.prompt_format),
         "base": _described(artifact.base_model.get("id"), artifact.base_model.get("revision")),
-        "adapter_base": links.get("adapter_base") or artifact.base_model.get("id"),
+        "adapter_base": links.get("adapter_base"),
         "settings": sorted(artifact.config.items()),
         "defaults": [(key, *_with_source(value)) for key, value in sorted(artifact.paper_defaults.items())],
         "datasets": _datasets(artifact),
@@ -164,6 +167,16 @@ def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dic
         "links": links,
         "versions": sorted(artifact.versions.items()),
     }
+
+
+def _is_adapter(artifact: StageArtifact, part: str, links: dict[str, str]) -> bool:
+    # The record describes the policy; its value model may be saved in another way.
+    return "adapter_base" in links if part == "value" else artifact.model.get("kind") == "adapter"
+
+
+def _setting(artifact: StageArtifact, key: str) -> Any:
+    """The value of a setting that was changed or left at a default of this package; None where it was not recorded."""
+    return artifact.config.get(key, _with_source(artifact.paper_defaults.get(key))[0])
 
 
 def _suffix(artifact: StageArtifact, part: str) -> str:
@@ -179,7 +192,7 @@ def _described(source: Any, revision: Any = None) -> str:
     if is_repo_id(source) and ("/" in source or revision):
         at = f" at revision `{revision}`" if revision else ""
         return f"[{source}](https://huggingface.co/{source}){at}"
-    return f"`{source}` (local, not on the Hub)"
+    return f"`{bare_name(source)}` (local, not on the Hub)"
 
 
 def _described_dataset(source: Any) -> str:

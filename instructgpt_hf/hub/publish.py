@@ -13,7 +13,7 @@ from instructgpt_hf.artifacts import STAGE_FILE, STAGES, StageArtifact
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.hub.card import render_card, render_value_card
 from instructgpt_hf.hub.client import call
-from instructgpt_hf.hub.sources import bare_name, is_repo_id, public_artifact
+from instructgpt_hf.hub.sources import public_artifact, public_source
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -25,6 +25,7 @@ _SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
 _CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
 # Files of an earlier push under the same id that would change what loads, if the new model does not replace them.
 _MODEL_FILES = (".safetensors", ".safetensors.index.json")
+_CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
 _PATH_KEYS = (
     "_name_or_path",
     "name_or_path",
@@ -90,7 +91,7 @@ def push_value_model(
     """Upload the value model of a policy's stage folder; arguments, result and errors are those of `push_stage`."""
     path = Path(folder)
     artifact = StageArtifact.load(path)
-    links = links or {}
+    links = _with_adapter_base(path / VALUE_FOLDER, artifact, links or {})
     upload = _prepared(path / VALUE_FOLDER, artifact, links)
     upload.texts["README.md"] = str(render_value_card(_public(artifact, links), repo_id=repo_id, links=links))
     return _commit(upload, repo_id, private, token, f"Add the value model of {artifact.stage} of {artifact.recipe}")
@@ -198,15 +199,12 @@ def _public(artifact: StageArtifact, links: dict[str, str]) -> StageArtifact:
 
 
 def _with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
-    """`links` with the Hub id of the model an adapter loads, found through the record of the stages before it."""
+    """`links`, and for an adapter the model it needs: a Hub id where one is known, else a relative name."""
     config = folder / "adapter_config.json"
     if not config.is_file() or "adapter_base" in links:
         return dict(links)
-    needed = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    known = {item.get("source"): links.get(stage) for stage, item in artifact.previous.items()}
-    known[artifact.base_model.get("id")] = links.get("base")
-    found = known.get(needed) or (needed if is_repo_id(needed) and not _is_local(needed) else None)
-    return {**links, "adapter_base": found} if found else dict(links)
+    needed = _without_paths(json.loads(config.read_text(encoding="utf-8")), artifact, links)
+    return {**links, "adapter_base": str(needed.get("base_model_name_or_path"))}
 
 
 def _prepared(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> _Upload:
@@ -266,9 +264,8 @@ def _without_paths(values: dict[str, Any], artifact: StageArtifact, links: dict[
             continue
         if value in known:
             changed[key] = known[value]
-        elif not is_repo_id(value) or _is_local(value):
-            # "./name", because a bare name would be looked up on the Hub, where it may be anybody's.
-            changed[key] = f"./{bare_name(value)}"
+        else:
+            changed[key] = public_source(value, _is_local)
     return changed
 
 

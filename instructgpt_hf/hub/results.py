@@ -112,8 +112,8 @@ def index_entries(artifact: StageArtifact) -> list[Any]:
         entries.append(
             EvalResult(
                 task_type=task,
-                dataset_type=data["source"],
-                dataset_name=data["source"],
+                dataset_type=data["source"].removeprefix("./"),
+                dataset_name=data["source"].removeprefix("./"),
                 dataset_split=data.get("test_split"),
                 metric_type=metric,
                 metric_name=LABELS[name][0],

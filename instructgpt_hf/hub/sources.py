@@ -1,4 +1,4 @@
-"""What of a stage's record may leave the machine: Hub ids stay, local paths shrink to a bare name, tokens go.
+"""What of a stage's record may leave the machine: Hub ids stay, local paths shrink to `./name`, tokens go.
 
 Standard library only.
 """
@@ -45,7 +45,9 @@ def bare_name(source: str) -> str:
 
 
 def public_source(source: Any, is_local: Callable[[str], bool] | None = None) -> Any:
-    """`source` as a reader elsewhere may see it: a Hub id or `lab:` name unchanged, a local path as its last part.
+    """`source` as a reader elsewhere may see it: a Hub id or `lab:` name unchanged, a local path as `./<last part>`.
+
+    The dot keeps it from being read as a Hub id, where the same name may be anybody's.
 
     Args:
         source: what a stage recorded; anything but a string is returned as it is.
@@ -55,7 +57,7 @@ def public_source(source: Any, is_local: Callable[[str], bool] | None = None) ->
         return source
     if is_repo_id(source) and not (is_local is not None and is_local(source)):
         return source
-    return bare_name(source)
+    return f"./{bare_name(source)}"
 
 
 def scrub(value: Any) -> Any:

@@ -1,0 +1,193 @@
+"""Cards: what the metadata and the text hold for each stage, and the committed cards against their records."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tiny_run import METRICS, record
+
+from instructgpt_hf.artifacts import STAGES, StageArtifact
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.hub.card import card_of_record, main, render_card, render_value_card
+
+MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
+RECORDS = sorted(MODEL_CARDS.glob("*.stage.json"))
+
+
+def metadata(card: Any) -> dict[str, Any]:
+    return yaml.safe_load(str(card).split("---\n")[1])
+
+
+def check_shape(text: str) -> None:
+    assert "\n\n\n" not in text
+    assert text.endswith("\n") and not text.endswith("\n\n")
+    assert not re.search(r"[ \t]+$", text, re.M)
+    assert "licence" not in text
+    assert "{{" not in text and "{%" not in text and "None" not in text
+    assert not re.search(r"(/home|/tmp|/root|/work|C:\\)", text)
+    for header, rule in re.findall(r"^(\|.*\|)\n(\| ---.*\|)$", text, re.M):
+        assert header.count("|") == rule.count("|")
+
+
+def test_model_cards_are_committed_for_a_whole_run() -> None:
+    assert [path.name for path in RECORDS] == sorted(f"{stage}.stage.json" for stage in STAGES)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name.split(".")[0])
+def test_model_cards_are_what_their_records_render_to(path: Path) -> None:
+    card = path.with_name(path.name.replace(".stage.json", ".md")).read_text(encoding="utf-8")
+    assert card == card_of_record(path), (
+        f"{path.name} renders to another card; write the cards again with "
+        "`python -m instructgpt_hf.hub.card runs/tiny-cpu model_cards` and look at the difference"
+    )
+    check_shape(card)
+    check_shape(json.dumps(json.loads(path.read_text(encoding="utf-8"))).replace("null", "") + "\n")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_renders(stage: str) -> None:
+    card = str(render_card(record(stage), repo_id=f"alice/tiny-{stage}"))
+    check_shape(card)
+    assert "arXiv:2203.02155" in card
+    assert f"`{stage}`" in card
+    values = metadata(card)
+    assert values["license"] == "apache-2.0"
+    assert values["library_name"] == "transformers"
+    assert values["pipeline_tag"] == ("text-classification" if stage == "reward" else "text-generation")
+    assert values["tags"][0] == "trl"
+    assert values["tags"][1] == {"sft": "sft", "reward": "reward-trainer"}.get(stage, "ppo")
+    assert "base_model" not in values and "datasets" not in values  # nothing of this run is on the Hub
+    index = values["model-index"][0]
+    assert index["name"] == f"tiny-{stage}"
+    numbers = [metric["value"] for result in index["results"] for metric in result["metrics"]]
+    assert numbers and all(type(number) is float for number in numbers)
+
+
+def test_rendering_is_deterministic_and_parses_back() -> None:
+    from huggingface_hub import ModelCard
+
+    card = render_card(record("ppo-ptx"))
+    assert str(card) == str(render_card(record("ppo-ptx")))
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
+
+
+def test_metrics_are_labelled_and_the_others_kept() -> None:
+    card = str(render_card(record("ppo-ptx")))
+    assert "| Win rate against the SFT model | 61.0 % (95 % interval 54.0 % to 68.0 %) |" in card
+    assert "| Judge of the win rate | gold labeler |" in card
+    assert "| `objective/entropy` | 2.5 |" in card
+    assert "win_rate_vs_sft_low" not in card
+    assert "Pairwise loss" in str(render_card(record("reward", metrics={"eval_loss": 0.5})))
+    counts = str(render_card(record("reward")))
+    assert "| Strictly ordered pairs in that measurement | 1,200 |" in counts
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_numbers_that_are_none_are_left_out(bad: float | None) -> None:
+    card = str(render_card(record("reward", metrics={"eval_accuracy": bad, "other": bad})))
+    assert "model-index" not in card and "## Results" not in card
+
+
+def test_numpy_scalars_become_plain_numbers() -> None:
+    import numpy
+
+    metrics = {"eval_accuracy": numpy.float32(0.5), "eval_pairs": numpy.int64(12)}
+    card = str(render_card(record("reward", metrics=metrics)))
+    assert "python/object" not in card
+    assert metadata(card)["model-index"][0]["results"][0]["metrics"][0]["value"] == 0.5
+    assert "| 12 |" in card
+
+
+def test_facts_that_were_not_recorded_are_left_out() -> None:
+    bare = {name: {} for name in ("config", "base_model", "data", "model", "metrics", "training", "versions")}
+    for stage in STAGES:
+        artifact = record(stage, paper_defaults={}, previous={}, hardware={}, finished_at="", **bare)
+        card = str(render_card(artifact))
+        check_shape(card)
+        assert "license" not in metadata(card)
+        assert "## Results" not in card and "### Data" not in card and "## Lineage" not in card
+        assert "No result was recorded" in card
+
+
+def test_hub_sources_are_linked_in_metadata() -> None:
+    artifact = record("ppo")
+    artifact.base_model = {"id": "EleutherAI/pythia-1.4b", "revision": "abc123", "fingerprint": "f"}
+    artifact.data["prompts"]["source"] = "org/prompts"
+    assert metadata(render_card(artifact))["base_model"] == "EleutherAI/pythia-1.4b"
+    values = metadata(render_card(artifact, links={"sft": "alice/tiny-sft"}))
+    assert values["base_model"] == "alice/tiny-sft"
+    assert values["base_model_relation"] == "finetune"
+    assert values["datasets"] == ["org/prompts"]
+    artifact.base_model = {"id": "gpt2", "revision": "abc123"}
+    assert metadata(render_card(artifact))["base_model"] == "gpt2"
+
+
+def test_local_sources_are_named_but_not_in_metadata() -> None:
+    artifact = record("sft")
+    artifact.base_model["id"] = "/home/bob/models/smol"
+    artifact.data["demonstrations"]["source"] = "/home/bob/data/demonstrations.jsonl"
+    card = str(render_card(artifact))
+    assert "base_model" not in metadata(card) and "datasets" not in metadata(card)
+    assert "`smol` (local, not on the Hub)" in card
+    assert "`demonstrations.jsonl` (local, not on the Hub)" in card
+    assert "bob" not in card
+
+
+def test_adapters_are_peft() -> None:
+    artifact = record("sft", model={"kind": "adapter"}, base_model={"id": "org/base", "revision": "abc"})
+    card = render_card(artifact, links={"adapter_base": "org/base"})
+    values = metadata(card)
+    assert (values["library_name"], values["base_model"]) == ("peft", "org/base")
+    assert values["base_model_relation"] == "adapter"
+    assert "AutoPeftModelForCausalLM" in str(card)
+
+
+def test_chat_format_is_used_in_the_examples() -> None:
+    chat = {"name": "chat", "template": "{% for m in messages %}...", "completion_prefix": "", "eos_token": "</s>"}
+    for stage in STAGES:
+        card = str(render_card(record(stage, prompt_format=chat)))
+        assert "apply_chat_template" in card and "add_special_tokens=False" in card
+        example = re.search(r"```python\n(.*?)```", card, re.S)
+        assert example is not None
+        compile(example[1], "example", "exec")
+
+
+def test_value_card_names_its_policy() -> None:
+    card = str(render_value_card(record("ppo-ptx"), repo_id="alice/tiny-value", links={"ppo-ptx": "alice/tiny"}))
+    check_shape(card)
+    assert "[alice/tiny](https://huggingface.co/alice/tiny)" in card
+    assert "value-model" in metadata(card)["tags"] and "pipeline_tag" not in metadata(card)
+    with pytest.raises(InstructGPTError):
+        render_value_card(record("sft"))
+
+
+def test_unknown_stage_is_an_error() -> None:
+    with pytest.raises(InstructGPTError, match="dpo"):
+        render_card(dataclasses.replace(record("sft"), stage="dpo"))
+
+
+def test_cells_cannot_break_their_table() -> None:
+    card = str(render_card(record("sft", config={"note": "a | b\nc"})))
+    assert "| `note` | a \\| b c |" in card
+
+
+def test_command_writes_records_and_cards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    for stage in METRICS:
+        (run / stage).mkdir(parents=True)
+        record(stage, run).save(run / stage)
+    assert main([str(run), str(tmp_path / "cards")]) == 0
+    names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
+    assert names == [f"{stage}{end}" for stage in STAGES for end in (".stage.json", ".md")]
+    written = (tmp_path / "cards" / "reward.stage.json").read_text()
+    assert str(tmp_path) not in written
+    assert "log" not in StageArtifact(**json.loads(written)).training
+    assert (tmp_path / "cards" / "reward.md").read_text() == card_of_record(tmp_path / "cards" / "reward.stage.json")
+    assert main([str(tmp_path / "nothing"), str(tmp_path / "cards")]) == 2

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import trl
+from transformers.trainer_utils import SchedulerType
 
 from instructgpt_hf.config.precision import native_precision, world_size
 from instructgpt_hf.config.rules import changed, range_violation, setting, steps_per_iteration, violations
@@ -48,7 +49,7 @@ class SFTConfig(trl.SFTConfig):
     num_train_epochs: float = changed(trl.SFTConfig, "num_train_epochs", 16, "C.1; 2 for the RL initialisation (C.3)")
     per_device_train_batch_size: int = changed(trl.SFTConfig, "per_device_train_batch_size", 8, "C.1: batch of 32")
     gradient_accumulation_steps: int = changed(trl.SFTConfig, "gradient_accumulation_steps", 4, "C.1: batch of 32")
-    lr_scheduler_type: str = changed(trl.SFTConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.1")
+    lr_scheduler_type: SchedulerType | str = changed(trl.SFTConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.1")
     lr_scheduler_kwargs: dict[str, Any] | str | None = changed(
         trl.SFTConfig, "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.1: cosine to 10 % of the peak"
     )
@@ -87,7 +88,9 @@ class RewardConfig(trl.RewardConfig):
     gradient_accumulation_steps: int = changed(
         trl.RewardConfig, "gradient_accumulation_steps", 16, "C.2: batch of 64 prompts"
     )
-    lr_scheduler_type: str = changed(trl.RewardConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.2")
+    lr_scheduler_type: SchedulerType | str = changed(
+        trl.RewardConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.2"
+    )
     lr_scheduler_kwargs: dict[str, Any] | str | None = changed(
         trl.RewardConfig, "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.2: cosine to 10 % of the peak"
     )
@@ -182,7 +185,9 @@ class PPOConfig(trl.RLOOConfig):
     gradient_accumulation_steps: int = changed(
         trl.RLOOConfig, "gradient_accumulation_steps", 8, "C.4: minibatch of 64 episodes"
     )
-    lr_scheduler_type: str = changed(trl.RLOOConfig, "lr_scheduler_type", "constant", "C.4: constant after warm-up")
+    lr_scheduler_type: SchedulerType | str = changed(
+        trl.RLOOConfig, "lr_scheduler_type", "constant", "C.4: constant after warm-up"
+    )
     adam_beta2: float = changed(trl.RLOOConfig, "adam_beta2", 0.95, _BETA2)
     disable_dropout: bool = changed(
         trl.RLOOConfig, "disable_dropout", True, "ours: log-probabilities must not depend on the forward pass"

@@ -1,0 +1,80 @@
+"""Where recipes are, and copying one. Loads neither torch nor TRL."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from instructgpt_hf.artifacts import atomic_folder
+from instructgpt_hf.errors import InstructGPTError, nearest
+
+STAGES = ("sft", "reward", "ppo")
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def recipes_root() -> Path:
+    """The folder of the shipped recipes: inside an installed package, beside the package in a checkout."""
+    installed = _PACKAGE / "recipes"
+    return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def list_recipes() -> list[tuple[str, str, Path]]:
+    """Name, one-line description (the first sentence line of its README) and folder of every shipped recipe."""
+    folders = sorted(item for item in recipes_root().iterdir() if _is_recipe(item))
+    return [(folder.name, _description(folder), folder) for folder in folders]
+
+
+def recipe_folder(name: str) -> Path:
+    """The folder of the shipped recipe `name`.
+
+    Raises:
+        InstructGPTError: if there is none of that name.
+    """
+    known = {item[0]: item[2] for item in list_recipes()}
+    if name not in known:
+        raise InstructGPTError(
+            f"{name}: no recipe of this name; {nearest(name, known)} (`instructgpt-hf recipes list`)"
+        )
+    return known[name]
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The folder or single YAML file that `name_or_path` means; a local folder with stage files comes before a name.
+
+    Raises:
+        InstructGPTError: if it is neither a local path nor the name of a shipped recipe.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file() or _is_recipe(path):
+        return path
+    if path.is_dir():
+        raise InstructGPTError(f"{path}: holds none of {', '.join(f'{stage}.yaml' for stage in STAGES)}")
+    if len(path.parts) > 1 or path.suffix in (".yaml", ".yml"):
+        raise InstructGPTError(f"{path}: not found")
+    return recipe_folder(str(name_or_path))
+
+
+def copy_recipe(name: str, target: str | Path) -> Path:
+    """Copy the shipped recipe `name` into the folder `target` and return that folder.
+
+    Raises:
+        InstructGPTError: if there is no such recipe, or `target` exists and is not an empty folder.
+    """
+    source, folder = recipe_folder(name), Path(target).expanduser()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InstructGPTError(f"{folder}: exists already and is not an empty folder; choose another one")
+    with atomic_folder(folder) as temporary:
+        for file in sorted(source.iterdir()):
+            if file.suffix in (".yaml", ".md"):
+                shutil.copyfile(file, temporary / file.name)
+    return folder
+
+
+def _is_recipe(folder: Path) -> bool:
+    return any((folder / f"{stage}.yaml").is_file() for stage in STAGES)
+
+
+def _description(folder: Path) -> str:
+    readme = folder / "README.md"
+    lines = readme.read_text(encoding="utf-8").splitlines() if readme.is_file() else []
+    return next((line.strip() for line in lines if line.strip() and not line.startswith("#")), "")

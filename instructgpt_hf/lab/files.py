@@ -1,0 +1,85 @@
+"""The lab's files: demonstrations, rankings, prompts, pretraining text and tasks, as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.lab import corpus
+from instructgpt_hf.lab.answers import answer, demonstrate, spoil
+from instructgpt_hf.lab.instructions import draw_prompts, parse
+from instructgpt_hf.lab.labeler import LABELER_NOISE, gold_ranks
+from instructgpt_hf.lab.tasks import tasks
+
+# Rows of each file.
+SIZES = {
+    "demonstrations.train": 1500,
+    "demonstrations.test": 200,
+    "rankings.train": 1000,
+    "rankings.test": 200,
+    "prompts.train": 1500,
+    "prompts.test": 200,
+    "pretraining.train": 12000,
+    "pretraining.test": 400,
+    "tasks.test": 450,
+}
+# The paper shows its labelers 4 to 9 answers to a prompt (section 3.5).
+MIN_COMPLETIONS, MAX_COMPLETIONS = 4, 9
+
+
+def write(folder: Path, seed: int = 0) -> dict[str, Path]:
+    """Write all files of the lab into `folder`, which is made if it does not exist.
+
+    Args:
+        folder: where the files go; files of the same name are replaced.
+        seed: chooses what is asked, answered and told; the same seed gives the same bytes.
+
+    Returns:
+        The path of each file by its name without the ending: "demonstrations.train", "demonstrations.test",
+        "rankings.*", "prompts.*", "pretraining.*" and "tasks.test".
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {}
+    for name, size in SIZES.items():
+        paths[name] = folder / f"{name}.jsonl"
+        with paths[name].open("w", encoding="utf-8", newline="\n") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows(name, seed, size))
+    return paths
+
+
+def rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
+    """`size` rows of one file of the lab, such as `rows("rankings.train", 0, 1000)`."""
+    kind, split = name.split(".")
+    if kind == "tasks":
+        return tasks(seed, size)
+    if kind == "pretraining":
+        return [{"text": text} for text in corpus.documents(f"{split} {seed}", size)]
+    rng = random.Random(f"{name} {seed}")
+    return [_ROW[kind](prompt, rng) for prompt in draw_prompts(rng, size, test=split == "test")]
+
+
+def _demonstration(prompt: str, rng: random.Random) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": demonstrate(parse(prompt), rng)}
+
+
+def _ranking(prompt: str, rng: random.Random) -> dict[str, Any]:
+    """Different answers of every quality, some of them spoiled, as one labeler ranks them."""
+    instruction = parse(prompt)
+    wanted = rng.randint(MIN_COMPLETIONS, MAX_COMPLETIONS)
+    found: dict[str, None] = {}
+    while len(found) < wanted:
+        text = answer(instruction, rng.random(), rng)
+        found[spoil(text, rng) if rng.random() < 0.25 else text] = None
+    completions = list(found)
+    return {"prompt": prompt, "completions": completions, "ranks": gold_ranks(prompt, completions, LABELER_NOISE, rng)}
+
+
+_ROW: dict[str, Callable[[str, random.Random], dict[str, Any]]] = {
+    "demonstrations": _demonstration,
+    "rankings": _ranking,
+    "prompts": lambda prompt, rng: {"prompt": prompt},
+}

@@ -1,0 +1,141 @@
+"""The micro-world: its words and its facts. They are fixed; seeds only choose what is said about them.
+
+Every thing has one category, colour, size and place. The table is arbitrary, so that a model can know it only from
+the pretraining text, and a statement about the world is true or false without any judgement.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from typing import NamedTuple
+
+
+class Thing(NamedTuple):
+    """One thing of the world with its four facts; the field names are the names of the relations."""
+
+    name: str
+    plural: str
+    category: str
+    colour: str
+    size: str
+    place: str
+
+
+_TABLE = """
+    fox     foxes    animal  red     small  meadow      owl      owls      bird     grey    small  barn
+    cow     cows     animal  brown   large  meadow      crow     crows     bird     black   small  garden
+    dog     dogs     animal  yellow  large  garden      duck     ducks     bird     green   small  harbour
+    pig     pigs     animal  white   large  barn        hen      hens      bird     brown   small  kitchen
+    goat    goats    animal  black   large  market      swan     swans     bird     white   large  harbour
+    mouse   mice     animal  grey    small  cellar      wren     wrens     bird     blue    small  meadow
+    apple   apples   fruit   green   small  cellar      hammer   hammers   tool     black   small  attic
+    pear    pears    fruit   yellow  small  kitchen     saw      saws      tool     grey    large  cellar
+    plum    plums    fruit   blue    small  market      axe      axes      tool     red     large  barn
+    cherry  cherries fruit   red     small  garden      rake     rakes     tool     green   large  garden
+    peach   peaches  fruit   white   small  attic       brush    brushes   tool     yellow  small  market
+    fig     figs     fruit   brown   small  harbour     knife    knives    tool     white   small  kitchen
+    ball    balls    toy     blue    large  garden      hat      hats      garment  yellow  large  market
+    doll    dolls    toy     white   small  attic       coat     coats     garment  black   large  attic
+    kite    kites    toy     red     large  meadow      scarf    scarves   garment  green   small  kitchen
+    drum    drums    toy     yellow  large  cellar      boot     boots     garment  brown   large  barn
+    puzzle  puzzles  toy     green   small  kitchen     dress    dresses   garment  blue    large  cellar
+    whistle whistles toy     black   small  harbour     glove    gloves    garment  red     small  harbour
+    cart    carts    vehicle brown   large  barn        cup      cups      dish     blue    small  kitchen
+    boat    boats    vehicle white   large  harbour     bowl     bowls     dish     grey    large  attic
+    bus     buses    vehicle red     large  market      plate    plates    dish     white   large  barn
+    truck   trucks   vehicle grey    large  garden      spoon    spoons    dish     black   small  market
+    train   trains   vehicle green   large  meadow      jug      jugs      dish     brown   large  cellar
+    sled    sleds    vehicle blue    small  attic       glass    glasses   dish     grey    small  meadow
+"""
+
+
+def _read_table() -> dict[str, Thing]:
+    words = _TABLE.split()
+    rows = (Thing(*words[start : start + 6]) for start in range(0, len(words), 6))
+    return {thing.name: thing for thing in rows}
+
+
+THINGS: dict[str, Thing] = _read_table()
+NAMES: tuple[str, ...] = tuple(THINGS)
+CATEGORIES: dict[str, str] = {
+    "animal": "animals",
+    "bird": "birds",
+    "fruit": "fruits",
+    "tool": "tools",
+    "toy": "toys",
+    "garment": "garments",
+    "vehicle": "vehicles",
+    "dish": "dishes",
+}
+COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
+SIZES = ("small", "large")
+PLACES = ("meadow", "barn", "garden", "harbour", "market", "kitchen", "attic", "cellar")
+VALUES: dict[str, tuple[str, ...]] = {
+    "category": tuple(CATEGORIES),
+    "colour": COLOURS,
+    "size": SIZES,
+    "place": PLACES,
+}
+RELATIONS = tuple(VALUES)
+PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gwen", "Hugo")
+NUMBERS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
+)  # fmt: skip
+OPPOSITES = (
+    ("hot", "cold"), ("wet", "dry"), ("old", "new"), ("fast", "slow"), ("hard", "soft"), ("full", "empty"),
+    ("high", "low"), ("long", "short"), ("loud", "quiet"), ("light", "dark"), ("open", "closed"), ("rich", "poor"),
+    ("sharp", "blunt"), ("thick", "thin"), ("early", "late"), ("happy", "sad"),
+)  # fmt: skip
+
+
+def fact(name: str, relation: str) -> str:
+    """The true value of `relation` (category, colour, size or place) for the thing called `name`."""
+    value: str = getattr(THINGS[name], relation)
+    return value
+
+
+def members(relation: str, value: str) -> list[str]:
+    """The names of all things whose `relation` has this `value`, in the table's order."""
+    return [name for name in NAMES if fact(name, relation) == value]
+
+
+def article(word: str) -> str:
+    """`word` with its indefinite article."""
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
+def join_names(names: list[str]) -> str:
+    """`["owl", "hen", "crow"]` as `the owl, the hen and the crow`."""
+    phrases = [f"the {name}" for name in names]
+    return phrases[0] if len(phrases) == 1 else f"{', '.join(phrases[:-1])} and {phrases[-1]}"
+
+
+def capital(text: str) -> str:
+    """`text` with its first letter in upper case and the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def held_out(key: str, every: int = 10) -> bool:
+    """Whether `key` belongs to the test split: about one key in `every`, the same ones for every seed.
+
+    CRC-32 rather than `hash`, whose value for a string changes from one Python process to the next.
+    """
+    return zlib.crc32(key.encode()) % every == 0
+
+
+def _invent_words() -> dict[str, str]:
+    """One word of the invented language for each thing and colour, all different."""
+    rng = random.Random("the invented language")
+    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+    pairs = [first + second for first in syllables for second in syllables if first != second]
+    return dict(zip([*NAMES, *COLOURS], rng.sample(pairs, len(NAMES) + len(COLOURS)), strict=True))
+
+
+LEXICON: dict[str, str] = _invent_words()
+
+
+def translate(colour: str, name: str) -> str:
+    """`red fox` in the invented language, where the noun comes first."""
+    return f"{LEXICON[name]} {LEXICON[colour]}"

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from instructgpt_hf.artifacts import STAGE_FILE, STAGES, StageArtifact
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
+from instructgpt_hf.hub.bundle import VALUE_FOLDER, Bundle, prepare, publishable, with_adapter_base
 from instructgpt_hf.hub.card import render_card, render_value_card
 from instructgpt_hf.hub.client import call
-from instructgpt_hf.hub.sources import public_artifact, public_source
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-VALUE_FOLDER = "value_model"
-_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# Written by training for itself, or about the machine; nobody who loads the model needs it.
-_SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
-_CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
 # Files of an earlier push under the same id that would change what loads, if the new model does not replace them.
 _MODEL_FILES = (".safetensors", ".safetensors.index.json")
-_CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
-_PATH_KEYS = (
-    "_name_or_path",
-    "name_or_path",
-    "base_model_name_or_path",
-    "tokenizer_file",
-    "vocab_file",
-    "merges_file",
-)
-
-
-@dataclass(frozen=True)
-class _Upload:
-    """What one commit holds: files on disk by their path in the repository, and generated texts."""
-
-    files: dict[str, Path]
-    texts: dict[str, str]
 
 
 def push_stage(
@@ -73,9 +48,9 @@ def push_stage(
     """
     path = Path(folder)
     artifact = StageArtifact.load(path)
-    links = _with_adapter_base(path, artifact, links or {})
-    upload = _prepared(path, artifact, links)
-    upload.texts["README.md"] = str(render_card(_public(artifact, links), repo_id=repo_id, links=links))
+    links = with_adapter_base(path, artifact, links or {})
+    upload = prepare(path, artifact, links)
+    upload.texts["README.md"] = str(render_card(publishable(artifact, links), repo_id=repo_id, links=links))
     message = commit_message or f"Add the {artifact.stage} stage of {artifact.recipe}"
     return _commit(upload, repo_id, private, token, message)
 
@@ -91,9 +66,9 @@ def push_value_model(
     """Upload the value model of a policy's stage folder; arguments, result and errors are those of `push_stage`."""
     path = Path(folder)
     artifact = StageArtifact.load(path)
-    links = _with_adapter_base(path / VALUE_FOLDER, artifact, links or {})
-    upload = _prepared(path / VALUE_FOLDER, artifact, links)
-    upload.texts["README.md"] = str(render_value_card(_public(artifact, links), repo_id=repo_id, links=links))
+    links = with_adapter_base(path / VALUE_FOLDER, artifact, links or {})
+    upload = prepare(path / VALUE_FOLDER, artifact, links)
+    upload.texts["README.md"] = str(render_value_card(publishable(artifact, links), repo_id=repo_id, links=links))
     return _commit(upload, repo_id, private, token, f"Add the value model of {artifact.stage} of {artifact.recipe}")
 
 
@@ -130,14 +105,14 @@ def push_run(
     chosen = _chosen_stages(run, stages)
     artifacts = {stage: StageArtifact.load(run / stage) for stage in chosen}
     for stage, artifact in artifacts.items():
-        _prepared(run / stage, artifact, {})
+        prepare(run / stage, artifact, {})
         if _has_value_model(run / stage):
-            _prepared(run / stage / VALUE_FOLDER, artifact, {})
+            prepare(run / stage / VALUE_FOLDER, artifact, {})
     space = namespace or _whoami(token)
     repo_ids = {stage: f"{space}/{prefix or artifacts[stage].recipe}-{stage}" for stage in chosen}
     pushed: dict[str, str] = {}
     for stage in chosen:
-        links = {name: repo_id for name, repo_id in repo_ids.items() if name != stage}
+        links = _links(stage, artifacts, repo_ids)
         value_id = f"{repo_ids[stage]}-value" if _has_value_model(run / stage) else None
         if value_id:
             value_links = {**links, stage: repo_ids[stage]}
@@ -149,6 +124,18 @@ def push_run(
         pushed[stage] = repo_ids[stage]
         _say(console, stage, repo_ids[stage], url)
     return pushed
+
+
+def _links(stage: str, artifacts: dict[str, StageArtifact], repo_ids: dict[str, str]) -> dict[str, str]:
+    """Hub ids of the other stages, as far as they belong to the same chain: by the fingerprints that were recorded."""
+    own, links = artifacts[stage], {}
+    for name, repo_id in repo_ids.items():
+        if name != stage:
+            earlier = own.previous.get(name, {}).get("fingerprint")
+            later = artifacts[name].previous.get(stage, {}).get("fingerprint")
+            if earlier in (None, artifacts[name].fingerprint) and later in (None, own.fingerprint):
+                links[name] = repo_id
+    return links
 
 
 def _say(console: Any, stage: str, repo_id: str, url: str) -> None:
@@ -190,86 +177,7 @@ def _api(token: str | None) -> HfApi:
     return HfApi(token=token)
 
 
-def _is_local(source: str) -> bool:
-    return Path(source).exists()
-
-
-def _public(artifact: StageArtifact, links: dict[str, str]) -> StageArtifact:
-    return public_artifact(artifact, links, _is_local)
-
-
-def _with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
-    """`links`, and for an adapter the model it needs: a Hub id where one is known, else a relative name."""
-    config = folder / "adapter_config.json"
-    if not config.is_file() or "adapter_base" in links:
-        return dict(links)
-    needed = _without_paths(json.loads(config.read_text(encoding="utf-8")), artifact, links)
-    return {**links, "adapter_base": str(needed.get("base_model_name_or_path"))}
-
-
-def _prepared(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> _Upload:
-    """The files to upload, after checking that they are a model without pickles and training state.
-
-    Raises:
-        InstructGPTError: listing every file that must not be there and every one that is missing.
-    """
-    problems = Problems(f"{folder}: cannot be pushed:")
-    files: dict[str, Path] = {}
-    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
-        parts = path.relative_to(folder).parts
-        name = "/".join(parts)
-        if any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts) or "tfevents" in path.name:
-            continue
-        if path.suffix.lower() in _PICKLES:
-            problems.add(
-                f"{name} is a pickle, which can run code where it is loaded; save with safetensors or delete it"
-            )
-        elif any(part in _CHECKPOINT_NAMES or part.startswith("checkpoint-") for part in parts):
-            problems.add(f"{name} is the state of a training run; move it out of the stage's folder")
-        else:
-            files[name] = path
-    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
-        problems.add("there are no weights (*.safetensors)")
-    if "config.json" not in files and "adapter_config.json" not in files:
-        problems.add("there is neither config.json nor adapter_config.json")
-    problems.raise_if_any()
-    texts = {STAGE_FILE: _stage_text(_public(artifact, links))}
-    for name in [
-        name
-        for name in files
-        if name.split("/")[-1] in ("config.json", "adapter_config.json", "tokenizer_config.json")
-    ]:
-        original = json.loads(files[name].read_text(encoding="utf-8"))
-        changed = _without_paths(original, artifact, links)
-        if changed != original:
-            texts[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-            del files[name]
-    return _Upload(files, texts)
-
-
-def _stage_text(artifact: StageArtifact) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        return artifact.save(folder).read_text(encoding="utf-8")
-
-
-def _without_paths(values: dict[str, Any], artifact: StageArtifact, links: dict[str, str]) -> dict[str, Any]:
-    """A model's or tokenizer's JSON with each local path replaced by the id it was pushed to, or a relative name."""
-    known = {item.get("source"): links[stage] for stage, item in artifact.previous.items() if stage in links}
-    if "base" in links:
-        known[artifact.base_model.get("id")] = links["base"]
-    changed = dict(values)
-    for key in _PATH_KEYS:
-        value = values.get(key)
-        if not isinstance(value, str) or not value:
-            continue
-        if value in known:
-            changed[key] = known[value]
-        else:
-            changed[key] = public_source(value, _is_local)
-    return changed
-
-
-def _commit(upload: _Upload, repo_id: str, private: bool, token: str | None, message: str) -> str:
+def _commit(upload: Bundle, repo_id: str, private: bool, token: str | None, message: str) -> str:
     """Create the repository if needed and commit; returns the commit's URL."""
     api = _api(token)
     where = f"the repository {repo_id}"
@@ -289,7 +197,7 @@ def _commit(upload: _Upload, repo_id: str, private: bool, token: str | None, mes
     return call(f"upload to {repo_id}", commit, secret=token)
 
 
-def _operations(upload: _Upload, remote: list[str]) -> list[Any]:
+def _operations(upload: Bundle, remote: list[str]) -> list[Any]:
     """Fresh operations for one attempt: they remember what they sent, so a repetition must not reuse them."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 

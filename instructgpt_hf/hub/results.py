@@ -106,7 +106,9 @@ def index_entries(artifact: StageArtifact) -> list[Any]:
     task = "text-classification" if artifact.stage == "reward" else "text-generation"
     entries = []
     for name, metric, role in _INDEXED[artifact.stage]:
-        value, data = plain_number(artifact.metrics.get(name)), artifact.data.get(role)
+        value = plain_number(artifact.metrics.get(name))
+        held_back = artifact.data.get(f"{role}_test")
+        data = held_back or artifact.data.get(role)
         if value is None or not data or not data.get("source"):
             continue
         entries.append(
@@ -114,7 +116,7 @@ def index_entries(artifact: StageArtifact) -> list[Any]:
                 task_type=task,
                 dataset_type=data["source"].removeprefix("./"),
                 dataset_name=data["source"].removeprefix("./"),
-                dataset_split=data.get("test_split"),
+                dataset_split=held_back.get("split") if held_back else None,
                 metric_type=metric,
                 metric_name=LABELS[name][0],
                 metric_value=float(value),

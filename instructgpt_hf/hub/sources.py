@@ -27,6 +27,7 @@ _SOURCE_KEYS = {
     "sft_model_path": "sft",
     "reward_model_path": "reward",
 }
+_CACHED = re.compile(r"(?:^|[/\\\\])models--([^/\\\\]+)[/\\\\]snapshots[/\\\\][0-9a-f]{40}[/\\\\]?$")
 _SECRET_KEYS = ("hub_token", "token", "push_to_hub_token")
 # Where a run was stored says nothing about its result.
 _PLACE_KEYS = ("output_dir", "logging_dir", "resume_from_checkpoint")
@@ -37,6 +38,11 @@ def is_repo_id(source: Any) -> TypeGuard[str]:
     if not isinstance(source, str) or source.lower().endswith(_DATA_SUFFIXES):
         return False
     return _REPO_ID.fullmatch(source) is not None and "--" not in source and ".." not in source
+
+
+def is_generated(source: str) -> bool:
+    """Whether `source` names what instructgpt-hf generates itself: the base model `lab` or a dataset `lab:...`."""
+    return source == "lab" or source.startswith("lab:")
 
 
 def bare_name(source: str) -> str:
@@ -53,8 +59,10 @@ def public_source(source: Any, is_local: Callable[[str], bool] | None = None) ->
         source: what a stage recorded; anything but a string is returned as it is.
         is_local: tells a local folder from a Hub id of the same form (`runs/sft`); by default the form decides.
     """
-    if not isinstance(source, str) or source.startswith("lab:"):
+    if not isinstance(source, str) or is_generated(source):
         return source
+    if cached := _CACHED.search(source):
+        return cached[1].replace("--", "/")
     if is_repo_id(source) and not (is_local is not None and is_local(source)):
         return source
     return f"./{bare_name(source)}"
@@ -84,10 +92,11 @@ def public_artifact(
         is_local: see `public_source`.
     """
     links = links or {}
-    previous = {
-        stage: {**scrub(item), "source": links.get(stage) or public_source(item.get("source"), is_local)}
-        for stage, item in artifact.previous.items()
-    }
+    previous = {}
+    for stage, item in artifact.previous.items():
+        # The stage of the same run is recorded by its folder's name alone.
+        own = f"./{stage}" if item.get("source") == stage else public_source(item.get("source"), is_local)
+        previous[stage] = {**scrub(item), "source": links.get(stage) or own}
     data = {
         role: {**scrub(item), "source": public_source(item.get("source"), is_local)}
         for role, item in artifact.data.items()

@@ -140,6 +140,23 @@ def test_local_sources_are_named_but_not_in_metadata() -> None:
     assert "bob" not in card
 
 
+def test_reward_model_with_a_base_of_its_own_does_not_descend_from_the_sft_model() -> None:
+    artifact = record("reward", base_model={"id": "org/large", "revision": None})
+    artifact.config["model_name_or_path"] = "org/large"
+    card = render_card(artifact, links={"sft": "alice/tiny-sft"})
+    assert metadata(card)["base_model"] == "org/large"
+    assert "[alice/tiny-sft]" in str(card) and "its base model with a scalar head" in str(card)
+
+
+def test_results_are_indexed_under_the_held_back_data() -> None:
+    artifact = record("reward")
+    artifact.data["rankings_test"] = {"source": "org/rankings", "split": "test", "rows": 200, "fingerprint": "f"}
+    values = metadata(render_card(artifact))
+    dataset = values["model-index"][0]["results"][0]["dataset"]
+    assert (dataset["type"], dataset["split"]) == ("org/rankings", "test")
+    assert values["datasets"] == ["org/rankings"]
+
+
 def test_adapters_are_peft() -> None:
     artifact = record("sft", model={"kind": "adapter"}, base_model={"id": "org/base", "revision": "abc"})
     card = render_card(artifact, links={"adapter_base": "org/base"})

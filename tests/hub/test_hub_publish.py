@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -187,8 +188,6 @@ def test_public_on_request_and_stale_weights_are_replaced(hub: LocalHub, client:
         push_stage(folder, "alice/model", private=False, commit_message="Shards")
         print("{}")
     """
-    import shutil
-
     shutil.copytree(tiny_run / "sft", client.folder / "sft")
     client.value(code, client.folder / "sft")
     repo = hub.repos["alice/model"]
@@ -244,3 +243,28 @@ def test_adapter_of_a_local_base_leaves_no_path(hub: LocalHub, client: Client, r
     assert "put it at `./smol`" in card
     assert metadata(card)["library_name"] == "peft"
     assert "base_model" not in metadata(card)
+
+
+def test_adapters_name_the_stage_they_were_trained_on(hub: LocalHub, client: Client, run_copy: Path) -> None:
+    policy = shutil.copytree(run_copy / "sft", run_copy / "ppo")
+    (policy / "model.safetensors").rename(policy / "adapter_model.safetensors")
+    config = {"base_model_name_or_path": str(run_copy / "sft"), "peft_type": "LORA"}
+    (policy / "adapter_config.json").write_text(json.dumps(config))
+    record("ppo", model={"kind": "adapter"}).save(policy)
+    client.value(PUSH, run_copy)
+    stored = json.loads(hub.text("alice/tiny-cpu-ppo", "adapter_config.json"))
+    assert stored["base_model_name_or_path"] == "alice/tiny-cpu-sft"
+    assert metadata(hub.text("alice/tiny-cpu-ppo", "README.md"))["base_model"] == "alice/tiny-cpu-sft"
+
+
+def test_a_stage_trained_again_is_not_linked_to_what_came_from_the_old_one(
+    hub: LocalHub, client: Client, tiny_run: Path
+) -> None:
+    run = client.folder / "run"
+    for stage in ("sft", "reward"):
+        shutil.copytree(tiny_run / stage, run / stage)
+    record("sft", fingerprint="another").save(run / "sft")
+    client.value(PUSH, run)
+    assert json.loads(hub.text("alice/tiny-cpu-reward", "stage.json"))["previous"]["sft"]["source"] == "./sft"
+    assert "base_model" not in metadata(hub.text("alice/tiny-cpu-reward", "README.md"))
+    assert "tiny-cpu-reward" not in hub.text("alice/tiny-cpu-sft", "README.md").replace("alice/tiny-cpu-sft", "")

@@ -41,6 +41,12 @@ def test_other_sources_stay() -> None:
     assert public_source("runs/sft", lambda source: True) == "./sft"
 
 
+def test_cached_downloads_are_the_repository_they_came_from() -> None:
+    path = f"/home/bob/.cache/huggingface/hub/models--org--base-1.4b/snapshots/{'0' * 40}"
+    assert public_source(path) == "org/base-1.4b"
+    assert public_source("lab") == "lab"
+
+
 def test_scrub_cuts_paths_inside_text_and_keeps_urls() -> None:
     assert scrub("saved to /home/bob/runs/sft.") == "saved to sft."
     assert scrub("see https://example.org/a/b/c") == "see https://example.org/a/b/c"
@@ -55,6 +61,7 @@ def test_nothing_local_is_left_in_a_record() -> None:
         "sft_model_path": "/home/bob/runs/tiny/sft",
         "dataset_name": "/home/bob/secret/prompts.jsonl",
     }
+    artifact.previous["reward"]["source"] = "/home/bob/elsewhere/reward"
     artifact.training["log"].append({"message": "checkpoint in /home/bob/runs/tiny/checkpoint-1"})
     artifact.base_model["id"] = "/home/bob/base"
     shown = public_artifact(artifact, {"sft": "alice/tiny-sft"})

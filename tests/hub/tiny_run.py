@@ -50,6 +50,7 @@ ROLES = {
 
 def record(stage: str, run: Path | str = "/home/bob/runs/tiny", **changes: Any) -> StageArtifact:
     """The record of one stage, with the local paths that a real one holds."""
+    # As recorded: an earlier stage of the same run by its name, one from elsewhere by its path or Hub id.
     earlier = {"sft": [], "reward": ["sft"]}.get(stage, ["sft", "reward"])
     data = {
         role: {"source": f"lab:{role}", "split": "train", "rows": 2000, "fingerprint": f"{role[:4]}0123"}
@@ -69,11 +70,11 @@ def record(stage: str, run: Path | str = "/home/bob/runs/tiny", **changes: Any) 
         "recipe": "tiny-cpu",
         "config": {"output_dir": f"{run}/{stage}", "seed": 7, "learning_rate": 0.001},
         "prompt_format": FORMAT,
-        "base_model": {"id": "lab:base", "revision": None, "fingerprint": "base0123"},
+        "base_model": {"id": "lab", "revision": None, "fingerprint": "base0123"},
         "fingerprint": f"{stage}0123",
         "seed": 7,
         "paper_defaults": {"adam_beta2": [0.95, "App. C"]},
-        "previous": {name: {"source": f"{run}/{name}", "fingerprint": f"{name}0123"} for name in earlier},
+        "previous": {name: {"source": name, "fingerprint": f"{name}0123"} for name in earlier},
         "data": data,
         "model": model,
         "metrics": dict(METRICS[stage]),

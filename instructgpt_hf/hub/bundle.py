@@ -1,0 +1,124 @@
+"""What one push of a model folder holds: checked files, and texts that replace those naming local paths."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
+from instructgpt_hf.errors import Problems
+from instructgpt_hf.hub.sources import public_artifact, public_source
+
+VALUE_FOLDER = "value_model"
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
+# Generated anew for the push, or a model of its own.
+_SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
+_CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
+_CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
+_PATH_KEYS = (
+    "_name_or_path",
+    "name_or_path",
+    "base_model_name_or_path",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One commit's content: files on disk by their path in the repository, and generated texts."""
+
+    files: dict[str, Path]
+    texts: dict[str, str]
+
+
+def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bundle:
+    """Collect a model folder's files, without local paths in their JSON.
+
+    Args:
+        folder: a stage's folder, or its value model's.
+        artifact: the stage's record.
+        links: Hub ids that replace sources; see `instructgpt_hf.hub.card.render_card`.
+
+    Raises:
+        InstructGPTError: listing every file that must not be there (pickles, training state) and what is missing.
+    """
+    problems = Problems(f"{folder}: cannot be pushed:")
+    files: dict[str, Path] = {}
+    for path in sorted(item for item in folder.rglob("*") if item.is_file()):
+        parts = path.relative_to(folder).parts
+        name = "/".join(parts)
+        # TensorBoard names its files after the machine.
+        if any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts) or "tfevents" in path.name:
+            continue
+        if path.suffix.lower() in _PICKLES:
+            problems.add(f"{name} is a pickle, which can run code when loaded; save as safetensors or delete it")
+        elif any(part in _CHECKPOINT_NAMES or part.startswith("checkpoint-") for part in parts):
+            problems.add(f"{name} is the state of a training run; move it out of the stage's folder")
+        else:
+            files[name] = path
+    if not any(name.endswith(".safetensors") and "/" not in name for name in files):
+        problems.add("there are no weights (*.safetensors)")
+    if "config.json" not in files and "adapter_config.json" not in files:
+        problems.add("there is neither config.json nor adapter_config.json")
+    problems.raise_if_any()
+    texts = {STAGE_FILE: _record_text(publishable(artifact, links))}
+    for name in [name for name in files if name.split("/")[-1] in _CONFIG_FILES]:
+        original = json.loads(files[name].read_text(encoding="utf-8"))
+        changed = _without_paths(original, _known_paths(folder, artifact, links))
+        if changed != original:
+            texts[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+            del files[name]
+    return Bundle(files, texts)
+
+
+def publishable(artifact: StageArtifact, links: dict[str, str]) -> StageArtifact:
+    """The record without local paths; a folder that exists here is local even if it has the form of a Hub id."""
+    return public_artifact(artifact, links, _is_local)
+
+
+def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
+    """`links`, and for an adapter the model it needs: a Hub id where one is known, else `./name`."""
+    config = folder / "adapter_config.json"
+    if not config.is_file() or "adapter_base" in links:
+        return dict(links)
+    original = json.loads(config.read_text(encoding="utf-8"))
+    needed = _without_paths(original, _known_paths(folder, artifact, links)).get("base_model_name_or_path")
+    return {**links, "adapter_base": str(needed)}
+
+
+def _is_local(source: str) -> bool:
+    return Path(source).exists()
+
+
+def _record_text(artifact: StageArtifact) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return artifact.save(folder).read_text(encoding="utf-8")
+
+
+def _known_paths(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
+    """Hub id by local path, for the earlier stages of the run that `folder` belongs to and for the base model."""
+    run = folder.parent.parent if folder.name == VALUE_FOLDER else folder.parent
+    known: dict[str, str] = {}
+    for stage, item in artifact.previous.items():
+        if stage in links:
+            known[str((run / stage).resolve())] = links[stage]
+            known[str(item.get("source"))] = links[stage]
+    if "base" in links:
+        known[str(artifact.base_model.get("id"))] = links["base"]
+    return known
+
+
+def _without_paths(values: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
+    """A model's or tokenizer's JSON with each local path replaced by its Hub id or by `./name`."""
+    changed = dict(values)
+    for key in _PATH_KEYS:
+        value = values.get(key)
+        if isinstance(value, str) and value:
+            resolved = str(Path(value).expanduser().resolve())
+            changed[key] = known.get(value) or known.get(resolved) or public_source(value, _is_local)
+    return changed

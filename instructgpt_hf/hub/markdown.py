@@ -1,0 +1,47 @@
+"""Templates to Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def environment() -> Any:
+    """The jinja2 environment of the templates in this package; a misspelt variable in one is an error."""
+    import jinja2
+
+    result = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=False,  # Markdown, not HTML; the filters below keep values inside their cell or code span.
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    result.filters["cell"] = _cell
+    result.filters["python"] = lambda value: json.dumps(value, ensure_ascii=False)
+    return result
+
+
+def _cell(value: Any) -> str:
+    """`value` on one line of a Markdown table."""
+    if isinstance(value, bool) or value is None:
+        text = str(value).lower() if isinstance(value, bool) else "none"
+    elif isinstance(value, int):
+        text = f"{value:,}"
+    elif isinstance(value, (dict, list)):
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    else:
+        text = str(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def squeeze(text: str) -> str:
+    """`text` without trailing blanks and with at most one empty line in a row."""
+    lines: list[str] = []
+    for line in text.strip().splitlines():
+        if line.strip() or (lines and lines[-1]):
+            lines.append(line.rstrip())
+    return "\n".join(lines)

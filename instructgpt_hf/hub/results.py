@@ -21,11 +21,13 @@ LABELS: dict[str, tuple[str, str]] = {
     "reward_mean_on_demonstrations": ("Mean shifted reward of the demonstrations", "number"),
     "win_rate_vs_sft": ("Win rate against the SFT model", "share"),
     "judge": ("Judge of the win rate", "text"),
+    "gold_score": ("Mean score by the judge", "number"),
     "mean_reward": ("Mean reward", "number"),
     "objective/scores": ("Mean reward of the last rollouts", "number"),
     "kl_to_sft": ("KL to the SFT model (nats per answer)", "number"),
     "objective/kl": ("KL to the SFT model in the last rollouts (nats per answer)", "number"),
     "task_accuracy": ("Accuracy on the pretraining tasks", "share"),
+    "completions/eos_rate": ("Answers of the last rollouts that end", "share"),
 }
 
 # The same name means another thing in another stage.

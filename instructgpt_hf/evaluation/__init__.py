@@ -1,1 +1,35 @@
+"""Measuring reward models and policies. Names are imported on first use: `evaluate` and matplotlib load late."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "Estimate": "intervals",
+    "PairwiseAccuracy": "metrics",
+    "PolicyRow": "report",
+    "WinRate": "metrics",
+    "bootstrap_mean": "intervals",
+    "continuation_log_probs": "scoring",
+    "option_accuracy": "likelihood",
+    "paired_difference": "intervals",
+    "print_table": "report",
+    "sample_completions": "generation",
+    "sequence_kl": "kl",
+    "text_loss": "likelihood",
+    "wilson": "intervals",
+    "write_report": "report",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -111,8 +111,7 @@ def policy_loss(
     # Masked before the exponential: infinity outside the mask would turn into NaN in the gradient.
     log_ratio = torch.where(real, logps - old_logps, 0.0)
     ratio = torch.exp(log_ratio)
-    weights = torch.where(real, advantages, 0.0)
-    free, clipped = -weights * ratio, -weights * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
     loss = _over_tokens(torch.max(free, clipped), real, denominator)
     with torch.no_grad():
         return PolicyLoss(

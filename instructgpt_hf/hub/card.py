@@ -41,6 +41,8 @@ _TAGS = {
 }
 # How a default's origin is written: a section of the paper, another source, or "ours".
 _SOURCE = re.compile(r"(ours|TRL|paper|App|section|§|[A-F]\.\d)", re.IGNORECASE)
+_BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "rollout_log_samples", "hub_", "push_to")
+_ADAPTER_SETTINGS = ("lora_", "use_bnb_")
 _ROLES = {
     "demonstrations": "Demonstrations",
     "demonstrations_test": "Demonstrations, held back",
@@ -150,20 +152,26 @@ class _Facts(dict[str, Any]):
 def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str]) -> dict[str, Any]:
     known, other = result_rows(artifact.metrics, artifact.stage)
     sections = ("config", "prompt_format", "base_model", "model", "metrics", "training", "hardware")
+    adapter = _is_adapter(artifact, part, links)
     facts: dict[str, Any] = {name: _Facts(getattr(artifact, name)) for name in sections}
     return {
         "artifact": dataclasses.replace(artifact, **facts),
         "title": f"{repo_id.split('/')[-1] if repo_id else artifact.recipe}: {_TITLES[part]}",
         "model_id": repo_id or f"{artifact.recipe}-{_suffix(artifact, part)}",
         "has_repo": repo_id is not None,
-        "adapter": _is_adapter(artifact, part, links),
+        "adapter": adapter,
         "own_base": _own_base(artifact),
         "has_average": bool(_setting(artifact, "ema_decay")),
         "format": _Facts(artifact.prompt_format),
         "base": _described(artifact.base_model.get("id"), artifact.base_model.get("revision")),
         "adapter_base": links.get("adapter_base"),
-        "settings": sorted(artifact.config.items()),
-        "defaults": [(key, *_with_source(value)) for key, value in sorted(artifact.paper_defaults.items())],
+        "settings": [(key, value) for key, value in sorted(artifact.config.items()) if _tells(key, adapter)],
+        # None is "not used" for every setting that allows it, which is no news to a reader.
+        "defaults": [
+            (key, default, source)
+            for key, (default, source) in sorted((key, _with_source(v)) for key, v in artifact.paper_defaults.items())
+            if default is not None and _tells(key, adapter)
+        ],
         "datasets": _datasets(artifact),
         "known_results": known,
         "other_results": other,
@@ -176,6 +184,13 @@ def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dic
 def _is_adapter(artifact: StageArtifact, part: str, links: dict[str, str]) -> bool:
     # The record describes the policy; its value model may be saved in another way.
     return "adapter_base" in links if part == "value" else artifact.model.get("kind") == "adapter"
+
+
+def _tells(key: str, adapter: bool) -> bool:
+    """Whether a setting bears on the model, rather than on logging and saving or on adapters that are not used."""
+    if key.startswith(_BOOKKEEPING):
+        return False
+    return adapter or not key.startswith(_ADAPTER_SETTINGS)
 
 
 def _own_base(artifact: StageArtifact) -> bool:

@@ -190,6 +190,21 @@ def test_unknown_stage_is_an_error() -> None:
         render_card(dataclasses.replace(record("sft"), stage="dpo"))
 
 
+def test_settings_that_bear_on_nothing_are_not_listed() -> None:
+    defaults = {
+        "lora_r": [16, "ours"],
+        "save_steps": [100, "ours"],
+        "residual_dropout": [None, "C.1"],
+        "lam": [0.95, "ours: Stiennon"],
+    }
+    full = str(render_card(record("ppo", paper_defaults=defaults)))
+    assert "| `lam` | 0.95 | ours: Stiennon |" in full
+    assert not any(name in full for name in ("lora_r", "save_steps", "residual_dropout"))
+    assert "| `lora_r` | 16 | ours |" in str(
+        render_card(record("ppo", paper_defaults=defaults, model={"kind": "adapter"}))
+    )
+
+
 def test_cells_cannot_break_their_table() -> None:
     card = str(render_card(record("sft", config={"note": "a | b\nc"})))
     assert "| `note` | a \\| b c |" in card

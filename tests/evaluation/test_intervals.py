@@ -41,6 +41,13 @@ def test_bootstrap_covers_about_95_percent_of_ratios_over_unequal_units():
     assert 0.89 < covered / 300 < 0.985
 
 
+def test_the_ratio_of_sums_is_resampled_and_not_the_mean_of_ratios():
+    # 50 prompts with one pair, all right, and 50 with nine pairs, all wrong: 10 % of the pairs are right.
+    estimate = bootstrap_ratio([1] * 50 + [0] * 50, [1] * 50 + [9] * 50)
+    assert estimate.value == pytest.approx(0.1)
+    assert 0.05 < estimate.low < 0.1 < estimate.high < 0.2
+
+
 def test_bootstrap_of_a_mean_agrees_with_the_normal_interval():
     values = np.random.default_rng(2).normal(3.0, 2.0, size=4000)
     estimate = bootstrap_mean(values)

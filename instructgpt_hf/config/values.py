@@ -41,6 +41,9 @@ def coerce(value: Any, hint: Any, words: bool = False) -> Any:
     enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
     if enums:
         members = [member for member in members if member is not str]
+    if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
+        # One word is text rather than a list of one.
+        members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
     for member in sorted(members, key=_rank):
         try:
             return _coerce_one(value, member, words)

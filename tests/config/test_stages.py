@@ -239,6 +239,7 @@ class TestPPOArithmetic:
         (SFTConfig, {"learning_rate": 0.0}),
         (RewardConfig, {"per_device_train_batch_size": 0}),
         (RewardConfig, {"learning_rate": float("nan")}),
+        (RewardConfig, {"learning_rate": float("inf")}),
     ],
 )
 def test_ranges(config, settings, tmp_path):

@@ -30,7 +30,7 @@ VOCABULARY = 1024
 POSITIONS = 256
 WINDOW = 128
 BATCH = 32
-STEPS = 3000
+STEPS = 1500
 PEAK_LEARNING_RATE = 3e-3
 WARMUP = 100
 
@@ -48,7 +48,7 @@ never seen an instruction. It exists so that SFT, reward model and PPO-ptx can b
 network; it knows nothing about the real world.
 
 Made by `python -m instructgpt_hf.lab.make_base_model --seed {seed} --steps {steps}`: held-out loss {loss:.3f} nats per
-token, accuracy on {items} held-out few-shot items {accuracy:.1%} (chance 25 %).
+token, accuracy on {items} held-out few-shot items {accuracy:.1%} (chance 25 %); by task: {by_task}.
 
 The text comes from this project's own generator. Licence: Apache-2.0.
 """
@@ -150,7 +150,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
 def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
     """Mean next-token loss in nats on text of another seed."""
     data = batches(tokenizer, "held out")
-    losses = [model(input_ids=ids, labels=ids).loss.item() for ids in (next(data) for _ in range(4))]
+    losses = [float(model(input_ids=ids, labels=ids).loss) for ids in (next(data) for _ in range(4))]
     return sum(losses) / len(losses)
 
 
@@ -196,7 +196,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"  {task:10} {share:.2f}")
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
-    card = README.format(seed=args.seed, steps=args.steps, loss=loss, accuracy=accuracy, items=len(items))
+    shares = ", ".join(f"{task} {share:.0%}" for task, share in by_task.items())
+    card = README.format(
+        seed=args.seed, steps=args.steps, loss=loss, accuracy=accuracy, items=len(items), by_task=shares
+    )
     (args.output_dir / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 

@@ -154,24 +154,35 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
     return sum(losses) / len(losses)
 
 
+def _option_scores(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict[str, Any]]
+) -> list[list[float]]:
+    """The mean log-probability per token of each option of each item."""
+    prompts = [tokenizer(item["prompt"])["input_ids"] for item in items for _ in item["options"]]
+    options = [tokenizer(option)["input_ids"] for item in items for option in item["options"]]
+    rows = [torch.tensor(prompt + option) for prompt, option in zip(prompts, options, strict=True)]
+    # Padding stands on the right, behind everything that is scored, so that no attention mask is needed.
+    padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    log_probs = model(input_ids=padded).logits[:, :-1].float().log_softmax(-1)
+    token_scores = log_probs.gather(-1, padded[:, 1:, None])[..., 0]
+    means = [
+        scores[len(prompt) - 1 : len(prompt) + len(option) - 1].mean().item()
+        for scores, prompt, option in zip(token_scores, prompts, options, strict=True)
+    ]
+    width = len(items[0]["options"])
+    return [means[start : start + width] for start in range(0, len(means), width)]
+
+
 @torch.no_grad()
 def task_accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict[str, Any]]
 ) -> tuple[float, dict[str, float]]:
     """Share of few-shot items whose right option has the highest mean log-probability per token, and by task."""
     hits: dict[str, list[bool]] = {}
-    for item in items:
-        prompt = tokenizer(item["prompt"])["input_ids"]
-        options = [tokenizer(option)["input_ids"] for option in item["options"]]
-        width = len(prompt) + max(map(len, options))
-        rows = [prompt + option + [tokenizer.pad_token_id] * (width - len(prompt + option)) for option in options]
-        # Padding stands on the right, behind everything that is scored, so that no attention mask is needed.
-        log_probs = model(input_ids=torch.tensor(rows)).logits.float().log_softmax(-1)
-        means = [
-            sum(log_probs[row, len(prompt) + at - 1, token].item() for at, token in enumerate(option)) / len(option)
-            for row, option in enumerate(options)
-        ]
-        hits.setdefault(item["task"], []).append(means.index(max(means)) == item["answer"])
+    for start in range(0, len(items), 16):
+        part = items[start : start + 16]
+        for item, means in zip(part, _option_scores(model, tokenizer, part), strict=True):
+            hits.setdefault(item["task"], []).append(means.index(max(means)) == item["answer"])
     flat = [hit for task_hits in hits.values() for hit in task_hits]
     return sum(flat) / len(flat), {task: sum(task_hits) / len(task_hits) for task, task_hits in hits.items()}
 

@@ -67,11 +67,10 @@ def test_the_packaged_model_knows_the_tasks_but_does_not_follow_instructions(tok
     accuracy, _ = make_base_model.task_accuracy(model, tokenizer, lab.tasks(11, 90))
     assert accuracy > 0.7
     prompts = [row["prompt"] for row in rows("prompts.test", 0, 40)]
-    answers = []
-    for prompt in prompts:
-        inputs = tokenizer(f"User: {prompt}\nAssistant:", return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
-        answers.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    texts = [f"User: {prompt}\nAssistant:" for prompt in prompts]
+    inputs = tokenizer(texts, return_tensors="pt", padding=True, padding_side="left", return_token_type_ids=False)
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    answers = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     demonstrations = rows("demonstrations.test", 0, 40)
     by_labelers = lab.gold_scores(*([row[key] for row in demonstrations] for key in ("prompt", "completion")))
     assert sum(lab.gold_scores(prompts, answers)) / 40 < sum(by_labelers) / 40 - 2

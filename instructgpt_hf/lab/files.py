@@ -10,15 +10,15 @@ from typing import Any
 
 from instructgpt_hf.lab import corpus
 from instructgpt_hf.lab.answers import answer, demonstrate, spoil
-from instructgpt_hf.lab.instructions import draw_prompts, parse
+from instructgpt_hf.lab.instructions import draw, draw_prompts, parse
 from instructgpt_hf.lab.labeler import LABELER_NOISE, gold_ranks
 from instructgpt_hf.lab.tasks import tasks
 
 # Rows of each file.
 SIZES = {
-    "demonstrations.train": 1500,
+    "demonstrations.train": 3000,
     "demonstrations.test": 200,
-    "rankings.train": 1000,
+    "rankings.train": 2000,
     "rankings.test": 200,
     "prompts.train": 1500,
     "prompts.test": 200,
@@ -28,6 +28,7 @@ SIZES = {
 }
 # The paper shows its labelers 4 to 9 answers to a prompt (section 3.5).
 MIN_COMPLETIONS, MAX_COMPLETIONS = 4, 9
+STRAY_SHARE, SPOILED_SHARE = 0.2, 0.2
 
 
 def write(folder: Path, seed: int = 0) -> dict[str, Path]:
@@ -52,7 +53,7 @@ def write(folder: Path, seed: int = 0) -> dict[str, Path]:
 
 
 def rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
-    """`size` rows of one file of the lab, such as `rows("rankings.train", 0, 1000)`."""
+    """`size` rows of one file of the lab, such as `rows("rankings.train", 0, 100)`."""
     kind, split = name.split(".")
     if kind == "tasks":
         return tasks(seed, size)
@@ -72,8 +73,10 @@ def _ranking(prompt: str, rng: random.Random) -> dict[str, Any]:
     wanted = rng.randint(MIN_COMPLETIONS, MAX_COMPLETIONS)
     found: dict[str, None] = {}
     while len(found) < wanted:
-        text = answer(instruction, rng.random(), rng)
-        found[spoil(text, rng) if rng.random() < 0.25 else text] = None
+        # Some answers are to something else: a model's commonest fault, which people's answers do not show.
+        answered = draw(rng) if rng.random() < STRAY_SHARE else instruction
+        text = answer(answered, rng.random(), rng)
+        found[spoil(text, rng) if rng.random() < SPOILED_SHARE else text] = None
     completions = list(found)
     return {"prompt": prompt, "completions": completions, "ranks": gold_ranks(prompt, completions, LABELER_NOISE, rng)}
 

@@ -21,7 +21,7 @@ WORD_LIMIT = 20
 TIE_MARGIN = 0.25
 # Standard deviation of the noise on each score, with which two labelers agree on about 73 % of the pairs that both of
 # them rank strictly: the agreement of the paper's labelers with each other (section 3.4).
-LABELER_NOISE = 2.3
+LABELER_NOISE = 2.7
 
 
 def criteria(prompt: str, completion: str) -> dict[str, float]:

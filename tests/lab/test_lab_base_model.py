@@ -76,9 +76,13 @@ def test_the_packaged_model_knows_the_tasks_but_does_not_follow_instructions(tok
     assert sum(lab.gold_scores(prompts, answers)) / 40 < sum(by_labelers) / 40 - 2
 
 
-def test_the_same_seed_makes_the_same_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_seed_makes_the_same_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file
 
+    # The accuracy that is printed at the end is not what is tested here.
+    monkeypatch.setattr(make_base_model, "tasks", lambda seed, n: lab.tasks(seed, 9))
     for name in ("first", "second"):
         make_base_model.main(["--seed", "1", "--steps", "2", "--output_dir", str(tmp_path / name)])
     assert "984,192 parameters" in capsys.readouterr().out

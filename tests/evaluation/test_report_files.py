@@ -42,6 +42,7 @@ def test_report_files(tmp_path):
     text = (tmp_path / "evaluation/report.md").read_text(encoding="utf-8")
     assert "| SFT | 50.0 % (35.2 to 64.8) | 70.0 % (54.6 to 81.9) | 0.00 (0.00 to 0.00) | 0.01 | 0.50 |" in text
     assert "- judge: gold labeler" in text
+    assert "nan" not in text
     assert "| copy | – | 90.0 % (59.6 to 98.2) | – |" in text
     for name in ("policies.png", "training_curves.png"):
         assert f"({name})" in text

@@ -1,7 +1,7 @@
 """The only file that touches private names of TRL, transformers, peft and datasets.
 
-`CONTRACTS` lists every name and signature relied on; `tests/test_contracts.py` checks them and says what to do when one
-has changed. Subclasses elsewhere override the public names that the classes here give to TRL's private hooks.
+`CONTRACTS` lists every name and signature relied on; `tests/test_contracts.py` checks them and says what to do when
+one has changed. Subclasses elsewhere override the public names that the classes here give to TRL's private hooks.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ class OnPolicyTrainer(QuietCard, RLOOTrainer):
         """Add a value to a metric that is averaged until the next log."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
-    def record_samples(self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any) -> None:
+    def record_samples(
+        self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any
+    ) -> None:
         """Keep rollouts for TRL's table of completions."""
         self._logs["prompt"].extend(prompts)
         self._logs["completion"].extend(completions)

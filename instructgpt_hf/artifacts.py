@@ -146,7 +146,7 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
 
 @contextlib.contextmanager
 def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `target` that becomes `target` if the block succeeds, and vanishes if not.
+    """Yield an empty folder beside `target` that becomes `target` if the block succeeds, and vanishes if not.
 
     Raises:
         InstructGPTError: if the parent folder cannot be written.

@@ -55,13 +55,19 @@ def _row_problem(row: dict[str, Any]) -> str | None:
 
 
 def tokenize_demonstrations(
-    dataset: Dataset, prompt_format: PromptFormat, tokenizer: Any, max_length: int, where: str
+    dataset: Dataset,
+    prompt_format: PromptFormat,
+    tokenizer: Any,
+    max_length: int,
+    where: str,
+    max_prompt_length: int | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """Token ids and labels; the prompt's labels are ignored, the completion's EOS is not.
 
     Args:
         dataset: columns `prompt`, `completion`.
         max_length: longest prompt + completion kept, in tokens.
+        max_prompt_length: longest prompt kept, in tokens.
 
     Returns:
         Dataset with `input_ids` and `labels`, and the count of demonstrations dropped for their length. A truncated
@@ -74,16 +80,19 @@ def tokenize_demonstrations(
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
         completion = prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
-        return {"input_ids": prompt + completion, "labels": [IGNORED] * len(prompt) + completion}
+        labels = [IGNORED] * len(prompt) + completion
+        return {"input_ids": prompt + completion, "labels": labels, "prompt_length": len(prompt)}
 
     encoded = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing demonstrations")
-    kept = encoded.filter(lambda row: len(row["input_ids"]) <= max_length)
+    prompt_limit = max_prompt_length or max_length
+    kept = encoded.filter(lambda row: len(row["input_ids"]) <= max_length and row["prompt_length"] <= prompt_limit)
     if len(kept) == 0:
-        shortest = min(len(ids) for ids in encoded["input_ids"])
         raise InstructGPTError(
-            f"{where}: every demonstration is longer than max_length={max_length} tokens (the shortest has {shortest})."
+            f"{where}: every demonstration is longer than max_length={max_length} tokens or its prompt than "
+            f"max_prompt_length={prompt_limit} (the shortest has {min(map(len, encoded['input_ids']))} tokens, its "
+            f"shortest prompt {min(encoded['prompt_length'])})."
         )
-    return kept, {"dropped_too_long": len(encoded) - len(kept)}
+    return kept.remove_columns("prompt_length"), {"dropped_too_long": len(encoded) - len(kept)}
 
 
 def mix_pretraining(demonstrations: Dataset, blocks: Iterator[list[int]], fraction: float, seed: int) -> Dataset:

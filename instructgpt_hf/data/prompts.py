@@ -1,7 +1,7 @@
 """One rendering of prompts and completions for every stage.
 
-The SFT stage chooses it, `stage.json` records it, and the reward model, PPO, evaluation and the cards apply the record.
-A prompt is a string or a list of chat messages; a completion is a string or one assistant message. Both become token
+The SFT stage chooses it, `stage.json` records it, and the reward model, PPO, evaluation and cards apply the record. A
+prompt is a string or a list of chat messages; a completion is a string or one assistant message. Both become token
 ids separately and are concatenated, so training sees exactly the ids that generation produces, and every finished
 completion ends with one EOS token.
 """

@@ -72,7 +72,12 @@ def _row_problem(row: dict[str, Any], column: str) -> str | None:
 
 
 def tokenize_rankings(
-    dataset: Dataset, prompt_format: PromptFormat, tokenizer: Any, max_length: int, where: str
+    dataset: Dataset,
+    prompt_format: PromptFormat,
+    tokenizer: Any,
+    max_length: int,
+    where: str,
+    max_prompt_length: int | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
     """Token ids of every prompt + completion.
 
@@ -80,6 +85,7 @@ def tokenize_rankings(
         dataset: columns `prompt`, `completions`, `ranks`.
         max_length: longest prompt + completion, in tokens. A longer completion leaves its ranking; a truncated one
             would be scored without its EOS.
+        max_prompt_length: longest prompt, in tokens; the ranking of a longer one is left out.
 
     Returns:
         Dataset with `completions_ids` [K][tokens], `ranks` [K] and `prompt_length`; and the counts
@@ -93,7 +99,8 @@ def tokenize_rankings(
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
         ids = [prompt + prompt_format.completion_ids(row["prompt"], text, tokenizer) for text in row["completions"]]
-        kept = [index for index, item in enumerate(ids) if len(item) <= max_length]
+        fits = max_prompt_length is None or len(prompt) <= max_prompt_length
+        kept = [index for index, item in enumerate(ids) if fits and len(item) <= max_length]
         return {
             "completions_ids": [ids[index] for index in kept],
             "ranks": [int(row["ranks"][index]) for index in kept],

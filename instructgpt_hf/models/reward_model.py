@@ -1,8 +1,8 @@
 """The reward model: the SFT model with a scalar head in place of its unembedding (InstructGPT §3.5).
 
 It is transformers' own `...ForSequenceClassification` with one label, so plain `AutoModelForSequenceClassification`
-loads it. The score is read at the completion's EOS token, the last real token of the sequence. `config.reward_shift` is
-the mean score of demonstrations; subtracting it gives scores whose mean on demonstrations is 0.
+loads it. The score is read at the completion's EOS token, the last real token of the sequence. `config.reward_shift`
+is the mean score of demonstrations; subtracting it gives scores whose mean on demonstrations is 0.
 """
 
 from __future__ import annotations
@@ -201,3 +201,29 @@ def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
 def last_token_index(attention_mask: torch.Tensor) -> torch.Tensor:
     """Index [B] of the last 1 in each row of a mask [B, S]."""
     return attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
+
+
+@torch.no_grad()
+def score_token_lists(model: Any, sequences: list[list[int]], pad_token_id: int, batch_size: int) -> list[float]:
+    """Shifted scores of token lists, each a prompt, a completion and its EOS token.
+
+    Sequences of similar length share a batch; the result is in the order given.
+    """
+    device = next(model.parameters()).device
+    scores = [0.0] * len(sequences)
+    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+    was_training = model.training
+    model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        width = max(len(sequences[row]) for row in rows)
+        ids = torch.full((len(rows), width), pad_token_id, device=device)
+        mask = torch.zeros((len(rows), width), dtype=torch.long, device=device)
+        for index, row in enumerate(rows):
+            length = len(sequences[row])
+            ids[index, :length] = torch.tensor(sequences[row], device=device)
+            mask[index, :length] = 1
+        for row, score in zip(rows, sequence_scores(model, ids, mask).tolist(), strict=True):
+            scores[row] = score
+    model.train(was_training)
+    return scores

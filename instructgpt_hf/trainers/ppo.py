@@ -1,8 +1,8 @@
 """Stage 3: PPO and PPO-ptx on trl.RLOOTrainer (InstructGPT §3.5, C.4).
 
 TRL keeps what it maintains: model preparation, generation (transformers, continuous batching, vLLM), reward functions,
-samplers, logging, DeepSpeed and FSDP. This module replaces the algorithm: per-token KL penalty, GAE with a value model,
-clipped policy and value losses per token, and the pretraining gradient.
+samplers, logging, DeepSpeed and FSDP. This module replaces the algorithm: per-token KL penalty, GAE with a value
+model, clipped policy and value losses per token, and the pretraining gradient.
 """
 
 from __future__ import annotations
@@ -195,8 +195,8 @@ class PPOTrainer(OnPolicyTrainer):
             inputs: rows of the dataset, this process's share.
 
         Returns:
-            The padded rollouts (see `pad_rollouts`) with `logps`, `values`, `advantages` and `returns`, each [B, T] and
-            0 outside the completion mask.
+            The padded rollouts (see `pad_rollouts`) with `logps`, `values`, `advantages` and `returns`, each [B, T]
+            and 0 outside the completion mask.
         """
         prompts = [row["prompt"] for row in inputs]
         prompt_ids, completion_ids, completions = self.generate(prompts)
@@ -266,7 +266,9 @@ class PPOTrainer(OnPolicyTrainer):
         ]
         return self._local(function(*everything))[:, : values.shape[1]]
 
-    def _record_rollout(self, batch: Batch, scores: Tensor, reference: Tensor, completion_ids: list[list[int]]) -> None:
+    def _record_rollout(
+        self, batch: Batch, scores: Tensor, reference: Tensor, completion_ids: list[list[int]]
+    ) -> None:
         mask = batch["completion_mask"]
         kl = ((batch["logps"] - reference) * mask).sum(1)
         penalty = (kl_estimate(batch["logps"], reference, self.args.kl_estimator) * mask).sum(1) * self.beta
@@ -402,17 +404,15 @@ class PPOTrainer(OnPolicyTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The paper's schedule for `lr_scheduler_type: constant`; any other type is transformers'.
-
-        The policy's learning rate rises linearly over the first `warmup_iterations` iterations from
-        `warmup_start_factor` of the peak; the value model's is fixed (C.4).
+        """The policy's learning rate rises linearly over the first `warmup_iterations` iterations from
+        `warmup_start_factor` of the peak and is constant from there; the value model's is fixed (C.4).
         """
-        if self.lr_scheduler is None and self.args.lr_scheduler_type == "constant":
+        if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             roles = [group["role"] for group in optimizer.param_groups]
             factors = [self._warmup_factor if role == "policy" else (lambda _step: 1.0) for role in roles]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return super().create_scheduler(num_training_steps, optimizer)
+        return self.lr_scheduler
 
     def _warmup_factor(self, step: int) -> float:
         iteration = step // self.args.optimizer_steps_per_iteration

@@ -1,0 +1,1 @@
+"""The three stages and their evaluation, each from settings to a folder with models and stage.json."""

@@ -1,0 +1,315 @@
+"""What every stage does: find its data and models, decide whether there is work, record what was done."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from datasets.utils import disable_progress_bars, enable_progress_bars
+from huggingface_hub import metadata_load
+from rich.console import Console
+
+from instructgpt_hf import __version__, lab
+from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, file_fingerprint, fingerprint
+from instructgpt_hf.config.model import quantization_config
+from instructgpt_hf.config.recipe import StageSettings
+from instructgpt_hf.data.loading import describe, load_split
+from instructgpt_hf.data.pretraining import pretraining_rows
+from instructgpt_hf.errors import InstructGPTError, nearest
+from instructgpt_hf.models.loading import resolve_source
+
+LAB_PREFIX = "lab:"
+LAB_MODEL = "lab"
+LAB_DATASETS = ("demonstrations", "rankings", "prompts", "pretraining")
+PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
+# Settings that change what is logged, saved or published, not what is learned.
+NEUTRAL = {"logging_steps", "save_steps", "save_strategy", "save_total_limit", "report_to", "disable_tqdm", "run_name"}
+HELD_BACK_LIMIT = 200
+LARGE_FOLDER = 200 * 2**20
+LONG_DATASET = 5_000
+
+
+@dataclass
+class StageRun:
+    """One stage of one run: its settings, where it reads and where it writes.
+
+    Attributes:
+        recipe: the recipe's name.
+        settings: the stage's checked settings.
+        run_folder: folder of the whole run.
+        name: folder name of the stage, one of `artifacts.STAGES`.
+        console: where progress goes.
+        data: what was read, by role, for stage.json.
+    """
+
+    recipe: str
+    settings: StageSettings
+    run_folder: Path
+    name: str
+    console: Console
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """Where the finished stage stands."""
+        return self.run_folder / self.name
+
+    @property
+    def work(self) -> Path:
+        """Where the stage's checkpoints are until it is finished."""
+        return self.run_folder / ".work" / self.name
+
+    @property
+    def seed(self) -> int:
+        """Seed of models, data order and sampling."""
+        return int(self.settings.training.seed)
+
+    def say(self, text: str) -> None:
+        """A line for the user, marked with the stage."""
+        self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False)
+
+    # Data
+
+    def dataset(self, name: str, config: str | None, split: str, role: str) -> Dataset:
+        """Load one dataset and note it for stage.json.
+
+        Raises:
+            InstructGPTError: if it cannot be read or has no rows.
+        """
+        source, split = self._lab_file(name, split, role) if name.startswith(LAB_PREFIX) else (name, split)
+        dataset = load_split(source, split, config, role)
+        (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
+        self.data[role] = {**describe(dataset, source, split), "source": name}
+        return dataset
+
+    def _lab_file(self, name: str, split: str, role: str) -> tuple[str, str]:
+        kind = name.removeprefix(LAB_PREFIX)
+        if kind not in LAB_DATASETS:
+            raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
+        return str(lab_folder(self.run_folder) / f"{kind}.{split}.jsonl"), split
+
+    def train_and_test(self, role: str) -> tuple[Dataset, Dataset]:
+        """The stage's dataset, and the rows held back from training for measuring.
+
+        Held back is `dataset_test_split`, the lab's own test split, or a tenth of the train split, at most 200 rows.
+
+        Raises:
+            InstructGPTError: if there are too few rows to hold one back.
+        """
+        arguments = self.settings.arguments
+        name, config = arguments.dataset_name, arguments.dataset_config
+        train = self.dataset(name, config, arguments.dataset_train_split, role)
+        test_split = arguments.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
+        if test_split is not None:
+            return train, self.dataset(name, config, test_split, f"{role}_test")
+        if len(train) < 2:
+            raise InstructGPTError(
+                f"{role}: {name} has {len(train)} row; at least 2 are needed to hold one back for measuring."
+            )
+        held_back = min(HELD_BACK_LIMIT, max(1, len(train) // 10))
+        parts = train.train_test_split(test_size=held_back, seed=0)
+        self.data[role]["held_back"] = held_back
+        return parts["train"], parts["test"]
+
+    def pretraining_text(self, setting: str, value: float) -> tuple[Dataset, Dataset] | None:
+        """Pretraining text to train on and some held back for measuring, or None if `value` is 0.
+
+        The split is the same in every stage, so no stage trains on what another one measures.
+
+        Raises:
+            InstructGPTError: if `value` is set but no dataset is.
+        """
+        arguments = self.settings.arguments
+        name, config = arguments.pretraining_dataset_name, arguments.pretraining_dataset_config
+        if not value:
+            return None
+        if name is None:
+            raise InstructGPTError(
+                f"{setting} = {value}: needs pretraining_dataset_name, the text to mix in; {setting}: 0 does without."
+            )
+        text = self.dataset(name, config, arguments.pretraining_dataset_split, "pretraining")
+        text = pretraining_rows(text, f"pretraining: {name}")
+        if name.startswith(LAB_PREFIX):
+            return text, pretraining_rows(self.dataset(name, config, "test", "pretraining_test"), "pretraining test")
+        if len(text) < 2:
+            raise InstructGPTError(f"pretraining: {name} has {len(text)} document; at least 2 are needed.")
+        parts = text.train_test_split(test_size=min(HELD_BACK_LIMIT, max(1, len(text) // 20)), seed=0)
+        return parts["train"], parts["test"]
+
+    # Whether there is anything to do
+
+    def fingerprint(self, inputs: dict[str, Any]) -> str:
+        """Hash of all that determines the result: settings, data, models read, package version."""
+        values = {key: value for key, value in self.settings.values.items() if _matters(key)}
+        data = {role: item["fingerprint"] for role, item in self.data.items()}
+        return fingerprint({"stage": self.name, "values": values, "data": data, "version": __version__, **inputs})
+
+    def finished(self, mark: str) -> StageArtifact | None:
+        """The stage's record if it is finished and nothing that determines it has changed."""
+        if not (self.folder / STAGE_FILE).is_file():
+            return None
+        artifact = StageArtifact.load(self.folder)
+        if artifact.fingerprint != mark:
+            self.say("finished before, but its settings, data or earlier stages have changed: training again")
+            return None
+        self.say(f"already finished and unchanged, skipped ({self.folder})")
+        return artifact
+
+    def prepare_work(self, mark: str) -> None:
+        """Empty the work folder unless it holds checkpoints of exactly this stage.
+
+        Raises:
+            InstructGPTError: if the folder cannot be written.
+        """
+        note = self.work / "fingerprint"
+        try:
+            if self.work.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != mark):
+                shutil.rmtree(self.work)
+            self.work.mkdir(parents=True, exist_ok=True)
+            note.write_text(mark, encoding="utf-8")
+        except OSError as error:
+            raise InstructGPTError(
+                f"{self.run_folder}: cannot be written ({error.strerror}); choose another --output_dir."
+            ) from None
+
+    # The record
+
+    def finish(self, artifact: StageArtifact, save_models: Any) -> StageArtifact:
+        """Write models and stage.json in one step, then drop the checkpoints.
+
+        Args:
+            save_models: called with the folder to write into.
+        """
+        artifact.finished_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        with atomic_folder(self.folder) as folder:
+            save_models(folder)
+            artifact.save(folder)
+        shutil.rmtree(self.work, ignore_errors=True)
+        if not any(self.work.parent.iterdir()):
+            self.work.parent.rmdir()
+        return artifact
+
+    def artifact(self, mark: str, **values: Any) -> StageArtifact:
+        """A record with what is the same for every stage filled in."""
+        changed = self.settings.changed()
+        defaults = {
+            key: list(item) for key, item in self.settings.defaults_with_source().items() if key not in changed
+        }
+        return StageArtifact(
+            stage=self.name,
+            recipe=self.recipe,
+            config=changed,
+            paper_defaults=defaults,
+            seed=self.seed,
+            fingerprint=mark,
+            data=self.data,
+            versions=versions(),
+            hardware=hardware(),
+            **values,
+        )
+
+
+def _matters(key: str) -> bool:
+    return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_"))
+
+
+def lab_folder(run_folder: Path) -> Path:
+    """The lab's datasets in a run, written if they are not there yet."""
+    folder = run_folder / "data"
+    if not folder.is_dir():
+        with atomic_folder(folder) as temporary:
+            lab.write(temporary, seed=0)
+    return folder
+
+
+def uses_lab(settings: StageSettings) -> bool:
+    """Whether a stage reads one of the lab's datasets."""
+    return str(settings.arguments.dataset_name).startswith(LAB_PREFIX)
+
+
+def model_folder(source: str, revision: str | None, role: str) -> Path:
+    """Local folder of a model; `lab` is the base model that comes with the package."""
+    return lab.base_model_path() if source == LAB_MODEL else resolve_source(source, revision, role)
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's content; of names and sizes where reading it all would take long."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
+    sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
+    return fingerprint(sizes) if sum(size for _, size in sizes) > LARGE_FOLDER else file_fingerprint(folder)
+
+
+def previous_stage(source: str | None, default: Path, stage: str) -> tuple[Path, StageArtifact]:
+    """Folder and record of an earlier stage, from this run or from a path or Hub id.
+
+    Raises:
+        InstructGPTError: if it is missing or is another stage.
+    """
+    if source is None and not (default / STAGE_FILE).is_file():
+        raise InstructGPTError(
+            f"{default}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path to the "
+            "folder or Hub id of a finished one."
+            if stage == "sft"
+            else f"{default}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path."
+        )
+    folder = default if source is None else resolve_source(source, role=f"{stage} stage")
+    artifact = StageArtifact.load(folder)
+    if artifact.stage != stage:
+        raise InstructGPTError(f"{folder}: is a finished {artifact.stage!r} stage, expected {stage!r}.")
+    return folder, artifact
+
+
+def model_license(folder: Path) -> str | None:
+    """The licence that a model's card states, or None."""
+    card = folder / "README.md"
+    if not card.is_file():
+        return None
+    found = (metadata_load(card) or {}).get("license")
+    return found if isinstance(found, str) else None
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary: equal for models that read the same token ids."""
+    return fingerprint(tokenizer.get_vocab())
+
+
+def model_options(settings: StageSettings) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` from a stage's settings."""
+    config = settings.model
+    options: dict[str, Any] = {"dtype": _dtype(config.dtype), "attn_implementation": config.attn_implementation}
+    quantization = quantization_config(config)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    if settings.training.trust_remote_code:
+        options["trust_remote_code"] = True
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _dtype(name: str | None) -> Any:
+    return name if name in (None, "auto") else getattr(torch, str(name))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that decide the numbers."""
+    found = {"instructgpt_hf": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Device and number of processes; nothing that names the machine."""
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    return {"device": device, "processes": processes, "platform": platform.system()}

@@ -1,0 +1,111 @@
+"""Stage 3: from the SFT and reward models and prompts to the PPO or PPO-ptx policy (InstructGPT §3.5, C.4)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model
+
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.model import peft_config
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.data.rollout_prompts import prompt_rows
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.loading import count_parameters, load_policy, load_tokenizer, unwrap_peft
+from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
+from instructgpt_hf.stages.common import StageRun, model_options, previous_stage
+from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
+from instructgpt_hf.stages.training import train
+
+
+def run_ppo(run: StageRun) -> StageArtifact:
+    """Train the policy, or find it finished.
+
+    Raises:
+        InstructGPTError: if data, earlier stages or settings are unusable; nothing is written then.
+    """
+    arguments, args = run.settings.arguments, run.settings.training
+    sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
+    reward_folder, reward = previous_stage(arguments.reward_model_path, run.run_folder / "reward", "reward")
+    tokenizer = load_tokenizer(sft_folder)
+    prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
+    prompt_format.check_same(PromptFormat.from_dict(reward.prompt_format), f"{reward_folder}: reward model")
+    check_vocabulary(sft.base_model, reward.base_model, "the reward model")
+    prompts, dropped = _prompts(run, prompt_format, tokenizer)
+    text = run.pretraining_text("ptx_coef", args.ptx_coef)
+    mark = run.fingerprint({"sft": sft.fingerprint, "reward": reward.fingerprint})
+    if (done := run.finished(mark)) is not None:
+        return done
+
+    run.data["prompts"].update(dropped)
+    run.prepare_work(mark)
+    options = model_options(run.settings)
+    policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
+    reward_model = load_reward_model(reward_folder, **options)
+    value_model = load_reward_model(reward_folder, trainable=True, **options)
+    adapter = peft_config(run.settings.model, "SEQ_CLS")
+    if adapter is not None and not hasattr(value_model, "peft_config"):
+        value_model = get_peft_model(value_model, adapter)
+    from instructgpt_hf.trainers.ppo import PPOTrainer
+
+    args.output_dir = str(run.work)
+    trainer = PPOTrainer(
+        policy,
+        reward_model,
+        value_model,
+        args,
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        prompt_format=prompt_format,
+        pretraining_dataset=text[0] if text is not None else None,
+    )
+    training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
+    artifact = run.artifact(
+        mark,
+        prompt_format=prompt_format.to_dict(),
+        base_model=sft.base_model,
+        previous={
+            "sft": {"source": arguments.sft_model_path or "sft", "fingerprint": sft.fingerprint},
+            "reward": {"source": arguments.reward_model_path or "reward", "fingerprint": reward.fingerprint},
+        },
+        model={
+            "kind": "adapter" if hasattr(policy, "peft_config") else "full",
+            "architecture": type(unwrap_peft(policy)).__name__,
+            "value_model": "value_model",
+            "value_model_architecture": type(unwrap_peft(value_model)).__name__,
+            "license": sft.base_model.get("license"),
+            "published_weights": args.publish_weights if args.ema_decay else "raw",
+            "reward_shift": reward_shift(reward_model),
+            **count_parameters(policy),
+        },
+        metrics=_last_metrics(training["log"]),
+        training=training,
+    )
+    last = artifact.metrics
+    run.say(f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats")
+    return run.finish(artifact, lambda folder: _save(trainer, value_model, folder))
+
+
+def _save(trainer: Any, value_model: Any, folder: Path) -> None:
+    trainer.save_pretrained(folder)
+    unwrap_peft(value_model).config.save_pretrained(folder / "value_model")
+
+
+def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tuple[Any, dict[str, int]]:
+    arguments, args = run.settings.arguments, run.settings.training
+    dataset, _ = run.train_and_test("prompts")
+    where = f"prompts: {arguments.dataset_name}"
+    prompts, dropped = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length or args.max_length, where)
+    if len(prompts) < args.generation_batch_size:
+        raise InstructGPTError(
+            f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = {args.generation_batch_size} "
+            "episodes of one iteration; add prompts or lower generation_batch_size."
+        )
+    return prompts, dropped
+
+
+def _last_metrics(log: list[dict[str, Any]]) -> dict[str, Any]:
+    records = [record for record in log if "objective/scores" in record]
+    wanted = ("objective/", "completions/", "val/", "loss/", "policy/")
+    return {key: value for key, value in records[-1].items() if key.startswith(wanted)}

@@ -1,0 +1,203 @@
+"""Stage 2: from the SFT model and rankings to the reward model (InstructGPT §3.5, C.2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.model import peft_config
+from instructgpt_hf.data.demonstrations import demonstration_rows
+from instructgpt_hf.data.loading import load_split
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.evaluation.metrics import PairwiseAccuracy
+from instructgpt_hf.models.loading import count_parameters, load_config, load_tokenizer, unwrap_peft
+from instructgpt_hf.models.reward_model import create_reward_model, reward_shift, score_token_lists
+from instructgpt_hf.stages.common import (
+    LAB_PREFIX,
+    StageRun,
+    lab_folder,
+    model_fingerprint,
+    model_folder,
+    model_license,
+    model_options,
+    previous_stage,
+    vocabulary_fingerprint,
+)
+from instructgpt_hf.stages.training import train
+
+CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is far below one reward unit
+
+
+def run_reward(run: StageRun) -> StageArtifact:
+    """Train the reward model, or find it finished.
+
+    Raises:
+        InstructGPTError: if data, earlier stage or settings are unusable; nothing is written then.
+    """
+    arguments, args = run.settings.arguments, run.settings.training
+    sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
+    start, base = _start(run, sft_folder, sft)
+    tokenizer = load_tokenizer(start)
+    prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "reward.yaml: prompt_template")
+    train_rows, test_rows = run.train_and_test("rankings")
+    train_rows = ranking_rows(train_rows, f"rankings: {arguments.dataset_name}")
+    test_rows = ranking_rows(test_rows, f"rankings: {arguments.dataset_name} (held back)")
+    demonstrations = _demonstrations(run, sft) if args.center_on_demonstrations else None
+    mark = run.fingerprint({"sft": sft.fingerprint, "base": base["fingerprint"]})
+    if (done := run.finished(mark)) is not None:
+        return done
+
+    limits = {"max_length": args.max_length, "max_prompt_length": arguments.max_prompt_length}
+    rows, dropped = tokenize_rankings(train_rows, prompt_format, tokenizer, where="rankings", **limits)
+    held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)
+    run.data["rankings"].update(dropped)
+    run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
+
+    run.prepare_work(mark)
+    model = create_reward_model(
+        start,
+        tokenizer,
+        seed=run.seed,
+        peft_config=peft_config(run.settings.model, "SEQ_CLS"),
+        **model_options(run.settings),
+    )
+    from instructgpt_hf.trainers.reward import RewardTrainer
+
+    args.output_dir = str(run.work)
+    trainer = RewardTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=held_back, processing_class=tokenizer
+    )
+    training = train(trainer, run)
+    batch_size = args.per_device_eval_batch_size
+    metrics: dict[str, Any] = {}
+    if demonstrations is not None:
+        ids = [
+            prompt_format.prompt_ids(row["prompt"], tokenizer)
+            + prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
+            for row in demonstrations
+        ]
+        ids = [item for item in ids if len(item) <= args.max_length]
+        scores = score_token_lists(model, ids, tokenizer.pad_token_id, batch_size)
+        unwrap_peft(model).config.reward_shift = sum(scores) / len(scores)
+        metrics["demonstrations_scored"] = len(scores)
+    metrics.update(_measure(model, held_back, tokenizer.pad_token_id, batch_size))
+    artifact = run.artifact(
+        mark,
+        prompt_format=prompt_format.to_dict(),
+        base_model=base,
+        previous={"sft": {"source": arguments.sft_model_path or "sft", "fingerprint": sft.fingerprint}},
+        model={
+            "kind": "adapter" if hasattr(model, "peft_config") else "full",
+            "architecture": type(unwrap_peft(model)).__name__,
+            "reward_shift": reward_shift(model),
+            "license": base.get("license"),
+            **count_parameters(model),
+        },
+        metrics=metrics,
+        training=training,
+    )
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        # An adapter folder also needs the classifier's config, which holds the number of labels and the shift.
+        unwrap_peft(model).config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    run.say(
+        f"held-back accuracy {metrics['eval_accuracy']:.3f} "
+        f"({metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; by length alone "
+        f"{metrics['length_baseline_accuracy']:.3f}), shift {reward_shift(model):+.3f}"
+    )
+    return run.finish(artifact, save)
+
+
+def _measure(model: Any, held_back: Any, pad_token_id: int, batch_size: int) -> dict[str, Any]:
+    """Pairwise accuracy on held-out rankings, beside that of preferring the longer completion."""
+    rows = list(held_back)
+    sequences = [ids for row in rows for ids in row["completions_ids"]]
+    scores = iter(score_token_lists(model, sequences, pad_token_id, batch_size))
+    found = PairwiseAccuracy().compute(
+        predictions=[[next(scores) for _ in row["ranks"]] for row in rows],
+        references=[row["ranks"] for row in rows],
+        lengths=[[len(ids) - row["prompt_length"] for ids in row["completions_ids"]] for row in rows],
+    )
+    renamed = {"accuracy": "eval_accuracy", "accuracy_low": "eval_accuracy_low", "accuracy_high": "eval_accuracy_high"}
+    renamed |= {"pairs": "eval_pairs", "prompts": "eval_prompts"}
+    return {renamed.get(key, key): value for key, value in found.items()}
+
+
+def _start(run: StageRun, sft_folder: Path, sft: StageArtifact) -> tuple[Path, dict[str, Any]]:
+    """The model that becomes the reward model, and the pretrained model it descends from.
+
+    The SFT model by default; with `model_name_or_path`, another one, such as the paper's 6B model for a 1.3B policy.
+    """
+    source = run.settings.model.model_name_or_path
+    if source is None:
+        return sft_folder, sft.base_model
+    revision = run.settings.model.model_revision
+    folder = model_folder(source, revision, "model_name_or_path")
+    load_config(folder)
+    vocabulary = vocabulary_fingerprint(load_tokenizer(folder))
+    base = {
+        "id": source,
+        "revision": revision,
+        "fingerprint": model_fingerprint(folder),
+        "vocabulary": vocabulary,
+        "license": model_license(folder),
+    }
+    check_vocabulary(sft.base_model, base, "the reward model")
+    return folder, base
+
+
+def check_vocabulary(expected: dict[str, Any], found: dict[str, Any], role: str) -> None:
+    """Raise unless two models read the same token ids.
+
+    Raises:
+        InstructGPTError: naming both base models.
+    """
+    if expected["vocabulary"] != found["vocabulary"]:
+        raise InstructGPTError(
+            f"{role} comes from base model {found['id']!r}, whose tokenizer differs from that of {expected['id']!r}, "
+            "the base of the SFT model: it would read the policy's token ids as other words. Choose models of one "
+            "tokenizer."
+        )
+
+
+def recorded_format(sft: StageArtifact, name: str | None, tokenizer: Any, where: str) -> PromptFormat:
+    """The SFT stage's prompt format, which a later stage may repeat but not change.
+
+    Raises:
+        InstructGPTError: if the later stage's recipe or tokenizer renders prompts differently.
+    """
+    recorded = PromptFormat.from_dict(sft.prompt_format)
+    if name is not None:
+        recorded.check_same(PromptFormat.create(name, tokenizer), where)
+    return recorded
+
+
+def _demonstrations(run: StageRun, sft: StageArtifact) -> list[dict[str, Any]]:
+    """Demonstrations to centre the scores on: those the SFT model was trained on."""
+    noted = sft.data["demonstrations"]
+    source, split = noted["source"], noted["split"]
+    if source.startswith(LAB_PREFIX):
+        kind = source.removeprefix(LAB_PREFIX)
+        source = str(lab_folder(run.run_folder) / f"{kind}.{split}.jsonl")
+    try:
+        dataset = load_split(source, split, noted.get("config"), "demonstrations")
+    except InstructGPTError as error:
+        raise InstructGPTError(
+            f"center_on_demonstrations = True: the SFT model's demonstrations cannot be read here ({error}). Put them "
+            "there, or set center_on_demonstrations: false."
+        ) from error
+    dataset = demonstration_rows(dataset, "demonstrations")
+    return list(dataset.select(range(min(CENTERING_LIMIT, len(dataset)))))
+
+
+def _describe(dropped: dict[str, int]) -> str:
+    return (
+        f"dropped {dropped['dropped_completions']} completions over the length limit, "
+        f"{dropped['dropped_too_few']} prompts left with fewer than two, {dropped['dropped_ties']} with only ties"
+    )

@@ -1,0 +1,112 @@
+"""Stage 1: from a pretrained model and demonstrations to the SFT model (InstructGPT §3.5, C.1, C.3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.model import peft_config
+from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraining, tokenize_demonstrations
+from instructgpt_hf.data.pretraining import PretrainingStream
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.models.loading import count_parameters, load_config, load_policy, load_tokenizer
+from instructgpt_hf.stages.common import (
+    StageRun,
+    model_fingerprint,
+    model_folder,
+    model_license,
+    model_options,
+    vocabulary_fingerprint,
+)
+from instructgpt_hf.stages.training import train
+
+
+def run_sft(run: StageRun) -> StageArtifact:
+    """Train the SFT model, or find it finished.
+
+    Raises:
+        InstructGPTError: if data, model or settings are unusable; nothing is written then.
+    """
+    arguments, args, settings = run.settings.arguments, run.settings.training, run.settings
+    source = settings.model.model_name_or_path
+    base = model_folder(source, settings.model.model_revision, "model_name_or_path")
+    config, tokenizer = load_config(base), load_tokenizer(base)
+    prompt_format = PromptFormat.create(arguments.prompt_template, tokenizer)
+    demonstrations, test = run.train_and_test("demonstrations")
+    demonstrations = demonstration_rows(demonstrations, f"demonstrations: {arguments.dataset_name}")
+    test = demonstration_rows(test, f"demonstrations: {arguments.dataset_name} (held back)")
+    text = run.pretraining_text("pretraining_mix", args.pretraining_mix)
+    base_print = model_fingerprint(base)
+    mark = run.fingerprint({"base": base_print})
+    if (done := run.finished(mark)) is not None:
+        return done
+
+    limits = {"max_length": args.max_length, "max_prompt_length": arguments.max_prompt_length}
+    rows, dropped = tokenize_demonstrations(demonstrations, prompt_format, tokenizer, where="demonstrations", **limits)
+    test_rows, _ = tokenize_demonstrations(test, prompt_format, tokenizer, where="held-back demonstrations", **limits)
+    run.data["demonstrations"].update(dropped)
+    if text is not None:
+        blocks, demonstrated = PretrainingStream(text[0], tokenizer, args.max_length, run.seed), len(rows)
+        rows = mix_pretraining(rows, blocks, args.pretraining_mix, run.seed)
+        run.data["pretraining"]["examples"] = len(rows) - demonstrated
+
+    run.prepare_work(mark)
+    model, before = _build(run, base, config, tokenizer)
+    from instructgpt_hf.trainers.sft import SFTTrainer, restore_config
+
+    args.output_dir = str(run.work)
+    trainer = SFTTrainer(
+        model=model, args=args, train_dataset=rows, eval_dataset=test_rows, processing_class=tokenizer
+    )
+    training = train(trainer, run)
+    metrics = {
+        key: value for key, value in trainer.evaluate().items() if key in ("eval_loss", "eval_mean_token_accuracy")
+    }
+    artifact = run.artifact(
+        mark,
+        prompt_format=prompt_format.to_dict(),
+        base_model={
+            "id": source,
+            "revision": settings.model.model_revision,
+            "fingerprint": base_print,
+            "vocabulary": vocabulary_fingerprint(tokenizer),
+            "license": model_license(base),
+        },
+        model={
+            "kind": "adapter" if settings.model.use_peft else "full",
+            "architecture": config.architectures[0] if config.architectures else config.model_type,
+            "residual_dropout_applied": before is not None,
+            "license": model_license(base),
+            **count_parameters(model),
+        },
+        metrics=metrics,
+        training=training,
+    )
+    if before is not None:
+        restore_config(model.config, before)
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    run.say(f"held-back demonstrations: loss {metrics['eval_loss']:.3f} nats per token")
+    return run.finish(artifact, save)
+
+
+def _build(run: StageRun, base: Path, config: Any, tokenizer: Any) -> tuple[Any, dict[str, Any] | None]:
+    """The model to train, and the config settings that the residual dropout replaced."""
+    from instructgpt_hf.trainers.sft import set_residual_dropout
+
+    dropout = run.settings.training.residual_dropout
+    before = set_residual_dropout(config, dropout) if dropout is not None else None
+    if dropout is not None and before is None:
+        run.say(f"residual_dropout = {dropout} has no effect: {config.model_type} has no residual dropout")
+    model = load_policy(
+        base,
+        tokenizer,
+        peft_config=peft_config(run.settings.model, "CAUSAL_LM"),
+        config=config if before is not None else None,
+        **model_options(run.settings),
+    )
+    return model, before

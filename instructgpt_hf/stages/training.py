@@ -1,0 +1,161 @@
+"""Running a trainer: progress, resuming, and stopping so that the next run resumes."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from instructgpt_hf._compat import quiet_environment
+from instructgpt_hf.stages.common import StageRun
+
+# Shown beside the bar, in this order, when the trainer logs them.
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "objective/scores": "score",
+    "objective/kl": "KL",
+    "loss/ptx": "ptx loss",
+    "val/explained_variance": "expl. var.",
+}
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a stage; a checkpoint to resume from is on disk."""
+
+
+class ProgressBar(TrainerCallback):
+    """A bar with the latest metrics instead of the Trainer's printed dictionaries."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.latest = ""
+        self.progress = Progress(
+            TextColumn(f"[bold]{run.name:>8}[/bold] "),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[latest]}"),
+            console=run.console,
+        )
+        self.task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar where a resumed run stands."""
+        if state.is_world_process_zero:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step further."""
+        if self.task is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the newest metrics."""
+        shown = [
+            f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if isinstance((logs or {}).get(key), float)
+        ]
+        if self.task is not None and shown:
+            self.progress.update(self.task, latest="  ".join(shown))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the finished bar on the screen."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop drawing, also after an error."""
+        self.progress.stop()
+
+
+class StopAtCheckpoint(TrainerCallback):
+    """Turns the first Ctrl-C into a checkpoint and a clean end; the second one stops at once.
+
+    Args:
+        boundary: optimizer steps between the points at which the stage can resume.
+    """
+
+    def __init__(self, run: StageRun, boundary: int) -> None:
+        self.run = run
+        self.boundary = boundary
+        self.asked = False
+        self.previous: Any = None
+
+    def install(self) -> None:
+        """Take over SIGINT, if this is the main thread."""
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:
+            self.previous = None
+
+    def remove(self) -> None:
+        """Give SIGINT back."""
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.run.say("stopping at the next point it can resume from; Ctrl-C again stops at once")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop once asked, where a rollout is used up."""
+        if self.asked and state.global_step % self.boundary == 0 and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint if there is one.
+
+    Args:
+        boundary: optimizer steps between the points at which the trainer can resume.
+
+    Returns:
+        `steps`, `epochs`, `seconds` and the log, for stage.json.
+
+    Raises:
+        Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
+    """
+    checkpoint = get_last_checkpoint(str(run.work))
+    if checkpoint is not None:
+        run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")
+    _match_precision(trainer)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    bar, stop = ProgressBar(run), StopAtCheckpoint(run, boundary)
+    trainer.add_callback(bar)
+    trainer.add_callback(stop)
+    stop.install()
+    try:
+        with quiet_environment():
+            trainer.train(resume_from_checkpoint=checkpoint)
+    finally:
+        stop.remove()
+        bar.stop()
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted
+    history = trainer.state.log_history
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": next((record["train_runtime"] for record in reversed(history) if "train_runtime" in record), None),
+        "log": history,
+    }
+
+
+def _match_precision(trainer: Any) -> None:
+    """Keep trained weights in float32 unless training runs in bfloat16.
+
+    TRL casts the adapters of a quantised model to bfloat16, which float16's gradient scaler and float32 layers refuse.
+    """
+    if trainer.args.bf16:
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()

@@ -159,7 +159,7 @@ def quiet_environment() -> Iterator[None]:
     import logging
     import warnings
 
-    names = ("transformers.trainer", "transformers.generation", "transformers.modeling_utils", "bitsandbytes", "trl")
+    names = ("transformers", "bitsandbytes", "trl")
     levels = {name: logging.getLogger(name).level for name in names}
     advisory = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
     os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
@@ -167,6 +167,8 @@ def quiet_environment() -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
+            # TRL asks for the old name of gradient checkpointing; pinned memory has no meaning on a CPU.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*pin_memory.*")
             yield
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import Recipe
 from instructgpt_hf.stages.common import StageRun
@@ -37,7 +38,8 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
     console = console or Console(stderr=True)
     for stage in recipe.stages:
         run_stage(recipe, stage, output_dir, console, evaluate=False)
-    rows = evaluate_run(_stage_run(recipe, "ppo", output_dir, console))
+    with quiet_environment():
+        rows = evaluate_run(_stage_run(recipe, "ppo", output_dir, console))
     _push(recipe, Path(output_dir), console)
     console.print(f"Done in {time.monotonic() - started:.0f} s. {_next_step(Path(output_dir))}", soft_wrap=True)
     return rows
@@ -52,14 +54,15 @@ def run_stage(
         The records of the finished stage, one for each model trained.
     """
     console = console or Console(stderr=True)
-    if stage == "sft":
-        return [run_sft(_stage_run(recipe, stage, output_dir, console))]
-    if stage == "reward":
-        return [run_reward(_stage_run(recipe, stage, output_dir, console))]
-    artifacts = [run_ppo(item) for item in _ppo_runs(recipe, output_dir, console)]
-    if evaluate:
-        evaluate_run(_stage_run(recipe, stage, output_dir, console))
-    return artifacts
+    with quiet_environment():
+        if stage == "sft":
+            return [run_sft(_stage_run(recipe, stage, output_dir, console))]
+        if stage == "reward":
+            return [run_reward(_stage_run(recipe, stage, output_dir, console))]
+        artifacts = [run_ppo(item) for item in _ppo_runs(recipe, output_dir, console)]
+        if evaluate:
+            evaluate_run(_stage_run(recipe, stage, output_dir, console))
+        return artifacts
 
 
 def _stage_run(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> StageRun:

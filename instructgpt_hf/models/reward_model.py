@@ -56,7 +56,7 @@ def create_reward_model(
         _set_tokens(model, tokenizer)
         _init_head(model, seed)
         model = get_peft_model(model, adapter)
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+        _copy_adapter(folder, model)
     else:
         model = _load_classifier(folder, **model_kwargs)
         _set_tokens(model, tokenizer)
@@ -67,6 +67,14 @@ def create_reward_model(
             model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
     return model
+
+
+def _copy_adapter(folder: Path, model: Any) -> None:
+    """Copy an SFT adapter's weights into the reward adapter, whose head stays as it is."""
+    weights = load_peft_weights(str(folder), device="cpu")
+    # The head is among the modules that the reward adapter saves, so PEFT asks for its weight too.
+    weights[f"base_model.model.{HEAD}.weight"] = getattr(unwrap_peft(model), HEAD).weight.detach()
+    set_peft_model_state_dict(model, weights)
 
 
 def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:

@@ -15,6 +15,7 @@ from datasets import Dataset
 from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import metadata_load
 from rich.console import Console
+from transformers.utils import logging
 
 from instructgpt_hf import __version__, lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, file_fingerprint, fingerprint
@@ -34,6 +35,7 @@ NEUTRAL = {"logging_steps", "save_steps", "save_strategy", "save_total_limit", "
 HELD_BACK_LIMIT = 200
 LARGE_FOLDER = 200 * 2**20
 LONG_DATASET = 5_000
+SLOW_TO_LOAD = 2**30
 
 
 @dataclass
@@ -84,6 +86,8 @@ class StageRun:
             InstructGPTError: if it cannot be read or has no rows.
         """
         source, split = self._lab_file(name, split, role) if name.startswith(LAB_PREFIX) else (name, split)
+        if Path(source).is_file():
+            disable_progress_bars()
         dataset = load_split(source, split, config, role)
         (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
         self.data[role] = {**describe(dataset, source, split), "source": name}
@@ -93,7 +97,7 @@ class StageRun:
         kind = name.removeprefix(LAB_PREFIX)
         if kind not in LAB_DATASETS:
             raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
-        return str(lab_folder(self.run_folder) / f"{kind}.{split}.jsonl"), split
+        return str(lab_folder(self.run_folder, self.seed) / f"{kind}.{split}.jsonl"), split
 
     def train_and_test(self, role: str) -> tuple[Dataset, Dataset]:
         """The stage's dataset, and the rows held back from training for measuring.
@@ -220,12 +224,13 @@ def _matters(key: str) -> bool:
     return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_"))
 
 
-def lab_folder(run_folder: Path) -> Path:
-    """The lab's datasets in a run, written if they are not there yet."""
-    folder = run_folder / "data"
-    if not folder.is_dir():
+def lab_folder(run_folder: Path, seed: int) -> Path:
+    """The lab's datasets in a run, written unless those of this seed are there."""
+    folder, note = run_folder / "data", "seed"
+    if not (folder / note).is_file() or (folder / note).read_text(encoding="utf-8") != str(seed):
         with atomic_folder(folder) as temporary:
-            lab.write(temporary, seed=0)
+            lab.write(temporary, seed=seed)
+            (temporary / note).write_text(str(seed), encoding="utf-8")
     return folder
 
 
@@ -237,6 +242,12 @@ def uses_lab(settings: StageSettings) -> bool:
 def model_folder(source: str, revision: str | None, role: str) -> Path:
     """Local folder of a model; `lab` is the base model that comes with the package."""
     return lab.base_model_path() if source == LAB_MODEL else resolve_source(source, revision, role)
+
+
+def show_loading_progress(folder: Path) -> None:
+    """Let transformers draw its bars for weights that take a while to read, and only for those."""
+    size = sum(item.stat().st_size for item in folder.rglob("*.safetensors"))
+    (logging.enable_progress_bar if size > SLOW_TO_LOAD else logging.disable_progress_bar)()
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -109,7 +109,9 @@ class _Bench:
         text = run.pretraining_text("ptx_coef", args.ptx_coef)
         tasks: list[dict[str, Any]] = []
         if uses_lab(run.settings):
-            lines = (lab_folder(run.run_folder) / "tasks.test.jsonl").read_text(encoding="utf-8").splitlines()
+            lines = (
+                (lab_folder(run.run_folder, run.seed) / "tasks.test.jsonl").read_text(encoding="utf-8").splitlines()
+            )
             tasks = [json.loads(line) for line in lines]
         return cls(
             run=run,

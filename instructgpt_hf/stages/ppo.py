@@ -14,7 +14,7 @@ from instructgpt_hf.data.rollout_prompts import prompt_rows
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import count_parameters, load_policy, load_tokenizer, unwrap_peft
 from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
-from instructgpt_hf.stages.common import StageRun, model_options, previous_stage
+from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
 from instructgpt_hf.stages.training import train
 
@@ -40,6 +40,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
 
     run.data["prompts"].update(dropped)
     run.prepare_work(mark)
+    show_loading_progress(reward_folder)
     options = model_options(run.settings)
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
     reward_model = load_reward_model(reward_folder, **options)

@@ -24,6 +24,7 @@ from instructgpt_hf.stages.common import (
     model_license,
     model_options,
     previous_stage,
+    show_loading_progress,
     vocabulary_fingerprint,
 )
 from instructgpt_hf.stages.training import train
@@ -57,6 +58,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
 
     run.prepare_work(mark)
+    show_loading_progress(start)
     model = create_reward_model(
         start,
         tokenizer,
@@ -184,7 +186,7 @@ def _demonstrations(run: StageRun, sft: StageArtifact) -> list[dict[str, Any]]:
     source, split = noted["source"], noted["split"]
     if source.startswith(LAB_PREFIX):
         kind = source.removeprefix(LAB_PREFIX)
-        source = str(lab_folder(run.run_folder) / f"{kind}.{split}.jsonl")
+        source = str(lab_folder(run.run_folder, run.seed) / f"{kind}.{split}.jsonl")
     try:
         dataset = load_split(source, split, noted.get("config"), "demonstrations")
     except InstructGPTError as error:

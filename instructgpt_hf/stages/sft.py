@@ -17,6 +17,7 @@ from instructgpt_hf.stages.common import (
     model_folder,
     model_license,
     model_options,
+    show_loading_progress,
     vocabulary_fingerprint,
 )
 from instructgpt_hf.stages.training import train
@@ -52,6 +53,7 @@ def run_sft(run: StageRun) -> StageArtifact:
         run.data["pretraining"]["examples"] = len(rows) - demonstrated
 
     run.prepare_work(mark)
+    show_loading_progress(base)
     model, before = _build(run, base, config, tokenizer)
     from instructgpt_hf.trainers.sft import SFTTrainer, restore_config
 

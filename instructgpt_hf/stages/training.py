@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.stages.common import StageRun
 
 # Shown beside the bar, in this order, when the trainer logs them.
@@ -36,10 +36,10 @@ class ProgressBar(TrainerCallback):
         self.latest = ""
         self.progress = Progress(
             TextColumn(f"[bold]{run.name:>8}[/bold] "),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[latest]}"),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[latest]}", table_column=Column(ratio=1)),
             console=run.console,
         )
         self.task: Any = None
@@ -133,8 +133,7 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     trainer.add_callback(stop)
     stop.install()
     try:
-        with quiet_environment():
-            trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         stop.remove()
         bar.stop()

@@ -1,0 +1,303 @@
+"""PPO and PPO-ptx: what the trainer adds to the formulas, which tests/functional checks by themselves."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from datasets import Dataset
+
+from instructgpt_hf.config.stages import PPOConfig
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.trainers.ppo import PPOTrainer
+from instructgpt_hf.trainers.rollouts import by_length, model_batch, pad_rollouts, select
+
+PROMPTS = Dataset.from_dict(
+    {"prompt": [f"a b w{index % 35}" if index % 2 else f"c w{index % 35}" for index in range(64)]}
+)
+TEXT = Dataset.from_dict({"text": ["a b c d e f g h i j"] * 20})
+
+
+def count_c(prompts, completions, completion_ids, **_):
+    """A reward that a policy can climb: how often token 5 ("c") occurs."""
+    return [float(sum(token == 5 for token in ids)) for ids in completion_ids]
+
+
+@pytest.fixture
+def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
+    def build(reward=count_c, policy=None, value_model=None, ref_model=None, **changes):
+        settings = dict(
+            output_dir=str(tmp_path / "work"),
+            generation_batch_size=16,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=1,
+            per_device_eval_batch_size=16,
+            total_episodes=32,
+            learning_rate=1e-3,
+            value_learning_rate=1e-3,
+            max_completion_length=6,
+            ptx_coef=0.0,
+            ptx_episodes_ratio=1,
+            ptx_max_length=8,
+            warmup_iterations=1,
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=0,
+        )
+        args = PPOConfig(**{**settings, **changes})
+        return PPOTrainer(
+            policy if policy is not None else make_policy(),
+            reward,
+            value_model if value_model is not None else make_scorer(),
+            args,
+            train_dataset=PROMPTS,
+            processing_class=tokenizer,
+            prompt_format=PromptFormat.create("raw", tokenizer),
+            pretraining_dataset=TEXT,
+            ref_model=ref_model,
+        )
+
+    return build
+
+
+def snapshot(module):
+    return {name: item.detach().clone() for name, item in module.named_parameters()}
+
+
+def test_every_trainable_parameter_moves_and_every_frozen_one_stays(make_trainer, make_scorer):
+    reward_model = make_scorer(seed=5)
+    frozen_before = snapshot(reward_model)
+    trainer = make_trainer(reward=reward_model, ptx_coef=1.0, adam_epsilon=1e-12)
+    before, reference = snapshot(trainer.actor_critic), snapshot(trainer.ref_model)
+    trainer.train()
+    still = [name for name, item in trainer.actor_critic.named_parameters() if torch.equal(item, before[name])]
+    assert still == []
+    assert all(torch.equal(item, reference[name]) for name, item in trainer.ref_model.named_parameters())
+    assert all(torch.equal(item, frozen_before[name]) for name, item in reward_model.named_parameters())
+
+
+def test_minibatches_are_optimizer_steps(make_trainer):
+    trainer = make_trainer(num_iterations=2)
+    trainer.train()
+    # 2 iterations x 16 episodes / minibatches of 8 x 2 inner epochs
+    assert trainer.state.global_step == 8
+    assert [round(record["iteration"], 3) for record in trainer.state.log_history[:2]] == [1.0, 2.0]
+
+
+def test_a_reward_the_policy_can_climb_is_climbed(make_trainer):
+    trainer = make_trainer(
+        generation_batch_size=32, per_device_train_batch_size=32, total_episodes=32 * 40, learning_rate=1e-2, beta=0.01
+    )
+    trainer.train()
+    scores = [record["objective/scores"] for record in trainer.state.log_history if "objective/scores" in record]
+    assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1.0
+
+
+@pytest.mark.parametrize("ptx_coef", [0.0, 2.0])
+def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_scorer, ptx_coef):
+    """8 episodes at once and 4 x 2 with accumulation take the same optimizer steps, with completions of any length."""
+    results = []
+    for micro, steps in ((8, 1), (2, 4)):
+        trainer = make_trainer(
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=steps,
+            generation_batch_size=8,
+            total_episodes=8,
+            ptx_coef=ptx_coef,
+            max_grad_norm=0.0,
+            learning_rate=1e-2,
+        )
+        # SGD shows gradients as they are; Adam would hide their scale.
+        groups = [
+            {"params": list(trainer.actor_critic.policy.parameters()), "role": "policy"},
+            {"params": list(trainer.actor_critic.value_model.parameters()), "role": "value_model"},
+        ]
+        trainer.optimizer = torch.optim.SGD(groups, lr=0.1)
+        trainer.train()
+        record = trainer.state.log_history[0]
+        results.append((snapshot(trainer.actor_critic), record["loss/policy"], record["loss/value"]))
+    (first, *losses), (second, *other_losses) = results
+    torch.testing.assert_close(torch.tensor(losses), torch.tensor(other_losses), rtol=1e-4, atol=1e-6)
+    for name, item in first.items():
+        torch.testing.assert_close(
+            item, second[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_trainer):
+    trainer = make_trainer(ptx_coef=3.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+    model = trainer.actor_critic
+    blocks = [next(copy.deepcopy(trainer.pretraining)) for _ in range(1)]
+    stream = copy.deepcopy(trainer.pretraining)
+    blocks = [next(stream) for _ in range(8)]
+    ids = torch.tensor(blocks)
+    expected_loss = model.policy(input_ids=ids, labels=ids).loss
+    expected = torch.autograd.grad(expected_loss, list(model.policy.parameters()))
+    for _ in range(2):
+        trainer._pretraining_backward(model)
+    for item, gradient in zip(model.policy.parameters(), expected, strict=True):
+        torch.testing.assert_close(item.grad, 3.0 * gradient)
+    assert all(item.grad is None for item in model.value_model.parameters())
+
+
+def test_ptx_coef_zero_reads_no_text_and_ptx_needs_text(make_trainer, tokenizer, make_policy, make_scorer):
+    assert make_trainer(ptx_coef=0.0).pretraining is None
+    trainer = make_trainer(ptx_coef=0.0)
+    with pytest.raises(ValueError, match="ptx_coef=1\\.0 needs a pretraining_dataset"):
+        PPOTrainer(
+            make_policy(),
+            count_c,
+            make_scorer(),
+            PPOConfig(**{**trainer.args.to_dict(), "ptx_coef": 1.0, "max_steps": -1}),
+            train_dataset=PROMPTS,
+            processing_class=tokenizer,
+            prompt_format=trainer.prompt_format,
+        )
+
+
+def test_first_rollout_has_no_kl_and_the_ratio_starts_at_one(make_trainer):
+    trainer = make_trainer(generation_batch_size=16, per_device_train_batch_size=16, total_episodes=16)
+    trainer.train()
+    record = trainer.state.log_history[0]
+    assert record["objective/kl"] == pytest.approx(0.0, abs=1e-5)
+    assert record["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert record["objective/rlhf_reward"] == pytest.approx(record["objective/scores"], abs=1e-5)
+
+
+def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer):
+    """Log-probabilities, values, rewards and advantages of a rollout against one row at a time in plain PyTorch."""
+    reward_model = make_scorer(seed=5)
+    other = make_policy(seed=7)
+    trainer = make_trainer(reward=reward_model, ref_model=other, whiten_advantages=False, beta=0.5, lam=0.9)
+    trainer.model.train()
+    inputs = [PROMPTS[index] for index in range(16)]
+    batch = trainer.rollout(inputs)
+    policy, value_model = trainer.actor_critic.policy, trainer.actor_critic.value_model
+    lengths = set()
+    for row in range(16):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        lengths.add(len(answer))
+        ids, start, count = torch.cat([prompt, answer])[None], len(prompt), len(answer)
+        with torch.no_grad():
+            logps, ref_logps = (
+                model(input_ids=ids).logits.log_softmax(-1)[0, start - 1 : -1].gather(1, answer[:, None])[:, 0]
+                for model in (policy, other)
+            )
+            values = value_model.score(value_model.model(input_ids=ids).last_hidden_state)[0, start - 1 : -1, 0]
+            score = reward_model.score(reward_model.model(input_ids=ids).last_hidden_state)[0, -1, 0]
+        rewards = -0.5 * (logps - ref_logps)
+        rewards[-1] += score
+        advantages = torch.zeros(count)
+        for t in range(count):
+            for k in range(t, count):
+                following = values[k + 1] if k + 1 < count else 0.0
+                advantages[t] += 0.9 ** (k - t) * (rewards[k] + following - values[k])
+        for name, expected in (
+            ("logps", logps),
+            ("values", values),
+            ("advantages", advantages),
+            ("returns", advantages + values),
+        ):
+            torch.testing.assert_close(batch[name][row, :count], expected, rtol=1e-4, atol=1e-5)
+            assert not batch[name][row, count:].any()
+    assert len(lengths) > 1, "the rows must differ in length to say anything about padding"
+
+
+def test_missing_eos_penalty_is_subtracted_from_unfinished_answers_only(make_trainer):
+    trainer = make_trainer(missing_eos_penalty=2.5)
+    rewards = torch.tensor([[1.0], [1.0]])
+    scores = trainer._scores(rewards, [[5, 5, 1], [5, 5, 5]])
+    assert scores.tolist() == [1.0, -1.5]
+
+
+def test_reward_model_sees_the_sampled_ids_with_eos(make_trainer, make_scorer):
+    reward_model = make_scorer(seed=5)
+    reward_model.config.reward_shift = 0.25
+    trainer = make_trainer(reward=reward_model)
+    scores = trainer.reward_funcs[0](prompts=["a b", "c"], completion_ids=[[5, 6, 1], [7, 1]])
+    for prompt, answer, score in (([3, 4], [5, 6, 1], scores[0]), ([5], [7, 1], scores[1])):
+        with torch.no_grad():
+            hidden = reward_model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state
+            expected = reward_model.score(hidden)[0, -1, 0].item() - 0.25
+        assert score == pytest.approx(expected, abs=1e-5)
+
+
+def test_learning_rates(make_trainer):
+    """The policy warms up over iterations from a tenth of the peak, the value model's rate is fixed (C.4)."""
+    trainer = make_trainer(
+        warmup_iterations=10, warmup_start_factor=0.1, learning_rate=1e-2, value_learning_rate=5e-3, total_episodes=320
+    )
+    trainer.create_optimizer()
+    trainer.create_scheduler(40)
+    rates = {"policy": [], "value_model": []}
+    for _ in range(40):
+        for group in trainer.optimizer.param_groups:
+            rates[group["role"]].append(group["lr"])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    policy = rates["policy"][:: len(rates["policy"]) // 40]
+    assert policy[0:2] == pytest.approx([1e-3, 1e-3])  # two optimizer steps per iteration
+    assert policy[2:4] == pytest.approx([2e-3, 2e-3])
+    assert policy[18:] == pytest.approx([1e-2] * 22)
+    assert set(rates["value_model"]) == {5e-3}
+
+
+def test_average_follows_its_recursion_and_is_saved_beside_the_policy(make_trainer, tmp_path):
+    from safetensors.torch import load_file
+
+    trainer = make_trainer(ema_decay=0.5, total_episodes=32)
+    weight = trainer.actor_critic.policy.model.layers[0].mlp.up_proj.weight
+    seen = [weight.detach().clone()]
+
+    class Watch:
+        def __call__(self, optimizer, *_):
+            seen.append(weight.detach().clone())
+
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_post_hook(Watch())
+    trainer.train()
+    expected = seen[0]
+    for item in seen[1:]:
+        expected = 0.5 * expected + 0.5 * item
+    trainer.save_pretrained(tmp_path / "stage")
+    name = "model.layers.0.mlp.up_proj.weight"
+    torch.testing.assert_close(load_file(tmp_path / "stage" / "ema" / "model.safetensors")[name], expected)
+    torch.testing.assert_close(load_file(tmp_path / "stage" / "model.safetensors")[name], weight)
+
+
+@pytest.mark.parametrize("ptx_coef", [0.0, 1.0])
+def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, make_policy, tmp_path, ptx_coef):
+    """Bit for bit on the CPU: weights of policy and value model, their average, and the log."""
+    common = dict(ptx_coef=ptx_coef, ema_decay=0.9, total_episodes=64, save_strategy="steps", save_steps=4)
+    whole = make_trainer(output_dir=str(tmp_path / "whole"), save_total_limit=None, **common)
+    whole.train()
+    resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **common)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    for name, item in resumed.actor_critic.named_parameters():
+        assert torch.equal(item, whole.actor_critic.get_parameter(name)), name
+    for name, item in resumed.average.tensors().items():
+        assert torch.equal(item, whole.average.averages[name]), name
+    metrics = ("objective/scores", "objective/kl", "loss/policy", "loss/value")
+    assert [resumed.state.log_history[-2][key] for key in metrics] == [
+        whole.state.log_history[-2][key] for key in metrics
+    ]
+
+
+def test_too_few_prompts_are_refused(make_trainer):
+    with pytest.raises(ValueError, match="64 prompts, fewer than generation_batch_size=128"):
+        make_trainer(generation_batch_size=128, total_episodes=128)
+
+
+def test_pieces_of_a_batch_keep_rows_and_lose_padding():
+    batch = pad_rollouts([[3], [3, 4, 5]], [[6, 7], [8, 9, 10, 1]], pad_token_id=0)
+    assert batch["prompt_ids"].tolist() == [[0, 0, 3], [3, 4, 5]]
+    assert batch["completion_ids"].tolist() == [[6, 7, 0, 0], [8, 9, 10, 1]]
+    ids, mask, length = model_batch(select(batch, torch.tensor([0])))
+    assert (ids.tolist(), mask.tolist(), length) == ([[3, 6, 7]], [[1, 1, 1]], 2)
+    rows = [index.tolist() for index, _ in by_length(batch, 1)]
+    assert rows == [[1], [0]]
+    with pytest.raises(ValueError, match="rollouts \\[1\\] have no token"):
+        pad_rollouts([[3], [3]], [[6], []], pad_token_id=0)

@@ -11,7 +11,17 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "InstructGPTError": "instructgpt_hf.errors",
+    "PPOConfig": "instructgpt_hf.config.stages",
+    "PPOTrainer": "instructgpt_hf.trainers.ppo",
+    "PromptFormat": "instructgpt_hf.data.prompts",
+    "RewardConfig": "instructgpt_hf.config.stages",
+    "RewardTrainer": "instructgpt_hf.trainers.reward",
+    "SFTConfig": "instructgpt_hf.config.stages",
+    "SFTTrainer": "instructgpt_hf.trainers.sft",
     "StageArtifact": "instructgpt_hf.artifacts",
+    "load_recipe": "instructgpt_hf.config.recipe",
+    "load_reward_model": "instructgpt_hf.models.reward_model",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -68,6 +68,7 @@ class RankingTrainer(QuietCard, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
+    _signature_columns: list[str] | None
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
         return dataset  # tokenized by instructgpt_hf.data, with every stage's one prompt rendering
@@ -89,6 +90,9 @@ class OnPolicyTrainer(QuietCard, RLOOTrainer):
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
     loss_is_scaled_for_ga = True
+    _buffered_inputs: list[dict[str, Any]] | None
+    optimizer: Any
+    lr_scheduler: Any
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}

@@ -200,11 +200,11 @@ def _tax(measured: dict[str, _Measured]) -> dict[str, str]:
             difference = paired_difference(measured[first].hits, measured[second].hits)
             low, high = 100 * difference.low, 100 * difference.high
             notes[f"task accuracy, {label}"] = f"{100 * difference.value:+.1f} points ({low:+.1f} to {high:+.1f})"
-        losses = [
+        first_loss, second_loss = (
             measured[name].row.extra.get("pretraining_loss") if name in measured else None for name in (first, second)
-        ]
-        if None not in losses:
-            notes[f"pretraining loss, {label}"] = f"{losses[0] - losses[1]:+.3f} nats per token"
+        )
+        if first_loss is not None and second_loss is not None:
+            notes[f"pretraining loss, {label}"] = f"{first_loss - second_loss:+.3f} nats per token"
     return notes
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -166,7 +166,7 @@ class PPOTrainer(OnPolicyTrainer):
         model.requires_grad_(False)
         return self.accelerator.prepare_model(model.eval(), evaluation_mode=True)
 
-    def _pretraining_stream(self, dataset: Any) -> Iterator[list[int]] | None:
+    def _pretraining_stream(self, dataset: Any) -> PretrainingStream | None:
         if not self.args.ptx_coef:
             return None
         return PretrainingStream(
@@ -349,7 +349,7 @@ class PPOTrainer(OnPolicyTrainer):
         per_iteration = self.args.steps_per_generation * self.num_iterations
         measure = self.micro_step % per_iteration == 0 and not self.is_deepspeed_enabled
         model.train()
-        self._pretraining_backward(model)
+        self._pretraining_backward(model, self.pretraining)
         if not measure:
             return super().training_step(model, inputs, num_items_in_batch)
         parameters = [item for item in self.actor_critic.policy.parameters() if item.requires_grad]
@@ -364,11 +364,11 @@ class PPOTrainer(OnPolicyTrainer):
                 item.grad = gradient if item.grad is None else item.grad.add_(gradient)
         return loss
 
-    def _pretraining_backward(self, model: Any) -> None:
+    def _pretraining_backward(self, model: Any, stream: PretrainingStream) -> None:
         """Accumulate the gradient of ptx_coef times the mean next-token loss on pretraining text."""
         rows = self.args.ptx_episodes_ratio * self.args.per_device_train_batch_size
         tokens = rows * self.args.gradient_accumulation_steps * (self.args.ptx_max_length - 1)
-        blocks = torch.tensor([next(self.pretraining) for _ in range(rows)], device=self.accelerator.device)
+        blocks = torch.tensor([next(stream) for _ in range(rows)], device=self.accelerator.device)
         total = torch.zeros((), device=self.accelerator.device)
         with self.accelerator.no_sync(model):
             for piece in blocks.split(self.args.per_device_train_batch_size):

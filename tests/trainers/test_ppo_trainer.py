@@ -129,14 +129,13 @@ def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_s
 def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_trainer):
     trainer = make_trainer(ptx_coef=3.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
     model = trainer.actor_critic
-    blocks = [next(copy.deepcopy(trainer.pretraining)) for _ in range(1)]
     stream = copy.deepcopy(trainer.pretraining)
     blocks = [next(stream) for _ in range(8)]
     ids = torch.tensor(blocks)
     expected_loss = model.policy(input_ids=ids, labels=ids).loss
     expected = torch.autograd.grad(expected_loss, list(model.policy.parameters()))
     for _ in range(2):
-        trainer._pretraining_backward(model)
+        trainer._pretraining_backward(model, trainer.pretraining)
     for item, gradient in zip(model.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(item.grad, 3.0 * gradient)
     assert all(item.grad is None for item in model.value_model.parameters())

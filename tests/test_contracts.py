@@ -1,0 +1,49 @@
+"""The private surface of TRL and transformers that `instructgpt_hf._compat` relies on.
+
+A failure here means: read the upstream diff of the named method, adapt `_compat.py` and the trainers, then move the
+version bound in pyproject.toml.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+from trl import RLOOTrainer
+
+from instructgpt_hf import _compat
+
+
+@pytest.mark.parametrize("name", sorted(_compat.CONTRACTS))
+def test_signature(name):
+    owner, expected = _compat.CONTRACTS[name]
+    function = getattr(owner, name.split(".")[1]) if "." in name else owner
+    assert tuple(inspect.signature(function).parameters) == expected, (
+        f"{name} has changed; read its diff upstream, adapt instructgpt_hf/_compat.py, then move the bound."
+    )
+
+
+@pytest.mark.parametrize("name", _compat.RLOO_ATTRIBUTES)
+def test_attribute_is_set_by_the_constructor(name):
+    source = inspect.getsource(RLOOTrainer.__init__)
+    assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat.py."
+
+
+def test_the_reference_adapter_has_its_name():
+    source = inspect.getsource(RLOOTrainer.__init__)
+    assert f'add_adapter("{_compat.REFERENCE_ADAPTER}"' in source
+
+
+def test_hooks_are_called_by_the_methods_that_stay_with_trl():
+    """An override that upstream no longer calls would silently train with TRL's algorithm."""
+    assert "self._generate_and_score_completions(" in inspect.getsource(RLOOTrainer._prepare_inputs)
+    assert "self._compute_loss(" in inspect.getsource(RLOOTrainer.compute_loss)
+    assert "self._tokenize_prompts(" in inspect.getsource(RLOOTrainer._generate)
+    assert "self._step += 1" in inspect.getsource(RLOOTrainer.training_step)
+
+
+def test_datasets_have_a_fingerprint():
+    from datasets import Dataset
+
+    first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
+    assert _compat.dataset_fingerprint(first) != _compat.dataset_fingerprint(second)

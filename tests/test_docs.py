@@ -1,0 +1,171 @@
+"""What README, docs and recipe pages say can be done: commands parse, links lead somewhere, names and paths exist."""
+
+import ast
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from instructgpt_hf.cli import build_parser
+from instructgpt_hf.config.catalog import list_recipes
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(
+    [
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("recipes/**/README.md"),
+    ]
+)
+STAGES = ("sft", "reward", "ppo")
+RECIPES = {name for name, _, _ in list_recipes()}
+
+
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+def text_of(page):
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page, language):
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.MULTILINE | re.DOTALL)
+
+
+def commands(page):
+    """Every `instructgpt-hf ...` of the page's shell blocks and inline code, as words behind the command's name."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(instructgpt-hf [^`\n]+)`", text_of(page))
+    for line in lines:
+        for part in line.split("&&"):
+            words = shlex.split(part, comments=True)
+            if words and Path(words[0]).name == "instructgpt-hf":
+                yield words[1:]
+
+
+COMMANDS = [(page, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), COMMANDS, ids=[f"{page_id(page)}: {' '.join(words)[:60]}" for page, words in COMMANDS]
+)
+def test_documented_command_is_accepted(page, words):
+    if "..." in words or "--help" in words:
+        pytest.skip("a placeholder, or a request for help")
+    arguments, settings = build_parser().parse_known_args(words)
+    if arguments.verb not in ("run", *STAGES):
+        assert not settings
+        return
+    from instructgpt_hf.config.recipe import load_recipe
+
+    name = arguments.recipe if arguments.verb == "run" else arguments.config
+    stages = STAGES if arguments.verb == "run" else (arguments.verb,)
+    load_recipe(name if name in RECIPES else "tiny-cpu", settings, stages)
+
+
+def test_commands_were_found():
+    assert {page_id(page) for page, _ in COMMANDS} >= {"README.md", "docs/hub.md", "recipes/README.md", "docs/ppo.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_relative_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page_id(page)} links to {target}, which does not exist"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", text_of(found), re.MULTILINE)
+            anchors = [re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings]
+            assert anchor in anchors, f"{page_id(page)} links to {target}; the page has {anchors}"
+
+
+SNIPPETS = [(page, code) for page in PAGES for code in blocks(page, "python")]
+
+
+@pytest.mark.parametrize(("page", "code"), SNIPPETS, ids=[page_id(page) for page, _ in SNIPPETS])
+def test_snippet_compiles_and_its_imports_exist(page, code):
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                importlib.import_module(name.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            for name in node.names:
+                assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
+
+
+def test_readme_has_a_snippet_of_about_ten_lines():
+    first = blocks(ROOT / "README.md", "python")[0]
+    assert len([line for line in first.splitlines() if line.strip()]) <= 10
+
+
+def test_tree_in_the_readme_is_the_repository():
+    """Every path of the tree exists, and no folder of the package is missing from it."""
+    tree = next(block for block in blocks(ROOT / "README.md", "text") if block.startswith("instructgpt_hf/"))
+    parents, listed = [], set()
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name, description = re.match(r"\s*(\S+)\s{2,}(\S.*)", line).groups()
+        parents = [*parents[:depth], name]
+        path = "".join(parents)
+        assert (ROOT / path).exists(), path
+        assert description
+        listed.add(path.rstrip("/"))
+    package = ROOT / "instructgpt_hf"
+    folders = {f"instructgpt_hf/{item.parent.name}" for item in package.glob("*/__init__.py")}
+    assert folders <= listed
+
+
+def test_ci_runs_the_test_command_of_the_readme():
+    lines = [line for block in blocks(ROOT / "README.md", "bash") for line in block.splitlines()]
+    command = next(line for line in lines if "pytest" in line)
+    assert f"test_command='{command}'" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert f"\n{command}\n" in text_of(ROOT / "CONTRIBUTING.md")
+
+
+# Tables "| `key` | default | source | ... |" below the heading "Settings that matter".
+PAGE = {"sft": "docs/sft.md", "reward": "docs/reward.md", "ppo": "docs/ppo.md"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_documented_defaults_are_the_defaults(stage):
+    from instructgpt_hf.config.schema import stage_settings
+
+    known = stage_settings(stage)
+    section = text_of(ROOT / PAGE[stage]).split("## Settings that matter")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", section, re.MULTILINE)
+    assert len(rows) >= 8
+    for key, default, source in rows:
+        assert key in known, key
+        assert default.replace(",", "").strip("`") == shown(known[key].default), key
+        assert source == (known[key].source or "TRL").partition(":")[0].partition(";")[0], key
+
+
+def shown(default):
+    if isinstance(default, bool):
+        return str(default).lower()
+    return "none" if default is None else str(default)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_metric_that_a_trainer_records_is_explained(stage):
+    source = text_of(ROOT / "instructgpt_hf" / "trainers" / f"{stage}.py")
+    names = set(re.findall(r"""record\("([\w/]+)\"""", source)) | set(re.findall(r'"(\w+/\w+)"[:,]', source))
+    names |= set(re.findall(r'logs\["(\w+)"\]', source))
+    page = text_of(ROOT / PAGE[stage])
+    assert not {name for name in names if f"`{name}`" not in page}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-ptx"])
+def test_every_metric_of_a_real_run_is_explained(stage):
+    record = json.loads(text_of(ROOT / "model_cards" / f"{stage}.stage.json"))
+    names = {key for entry in record["training"].get("log", []) for key in entry} | set(record["metrics"])
+    page = text_of(ROOT / PAGE[stage.removesuffix("-ptx")])
+    # The ends of an interval are explained with their value.
+    assert not {name for name in names if f"`{re.sub('_(low|high)$', '', name)}`" not in page}

@@ -51,7 +51,7 @@ def create_reward_model(
         model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
         adapter = PeftConfig.from_pretrained(folder)
         adapter.task_type = "SEQ_CLS"
-        adapter.modules_to_save = [HEAD]
+        adapter.modules_to_save = _with_head(adapter.modules_to_save)
         adapter.inference_mode = False
         _set_tokens(model, tokenizer)
         _init_head(model, seed)
@@ -63,10 +63,14 @@ def create_reward_model(
         _init_head(model, seed)
         if peft_config is not None:
             peft_config.task_type = "SEQ_CLS"
-            peft_config.modules_to_save = [HEAD]
+            peft_config.modules_to_save = _with_head(peft_config.modules_to_save)
             model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
     return model
+
+
+def _with_head(modules: list[str] | None) -> list[str]:
+    return sorted({*(modules or []), HEAD})
 
 
 def _copy_adapter(folder: Path, model: Any) -> None:
@@ -93,6 +97,7 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
         base_source, revision = adapter_base(folder)
         base = _load_classifier(resolve_source(base_source, revision, "base model of the adapter"), **model_kwargs)
         saved = _load_classifier_config(folder)
+        _grow_embeddings(base, saved.get_text_config().vocab_size)
         for name in ("reward_shift", "pad_token_id", "eos_token_id"):
             if hasattr(saved, name):
                 setattr(base.config, name, getattr(saved, name))
@@ -130,12 +135,16 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
 
 
 def _set_tokens(model: Any, tokenizer: Any) -> None:
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    _grow_embeddings(model, len(tokenizer))
     text_config = model.config.get_text_config()
     text_config.pad_token_id = tokenizer.pad_token_id
     text_config.eos_token_id = tokenizer.eos_token_id
     model.config.reward_shift = 0.0
+
+
+def _grow_embeddings(model: Any, tokens: int) -> None:
+    if tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokens)
 
 
 def _init_head(model: Any, seed: int) -> None:

@@ -1,0 +1,128 @@
+"""Log-probabilities, entropies and values of completions against plain forward passes over single sequences."""
+
+import pytest
+import torch
+from conftest import tiny_config
+from transformers import AutoModelForCausalLM
+
+from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput, completion_log_probs
+
+ROWS = [([5, 6, 7], [8, 9, 1]), ([10], [11, 12, 13, 14, 1]), ([15, 16], [17, 1]), ([3, 4, 5, 6], [1])]
+
+
+def layout(rows):
+    """Prompts padded left, completions padded right; ids, mask and completion length."""
+    before, after = max(len(prompt) for prompt, _ in rows), max(len(answer) for _, answer in rows)
+    ids, mask = [], []
+    for prompt, answer in rows:
+        left, right = before - len(prompt), after - len(answer)
+        ids.append([0] * left + prompt + answer + [0] * right)
+        mask.append([0] * left + [1] * len(prompt + answer) + [0] * right)
+    return torch.tensor(ids), torch.tensor(mask), after
+
+
+def plain_log_probs(policy, prompt, answer, temperature=1.0):
+    """[answer, V] log-softmax before each answer token, from one unpadded forward pass."""
+    with torch.no_grad():
+        logits = policy(torch.tensor([prompt + answer])).logits[0].float() / temperature
+    return torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_and_entropy(make_policy, architecture, temperature):
+    policy = make_policy(architecture).eval()
+    ids, mask, length = layout(ROWS)
+    logps, entropy = completion_log_probs(policy, ids, mask, length, temperature, with_entropy=True)
+    assert logps.shape == entropy.shape == (4, 5) and logps.requires_grad and not entropy.requires_grad
+    for row, (prompt, answer) in enumerate(ROWS):
+        expected = plain_log_probs(policy, prompt, answer, temperature)
+        real = slice(0, len(answer))
+        chosen = expected[torch.arange(len(answer)), torch.tensor(answer)]
+        torch.testing.assert_close(logps[row, real].detach(), chosen)
+        torch.testing.assert_close(entropy[row, real], -(expected.exp() * expected).sum(-1))
+
+
+def test_architecture_without_logits_to_keep(make_policy):
+    """A model whose forward pass gives all logits agrees with one that gives those of the completion only."""
+
+    class AllLogits(type(make_policy())):
+        def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
+            return super().forward(input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+    policy = make_policy().eval()
+    other = AllLogits(policy.config).eval()
+    other.load_state_dict(policy.state_dict())
+    ids, mask, length = layout(ROWS)
+    torch.testing.assert_close(
+        completion_log_probs(other, ids, mask, length)[0], completion_log_probs(policy, ids, mask, length)[0]
+    )
+
+
+def test_gradient_is_that_of_the_plain_pass(make_policy):
+    first, second = make_policy().eval(), make_policy().eval()
+    ids, mask, length = layout(ROWS[:2])
+    logps, _ = completion_log_probs(first, ids, mask, length)
+    (logps[0, :3].sum() + logps[1].sum()).backward()
+    total = 0.0
+    for prompt, answer in ROWS[:2]:
+        logits = second(torch.tensor([prompt + answer])).logits[0]
+        chosen = torch.log_softmax(logits, -1)[len(prompt) - 1 : -1]
+        total = total + chosen[torch.arange(len(answer)), torch.tensor(answer)].sum()
+    total.backward()
+    for one, two in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+
+
+class TestActorCritic:
+    @pytest.fixture
+    def pair(self, make_policy, make_scorer):
+        return ActorCritic(make_policy().eval(), make_scorer().eval(), temperature=0.8)
+
+    def test_values_stand_before_their_token(self, pair):
+        """The value of token t is the scorer's output on everything before t."""
+        pair.value_model.config.reward_shift = 0.5
+        ids, mask, length = layout(ROWS)
+        with torch.no_grad():
+            output = pair(ids, mask, length)
+        assert isinstance(output, ActorCriticOutput) and output.entropy is None
+        for row, (prompt, answer) in enumerate(ROWS):
+            for index in range(len(answer)):
+                before = torch.tensor([prompt + answer[:index]])
+                with torch.no_grad():
+                    expected = pair.value_model(input_ids=before).logits[0, 0] - 0.5
+                torch.testing.assert_close(output.values[row, index], expected)
+
+    def test_temperature_divides_the_logits(self, pair):
+        ids, mask, length = layout(ROWS)
+        with torch.no_grad():
+            output = pair(ids, mask, length, with_entropy=True)
+        prompt, answer = ROWS[1]
+        expected = plain_log_probs(pair.policy, prompt, answer, 0.8)[torch.arange(5), torch.tensor(answer)]
+        torch.testing.assert_close(output.logps[1], expected)
+        assert output.entropy is not None
+
+    def test_plain_logits_for_the_pretraining_loss(self, pair):
+        ids = torch.arange(3, 11)[None]
+        with torch.no_grad():
+            torch.testing.assert_close(pair(ids, torch.ones_like(ids)), pair.policy(ids).logits)
+
+    def test_policy_and_value_share_no_weight(self, pair):
+        policy = {item.data_ptr() for item in pair.policy.parameters()}
+        assert not policy & {item.data_ptr() for item in pair.value_model.parameters()}
+        assert len(list(pair.parameters())) == sum(
+            len(list(model.parameters())) for model in (pair.policy, pair.value_model)
+        )
+
+    def test_answers_for_the_policy(self, pair):
+        assert pair.config is pair.policy.config and pair.generation_config is pair.policy.generation_config
+        with pytest.raises(AttributeError):
+            _ = pair.no_such_attribute
+
+
+def test_architectures_differ():
+    """The three stand for rotary, learned and partly rotary positions."""
+    kinds = {
+        type(AutoModelForCausalLM.from_config(tiny_config(name))).__name__ for name in ("llama", "gpt2", "gpt_neox")
+    }
+    assert len(kinds) == 3

@@ -1,0 +1,146 @@
+"""Tokenizers with a distinct padding token, policies whole and as adapters."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.loading import (
+    NEW_PAD_TOKEN,
+    adapter_base,
+    count_parameters,
+    is_adapter,
+    load_config,
+    load_policy,
+    load_tokenizer,
+    resolve_source,
+)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Write a model and a tokenizer into a folder."""
+
+    def build(name, model, tokenizer):
+        folder = tmp_path / name
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return build
+
+
+def lora():
+    return LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear")
+
+
+class TestTokenizer:
+    def test_distinct_padding_is_kept(self, tokenizer, tmp_path):
+        tokenizer.save_pretrained(tmp_path)
+        found = load_tokenizer(tmp_path)
+        assert (found.pad_token, found.eos_token, len(found)) == ("<pad>", "<eos>", len(tokenizer))
+        assert found.padding_side == "left"
+
+    @pytest.mark.parametrize("given", ["<eos>", None])
+    def test_a_reserved_token_becomes_the_padding(self, tokenizer, tmp_path, given):
+        changed = copy.deepcopy(tokenizer)
+        changed.pad_token = given
+        changed.save_pretrained(tmp_path)
+        found = load_tokenizer(tmp_path)
+        assert found.pad_token == "<pad>" and found.pad_token_id == 0 and len(found) == len(tokenizer)
+
+    def test_a_new_token_where_none_is_reserved(self, tmp_path):
+        found = load_tokenizer(_without_padding(tmp_path))
+        assert found.pad_token == NEW_PAD_TOKEN and found.pad_token_id == 2 and found.eos_token_id == 0
+
+    def test_no_eos(self, tokenizer, tmp_path):
+        changed = copy.deepcopy(tokenizer)
+        changed.eos_token = None
+        changed.save_pretrained(tmp_path)
+        with pytest.raises(InstructGPTError, match="no EOS token"):
+            load_tokenizer(tmp_path)
+
+    def test_no_tokenizer(self, tmp_path):
+        with pytest.raises(InstructGPTError, match="no tokenizer could be loaded"):
+            load_tokenizer(tmp_path)
+
+
+def _without_padding(folder):
+    """A tokenizer of two words whose padding is its EOS token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "a": 1}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<eos>").save_pretrained(folder)
+    return folder
+
+
+class TestSource:
+    def test_folder(self, tmp_path):
+        assert resolve_source(str(tmp_path)) == tmp_path
+
+    @pytest.mark.parametrize("name", ["./missing", "/nowhere/missing", "~/nowhere"])
+    def test_missing_folder(self, name):
+        with pytest.raises(InstructGPTError, match=f"model: {name}: no such folder"):
+            resolve_source(name)
+
+    @pytest.mark.parametrize("name", ["nobody-here/no-such-model", "no such name!", "a/b/c"])
+    def test_neither_folder_nor_hub(self, name):
+        with pytest.raises(InstructGPTError, match=f"reward model: '{name}' is neither a local folder nor a model"):
+            resolve_source(name, role="reward model")
+
+    def test_folder_without_a_config(self, tmp_path):
+        with pytest.raises(InstructGPTError, match="no model config could be loaded"):
+            load_config(tmp_path)
+
+
+class TestPolicy:
+    def test_whole(self, make_policy, tokenizer, save):
+        made = make_policy()
+        policy = load_policy(save("base", made, tokenizer), tokenizer)
+        assert all(torch.equal(a, b) for a, b in zip(policy.parameters(), made.parameters(), strict=True))
+        counts = count_parameters(policy)
+        assert counts["parameters"] == counts["trainable_parameters"] == sum(p.numel() for p in made.parameters())
+
+    def test_padding_id_is_the_tokenizers(self, make_policy, tokenizer, save):
+        made = make_policy(pad_token_id=1)
+        policy = load_policy(save("base", made, tokenizer), tokenizer)
+        assert policy.config.pad_token_id == policy.generation_config.pad_token_id == 0
+
+    def test_embeddings_grow_for_a_new_padding_token(self, make_policy, tmp_path):
+        make_policy(vocab_size=2, eos_token_id=0, bos_token_id=0).save_pretrained(tmp_path)
+        tokenizer = load_tokenizer(_without_padding(tmp_path))
+        policy = load_policy(tmp_path, tokenizer)
+        assert policy.get_input_embeddings().num_embeddings == 3 == policy.config.vocab_size
+        assert torch.isfinite(policy(torch.tensor([[1, 2]])).logits).all()
+
+    def test_embeddings_that_are_larger_stay(self, make_policy, tokenizer, save):
+        made = make_policy(vocab_size=96)
+        assert load_policy(save("base", made, tokenizer), tokenizer).config.vocab_size == 96
+
+    def test_fresh_adapter(self, make_policy, tokenizer, save):
+        policy = load_policy(save("base", make_policy(), tokenizer), tokenizer, peft_config=lora())
+        trainable = {name for name, item in policy.named_parameters() if item.requires_grad}
+        assert trainable and all("lora_" in name for name in trainable)
+        ids = torch.tensor([[5, 6, 7]])
+        with torch.no_grad(), policy.disable_adapter():
+            base = policy(ids).logits
+        assert torch.equal(policy(ids).logits, base)
+
+    @pytest.mark.parametrize("trainable", [True, False])
+    def test_adapter_folder_continues(self, make_policy, tokenizer, save, trainable):
+        base = save("base", make_policy(), tokenizer)
+        policy = load_policy(base, tokenizer, peft_config=lora())
+        for name, item in policy.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(item, std=0.1)
+        folder = save("adapter", policy, tokenizer)
+        assert is_adapter(folder) and not is_adapter(base) and adapter_base(folder) == (str(base), None)
+        again = load_policy(folder, tokenizer, trainable=trainable)
+        ids = torch.tensor([[5, 6, 7]])
+        torch.testing.assert_close(again(ids).logits, policy(ids).logits)
+        assert any(item.requires_grad for item in again.parameters()) == trainable
+        assert load_config(folder).model_type == "llama"

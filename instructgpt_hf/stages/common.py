@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import os
 import platform
 import shutil
 from dataclasses import dataclass, field
@@ -166,8 +167,29 @@ class StageRun:
         self.say(f"already finished and unchanged, skipped ({self.folder})")
         return artifact
 
+    def check_folder(self) -> None:
+        """Make sure that the stage's folder can be written, without writing anything.
+
+        Raises:
+            InstructGPTError: if it cannot, or if a file has its name.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InstructGPTError(
+                f"{self.folder}: is a file where the stage's folder goes; choose another --output_dir."
+            )
+        # `os.path.exists`, because `Path.exists` raises inside a folder that may not be searched.
+        parents = (self.run_folder, *self.run_folder.absolute().parents)
+        existing = next(path for path in parents if os.path.exists(path))
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            reason = "no permission" if existing.is_dir() else "is a file"
+            raise InstructGPTError(
+                f"{self.run_folder}: cannot be written ({existing}: {reason}); choose another --output_dir."
+            )
+
     def prepare_work(self, mark: str) -> None:
         """Empty the work folder unless it holds checkpoints of exactly this stage.
+
+        Called once the models are loaded, so that a stage that is refused before leaves nothing behind.
 
         Raises:
             InstructGPTError: if the folder cannot be written.

@@ -39,7 +39,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
         return done
 
     run.data["prompts"].update(dropped)
-    run.prepare_work(mark)
+    run.check_folder()
     show_loading_progress(reward_folder)
     options = model_options(run.settings)
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
@@ -48,6 +48,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     adapter = peft_config(run.settings.model, "SEQ_CLS")
     if adapter is not None and not hasattr(value_model, "peft_config"):
         value_model = get_peft_model(value_model, adapter)
+    run.prepare_work(mark)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
     args.output_dir = str(run.work)

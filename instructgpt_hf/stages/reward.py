@@ -57,7 +57,9 @@ def run_reward(run: StageRun) -> StageArtifact:
     run.data["rankings"].update(dropped)
     run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
 
-    run.prepare_work(mark)
+    demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, args.max_length)
+
+    run.check_folder()
     show_loading_progress(start)
     model = create_reward_model(
         start,
@@ -66,6 +68,7 @@ def run_reward(run: StageRun) -> StageArtifact:
         peft_config=peft_config(run.settings.model, "SEQ_CLS"),
         **model_options(run.settings),
     )
+    run.prepare_work(mark)
     from instructgpt_hf.trainers.reward import RewardTrainer
 
     args.output_dir = str(run.work)
@@ -75,14 +78,8 @@ def run_reward(run: StageRun) -> StageArtifact:
     training = train(trainer, run)
     batch_size = args.per_device_eval_batch_size
     metrics: dict[str, Any] = {}
-    if demonstrations is not None:
-        ids = [
-            prompt_format.prompt_ids(row["prompt"], tokenizer)
-            + prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
-            for row in demonstrations
-        ]
-        ids = [item for item in ids if len(item) <= args.max_length]
-        scores = score_token_lists(model, ids, tokenizer.pad_token_id, batch_size)
+    if demonstrated:
+        scores = score_token_lists(model, demonstrated, tokenizer.pad_token_id, batch_size)
         unwrap_peft(model).config.reward_shift = sum(scores) / len(scores)
         metrics["demonstrations_scored"] = len(scores)
     metrics.update(_measure(model, held_back, tokenizer.pad_token_id, batch_size))
@@ -196,6 +193,27 @@ def _demonstrations(run: StageRun, sft: StageArtifact) -> list[dict[str, Any]]:
         ) from error
     dataset = demonstration_rows(dataset, "demonstrations")
     return list(dataset.select(range(min(CENTERING_LIMIT, len(dataset)))))
+
+
+def _demonstrated_ids(
+    demonstrations: list[dict[str, Any]] | None, prompt_format: PromptFormat, tokenizer: Any, max_length: int
+) -> list[list[int]]:
+    """Token ids of the demonstrations within the reward model's length limit; none if scores are not centred."""
+    if demonstrations is None:
+        return []
+    ids = [
+        prompt_format.prompt_ids(row["prompt"], tokenizer)
+        + prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
+        for row in demonstrations
+    ]
+    kept = [item for item in ids if len(item) <= max_length]
+    if not kept:
+        raise InstructGPTError(
+            f"center_on_demonstrations = True: every demonstration of the SFT model is longer than "
+            f"max_length={max_length} tokens (the shortest has {min(map(len, ids))}). Raise max_length, or set "
+            "center_on_demonstrations: false."
+        )
+    return kept
 
 
 def _describe(dropped: dict[str, int]) -> str:

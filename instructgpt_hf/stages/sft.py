@@ -52,9 +52,10 @@ def run_sft(run: StageRun) -> StageArtifact:
         rows = mix_pretraining(rows, blocks, args.pretraining_mix, run.seed)
         run.data["pretraining"]["examples"] = len(rows) - demonstrated
 
-    run.prepare_work(mark)
+    run.check_folder()
     show_loading_progress(base)
     model, before = _build(run, base, config, tokenizer)
+    run.prepare_work(mark)
     from instructgpt_hf.trainers.sft import SFTTrainer, restore_config
 
     args.output_dir = str(run.work)

@@ -1,0 +1,192 @@
+"""The three stages with LoRA: adapters on one base that never changes, each starting from the one before."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_config
+from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from safetensors.torch import load_file
+
+from instructgpt_hf import pipeline
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.models.loading import load_tokenizer
+from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, score_token_lists
+
+COMMON = {
+    "use_peft": True,
+    "lora_r": 4,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 4,
+    "gradient_accumulation_steps": 1,
+    "learning_rate": 1e-2,
+    "use_cpu": True,
+}
+STAGES = {
+    "sft": {"prompt_template": "raw", "max_length": 32, "max_steps": 3},
+    "reward": {"max_length": 32, "max_steps": 3},
+    "ppo": {
+        "ptx_coef": 1.0,
+        "ptx_episodes_ratio": 1,
+        "ptx_max_length": 8,
+        "generation_batch_size": 8,
+        "max_completion_length": 4,
+        "total_episodes": 16,
+        "value_learning_rate": 1e-2,
+        "eval_num_prompts": 2,
+        "ema_decay": 0.9,
+        "warmup_iterations": 1,
+    },
+}
+DATA = {
+    "sft": [{"prompt": f"a b {word}", "completion": f"{word} d"} for word in "efghijklmn"],
+    "reward": [
+        {"prompt": f"a {word}", "completions": ["c", f"d {word}", "e f g"], "ranks": [2, 1, 3]}
+        for word in "efghijklmn"
+    ],
+    "ppo": [{"prompt": f"{word} b"} for word in "efghijklmnopqrst"],
+    "text": [{"text": f"{word} a b c d e f g h"} for word in "efghijklmn"],
+}
+SEQUENCES = [[5, 6, 7, 1], [8, 9, 10, 11, 1], [12, 1]]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A finished run of adapters; beside the stages' folders, what was seen of them on the way."""
+    from transformers import AutoModelForCausalLM
+
+    root = tmp_path_factory.mktemp("adapters")
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(tiny_config())
+    base.generation_config.pad_token_id, base.generation_config.eos_token_id = 0, 1
+    base.save_pretrained(root / "base")
+    tokenizer.save_pretrained(root / "base")
+    (root / "recipe").mkdir()
+    for name, rows in DATA.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for stage, values in STAGES.items():
+        found = {**COMMON, **values, "dataset_name": f"{root}/{stage}.jsonl"}
+        found |= {"model_name_or_path": f"{root}/base"} if stage == "sft" else {}
+        found |= {"pretraining_dataset_name": f"{root}/text.jsonl"} if stage == "ppo" else {}
+        (root / "recipe" / f"{stage}.yaml").write_text(
+            "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items())
+        )
+    before = _bytes(root / "base")
+    recipe = load_recipe(root / "recipe")
+    with pytest.MonkeyPatch.context() as patch:
+        seen = _watch_the_start_of_ppo(patch)
+        for stage in ("sft", "reward", "ppo"):
+            pipeline.run_stage(recipe, stage, root)
+    assert _bytes(root / "base") == before
+    (root / "seen.json").write_text(json.dumps(seen))
+    return root
+
+
+def _bytes(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _watch_the_start_of_ppo(patch):
+    """Compare policy and reference with the SFT adapter, and the value model with the reward model, before a step."""
+    from instructgpt_hf.stages import ppo
+
+    seen, original = {}, ppo.train
+
+    def watched(trainer, stage_run, **options):
+        sft = AutoPeftModelForCausalLM.from_pretrained(stage_run.run_folder / "sft").eval()
+        reward = load_reward_model(stage_run.run_folder / "reward")
+        policy, ids = trainer.actor_critic.policy.eval(), torch.tensor([SEQUENCES[1]])
+        mask = torch.ones_like(ids)
+        with torch.no_grad():
+            expected = torch.log_softmax(sft(ids).logits[:, :-1], -1).gather(2, ids[:, 1:, None]).squeeze(2)
+            found = trainer._reference_log_probs(policy, ids, mask, 4)
+            own = torch.log_softmax(policy(ids).logits[:, :-1], -1).gather(2, ids[:, 1:, None]).squeeze(2)
+            values = trainer.actor_critic.values(torch.tensor([SEQUENCES[1] + [0]]), torch.ones(1, 6), 1)[0, 0]
+        seen["reference"] = (found - expected).abs().max().item()
+        seen["policy"] = (own - expected).abs().max().item()
+        seen["value"] = abs(values.item() - score_token_lists(reward, [SEQUENCES[1]], 0, 1)[0])
+        seen["trainable"] = sorted(
+            name for name, item in trainer.actor_critic.named_parameters() if item.requires_grad
+        )
+        result = original(trainer, stage_run, **options)
+        with torch.no_grad():
+            after = trainer._reference_log_probs(policy.eval(), ids, mask, 4)
+        seen["reference_after"] = (after - expected).abs().max().item()
+        return result
+
+    patch.setattr(ppo, "train", watched)
+    return seen
+
+
+def test_every_stage_saves_an_adapter(run):
+    for folder in ("sft", "reward", "ppo-ptx", "ppo-ptx/value_model", "ppo-ptx/ema"):
+        assert (run / folder / "adapter_model.safetensors").is_file(), folder
+        assert not (run / folder / "model.safetensors").exists(), folder
+        config = json.loads((run / folder / "adapter_config.json").read_text())
+        assert config["base_model_name_or_path"] == str(run / "base"), folder
+    for stage in ("sft", "reward", "ppo-ptx"):
+        assert StageArtifact.load(run / stage).model["kind"] == "adapter"
+    assert not (run / ".work").exists()
+
+
+def test_head_is_saved_with_the_adapter(run):
+    for folder in ("reward", "ppo-ptx/value_model"):
+        weights = load_file(run / folder / "adapter_model.safetensors")
+        assert [name for name in weights if "score" in name] == ["base_model.model.score.weight"]
+    for folder in ("sft", "ppo-ptx", "ppo-ptx/ema"):
+        assert not [name for name in load_file(run / folder / "adapter_model.safetensors") if "score" in name]
+
+
+def test_each_adapter_was_trained(run):
+    """Every adapter differs from the one it started as, in every matrix."""
+    for later, earlier in (("reward", "sft"), ("ppo-ptx", "sft"), ("ppo-ptx/value_model", "reward")):
+        first, second = (load_file(run / folder / "adapter_model.safetensors") for folder in (earlier, later))
+        assert set(first) <= set(second)
+        assert [name for name in first if torch.equal(first[name], second[name])] == [], (earlier, later)
+
+
+def test_ppo_starts_from_the_earlier_stages(run):
+    seen = json.loads((run / "seen.json").read_text())
+    assert seen["policy"] == pytest.approx(0, abs=1e-5)
+    assert seen["reference"] == pytest.approx(0, abs=1e-5)
+    assert seen["value"] == pytest.approx(0, abs=1e-5)
+
+
+def test_reference_stays_while_the_policy_trains(run):
+    seen = json.loads((run / "seen.json").read_text())
+    assert seen["reference_after"] == pytest.approx(0, abs=1e-5)
+    assert seen["trainable"] and not [name for name in seen["trainable"] if ".ref." in name]
+    roles = {name.split(".")[0] for name in seen["trainable"]}
+    assert roles == {"policy", "value_model"}
+
+
+def test_policy_loads_with_peft(run):
+    ids = torch.tensor([SEQUENCES[1]])
+    logits = {}
+    for folder in ("sft", "ppo-ptx", "ppo-ptx/ema"):
+        policy = AutoPeftModelForCausalLM.from_pretrained(run / folder).eval()
+        assert list(policy.peft_config) == ["default"]
+        with torch.no_grad():
+            logits[folder] = policy(ids).logits
+    assert not torch.allclose(logits["ppo-ptx"], logits["sft"], atol=1e-3)
+    assert not torch.allclose(logits["ppo-ptx/ema"], logits["ppo-ptx"], atol=1e-5)
+
+
+def test_reward_model_keeps_its_shift(run):
+    model = load_reward_model(run / "reward")
+    assert reward_shift(model) == StageArtifact.load(run / "reward").model["reward_shift"] != 0.0
+    plain = AutoPeftModelForSequenceClassification.from_pretrained(run / "reward", num_labels=1).eval()
+    with torch.no_grad():
+        raw = [plain(input_ids=torch.tensor([ids])).logits.item() for ids in SEQUENCES]
+    shifted = [value - reward_shift(model) for value in raw]
+    assert score_token_lists(model, SEQUENCES, load_tokenizer(run / "reward").pad_token_id, 2) == pytest.approx(
+        shifted, abs=1e-5
+    )
+
+
+def test_value_model_loads(run):
+    value_model = load_reward_model(run / "ppo-ptx" / "value_model")
+    reward = load_reward_model(run / "reward")
+    assert reward_shift(value_model) == reward_shift(reward)
+    assert score_token_lists(value_model, SEQUENCES, 0, 2) != score_token_lists(reward, SEQUENCES, 0, 2)

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from conftest import tiny_config
-from transformers import AutoModelForCausalLM
 
 from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput, completion_log_probs
 
@@ -118,11 +116,3 @@ class TestActorCritic:
         assert pair.config is pair.policy.config and pair.generation_config is pair.policy.generation_config
         with pytest.raises(AttributeError):
             _ = pair.no_such_attribute
-
-
-def test_architectures_differ():
-    """The three stand for rotary, learned and partly rotary positions."""
-    kinds = {
-        type(AutoModelForCausalLM.from_config(tiny_config(name))).__name__ for name in ("llama", "gpt2", "gpt_neox")
-    }
-    assert len(kinds) == 3

@@ -2,15 +2,14 @@
 
 import pytest
 import torch
-from conftest import tiny_config
 
 from instructgpt_hf.trainers.sft import RESIDUAL_DROPOUT, restore_config, set_residual_dropout
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
-def test_set_and_restored(architecture):
+def test_set_and_restored(make_policy, architecture):
     changes = {"gpt2": {"attn_pdrop": 0.3}, "gpt_neox": {"attention_dropout": 0.3}}[architecture]
-    config, untouched = tiny_config(architecture, **changes), tiny_config(architecture, **changes)
+    config, untouched = (make_policy(architecture, **changes).config for _ in range(2))
     before = set_residual_dropout(config, 0.2)
     name, others = RESIDUAL_DROPOUT[architecture]
     assert getattr(config, name) == 0.2 and all(getattr(config, other) == 0.0 for other in others)
@@ -18,10 +17,11 @@ def test_set_and_restored(architecture):
     assert config.to_dict() == untouched.to_dict()
 
 
-def test_architecture_without_it_is_left_alone():
-    config = tiny_config("llama")
+def test_architecture_without_it_is_left_alone(make_policy):
+    config = make_policy("llama").config
+    before = config.to_dict()
     assert set_residual_dropout(config, 0.2) is None
-    assert config.to_dict() == tiny_config("llama").to_dict()
+    assert config.to_dict() == before
 
 
 @pytest.mark.parametrize("architecture", sorted(RESIDUAL_DROPOUT))
@@ -40,10 +40,10 @@ def test_name_exists_in_transformers(architecture):
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox"])
-def test_acts_in_training_only(architecture):
+def test_acts_in_training_only(make_policy, architecture):
     from transformers import AutoModelForCausalLM
 
-    config = tiny_config(architecture)
+    config = make_policy(architecture).config
     set_residual_dropout(config, 0.5)
     model = AutoModelForCausalLM.from_config(config)
     rates = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}

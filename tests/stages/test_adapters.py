@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_config
 from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
+from stage_files import write_model, write_recipe, write_rows
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
@@ -54,24 +54,22 @@ SEQUENCES = [[5, 6, 7, 1], [8, 9, 10, 11, 1], [12, 1]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tokenizer):
     """A finished run of adapters; beside the stages' folders, what was seen of them on the way."""
-    from transformers import AutoModelForCausalLM
-
     root = tmp_path_factory.mktemp("adapters")
-    torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(tiny_config())
-    base.generation_config.pad_token_id, base.generation_config.eos_token_id = 0, 1
-    base.save_pretrained(root / "base")
-    tokenizer.save_pretrained(root / "base")
-    (root / "recipe").mkdir()
+    write_model(root / "base", tokenizer)
     for name, rows in DATA.items():
-        (root / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for stage, values in STAGES.items():
-        found = {**COMMON, **values, "dataset_name": f"{root}/{stage}.jsonl"}
-        found |= {"model_name_or_path": f"{root}/base"} if stage == "sft" else {}
-        found |= {"pretraining_dataset_name": f"{root}/text.jsonl"} if stage == "ppo" else {}
-        (root / "recipe" / f"{stage}.yaml").write_text(
-            "".join(f"{key}: {json.dumps(value)}\n" for key, value in found.items())
-        )
+        write_rows(root / f"{name}.jsonl", rows)
+    own = {
+        "sft": {"model_name_or_path": f"{root}/base"},
+        "reward": {},
+        "ppo": {"pretraining_dataset_name": f"{root}/text.jsonl"},
+    }
+    write_recipe(
+        root / "recipe",
+        {
+            stage: {**COMMON, **values, **own[stage], "dataset_name": f"{root}/{stage}.jsonl"}
+            for stage, values in STAGES.items()
+        },
+    )
     before = _bytes(root / "base")
     recipe = load_recipe(root / "recipe")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,12 +1,12 @@
 """Bad input to every stage: one clear message, exit code 2, and nothing left behind."""
 
 import copy
-import json
 import shutil
 
 import pytest
+import stage_files
 import torch
-from conftest import tiny_config
+from stage_files import write_model, write_rows
 
 from instructgpt_hf import cli, pipeline
 from instructgpt_hf.artifacts import StageArtifact
@@ -27,22 +27,6 @@ RANKINGS = [
 PROMPTS = [{"prompt": f"{word} b"} for word in "efghijklmn"]
 
 
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
-def write_model(folder, tokenizer, architecture="llama", **changes):
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(tiny_config(architecture, **changes))
-    model.generation_config.pad_token_id, model.generation_config.eos_token_id = 0, 1
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 def write_recipe(folder, data, base, **changes):
     """A recipe of one step per stage on the files in `data`."""
     stages = {
@@ -58,11 +42,8 @@ def write_recipe(folder, data, base, **changes):
         },
     }
     stages["sft"]["prompt_template"] = "raw"
-    folder.mkdir(parents=True)
-    for stage, values in stages.items():
-        lines = {**COMMON, **values, **changes.get(stage, {})}
-        (folder / f"{stage}.yaml").write_text("".join(f"{key}: {json.dumps(item)}\n" for key, item in lines.items()))
-    return folder
+    complete = {stage: {**COMMON, **values, **changes.get(stage, {})} for stage, values in stages.items()}
+    return stage_files.write_recipe(folder, complete)
 
 
 def run_stages(recipe, folder, *stages):

@@ -23,7 +23,7 @@ def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
     Raises:
         InstructGPTError: naming missing columns, or every wrong row.
     """
-    if "messages" in dataset.column_names and "completion" not in dataset.column_names:
+    if "messages" in dataset.column_names and not {"completion", "response"} & set(dataset.column_names):
         check_rows(dataset, where, _messages_problem)
         columns = [name for name in dataset.column_names if name not in ("prompt", "completion")]
         dataset = dataset.map(

@@ -103,7 +103,8 @@ class StageRun:
     def train_and_test(self, role: str) -> tuple[Dataset, Dataset]:
         """The stage's dataset, and the rows held back from training for measuring.
 
-        Held back is `dataset_test_split`, the lab's own test split, or a tenth of the train split, at most 200 rows.
+        Held back is `dataset_test_split`, the lab's own test split, or a tenth of the train split, at most 200 rows. A
+        single local file has no splits, so a part of it is held back whatever the split is called.
 
         Raises:
             InstructGPTError: if there are too few rows to hold one back.
@@ -112,7 +113,7 @@ class StageRun:
         name, config = arguments.dataset_name, arguments.dataset_config
         train = self.dataset(name, config, arguments.dataset_train_split, role)
         test_split = arguments.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
-        if test_split is not None:
+        if test_split is not None and not Path(name).expanduser().is_file():
             return train, self.dataset(name, config, test_split, f"{role}_test")
         if len(train) < 2:
             raise InstructGPTError(

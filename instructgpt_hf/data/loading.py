@@ -52,6 +52,8 @@ def _read_file(path: Path, role: str) -> Dataset:
         return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
+        if "corresponds to no data" in reason:  # how `datasets` reports a readable file without rows
+            raise InstructGPTError(f"{role}: {path} has no rows.") from error
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
 
 

@@ -67,7 +67,12 @@ class TestErrors:
     def test_file_without_rows(self, tmp_path, name, text):
         path = tmp_path / name
         path.write_text(text)
-        assert str(path) in problem_of(path)
+        assert f"{path} has no rows" in problem_of(path)
+
+    def test_table_without_rows(self, tmp_path):
+        path = tmp_path / "data.parquet"
+        Dataset.from_dict({"prompt": ["a"]}).select([]).to_parquet(str(path))
+        assert problem_of(path) == f"prompts: {path} has no rows."
 
     @pytest.mark.parametrize(
         ("name", "content"),

@@ -79,22 +79,24 @@ def hidden_states(model, ids):
 
 class TestHead:
     def test_variance_is_one_over_d_plus_one(self, sft, tokenizer):
-        """Over many seeds the weights pass for draws of N(0, 1/(d+1)): mean, variance and share within one sigma."""
+        """Over many seeds the weights pass for draws of N(0, 1/(d+1)): mean, variance and share within one sigma.
+
+        1/(d+1) and 1/d differ by 3 % here and the standard error of the variance is 0.4 %, so they are told apart.
+        """
         folder, weights = sft(num_hidden_layers=1), []
         model = create_reward_model(folder, tokenizer, seed=0)
         width = model.config.hidden_size
         from instructgpt_hf.models import reward_model
 
-        for seed in range(400):
+        for seed in range(4000):
             reward_model._init_head(model, seed)
             weights.append(model.score.weight.detach().clone())
         drawn = torch.cat(weights).flatten() * math.sqrt(width + 1)
         count = drawn.numel()
         assert abs(drawn.mean()) < 5 / math.sqrt(count)
-        # 1/(d+1) and 1/d differ by 3 % here, the standard error of the variance is 1.2 %: compare with both sides.
-        assert abs(drawn.var() - 1) < 5 * math.sqrt(2 / count)
+        assert abs(drawn.var() - 1) < 4 * math.sqrt(2 / count)
         assert abs((drawn.abs() < 1).float().mean() - 0.6827) < 5 * math.sqrt(0.6827 * 0.3173 / count)
-        assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 400
+        assert len({tuple(weight.flatten().tolist()) for weight in weights}) == 4000
 
     def test_scale_is_exact(self, sft, tokenizer):
         """The weight times sqrt(d+1) is what the seed's generator draws from N(0, 1)."""
@@ -302,6 +304,10 @@ class TestAdapter:
         tokenizer.save_pretrained(tmp_path / "sft")
         model = create_reward_model(tmp_path / "sft", tokenizer, seed=0)
         assert torch.equal(hidden_states(model, SEQUENCES[1]), hidden_states(policy, SEQUENCES[1]))
+        _train(model)
+        _write(model, tokenizer, tmp_path / "reward", shift=0.0)
+        again = score_token_lists(load_reward_model(tmp_path / "reward"), SEQUENCES, 0, 4)
+        assert again == pytest.approx(score_token_lists(model, SEQUENCES, 0, 4), abs=1e-5)
 
     def test_base_without_a_padding_token(self, make_policy, tokenizer, tmp_path):
         """A new padding token has an embedding of its own, which the base lacks; the adapter's scores survive."""

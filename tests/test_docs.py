@@ -169,3 +169,13 @@ def test_every_metric_of_a_real_run_is_explained(stage):
     page = text_of(ROOT / PAGE[stage.removesuffix("-ptx")])
     # The ends of an interval are explained with their value.
     assert not {name for name in names if f"`{re.sub('_(low|high)$', '', name)}`" not in page}
+
+
+def test_lab_page_has_the_sizes_of_the_files():
+    from instructgpt_hf.lab.files import SIZES
+
+    page = text_of(ROOT / "docs" / "lab.md")
+    for kind in ("demonstrations", "rankings", "prompts", "pretraining"):
+        sizes = f"{SIZES[f'{kind}.train']}, {SIZES[f'{kind}.test']}"
+        assert f"| `{kind}.train`, `.test` | {sizes} |" in page
+    assert f"| `tasks.test` | {SIZES['tasks.test']} |" in page

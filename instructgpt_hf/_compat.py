@@ -19,6 +19,7 @@ from trl.trainer.utils import disable_dropout_in_model, pad, use_adapter
 CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
     "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
+    "RLOOTrainer._get_train_sampler": (RLOOTrainer, ("self", "dataset")),
     "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
     "RLOOTrainer._calculate_rewards": (
         RLOOTrainer,
@@ -85,7 +86,8 @@ class RankingTrainer(QuietCard, RewardTrainer):
 class OnPolicyTrainer(QuietCard, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`, `load_models`.
+    Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,
+    `load_models`.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -96,6 +98,9 @@ class OnPolicyTrainer(QuietCard, RLOOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        return self.episode_sampler(self.train_dataset if dataset is None else dataset)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         return self.rollout(inputs)
@@ -124,7 +129,10 @@ class OnPolicyTrainer(QuietCard, RLOOTrainer):
         Returns:
             Prompt ids, completion ids (up to and with EOS), and completions as text or messages.
         """
-        return self._generate(prompts)
+        # The wrapper that applies autocast is around the whole module, which generation unwraps; without it here,
+        # tokens would be drawn in another precision than the one their log-probabilities are taken in.
+        with self.accelerator.autocast():
+            return self._generate(prompts)
 
     def rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]

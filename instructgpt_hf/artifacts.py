@@ -74,7 +74,9 @@ class StageArtifact:
         """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
         path = Path(folder) / STAGE_FILE
         text = json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
-        path.write_text(text + "\n", encoding="utf-8")
+        partial = path.with_suffix(".partial")
+        partial.write_text(text + "\n", encoding="utf-8")
+        os.replace(partial, path)
         return path
 
     @classmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from instructgpt_hf._compat import quiet_environment
@@ -17,6 +19,8 @@ from instructgpt_hf.stages.evaluation import evaluate_run
 from instructgpt_hf.stages.ppo import run_ppo
 from instructgpt_hf.stages.reward import run_reward
 from instructgpt_hf.stages.sft import run_sft
+
+NEXT = {"sft": "reward", "reward": "ppo"}
 
 
 def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) -> list[Any]:
@@ -55,11 +59,13 @@ def run_stage(
     """
     console = console or Console(stderr=True)
     with quiet_environment():
-        if stage == "sft":
-            return [run_sft(_stage_run(recipe, stage, output_dir, console))]
-        if stage == "reward":
-            return [run_reward(_stage_run(recipe, stage, output_dir, console))]
-        artifacts = [run_ppo(item) for item in _ppo_runs(recipe, output_dir, console)]
+        artifacts = []
+        for item in _runs(recipe, stage, output_dir, console):
+            artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
+            _free_memory()
+        if stage != "ppo":
+            console.print(f"Next: `instructgpt-hf {NEXT[stage]} --config {recipe.name} --output_dir {output_dir}`")
+            return artifacts
         if evaluate:
             evaluate_run(_stage_run(recipe, stage, output_dir, console))
         return artifacts
@@ -71,11 +77,11 @@ def _stage_run(recipe: Recipe, stage: str, output_dir: str | Path, console: Cons
     return StageRun(recipe.name, settings, Path(output_dir), name, console)
 
 
-def _ppo_runs(recipe: Recipe, output_dir: str | Path, console: Console) -> list[StageRun]:
-    """The policy the recipe asks for and, to compare, the same one without the pretraining gradient."""
-    asked = _stage_run(recipe, "ppo", output_dir, console)
+def _runs(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> list[StageRun]:
+    """The stage the recipe asks for; before PPO-ptx, to compare, the same without the pretraining gradient."""
+    asked = _stage_run(recipe, stage, output_dir, console)
     settings = asked.settings
-    if not (settings.training.compare_without_ptx and settings.training.ptx_coef):
+    if stage != "ppo" or not (settings.training.compare_without_ptx and settings.training.ptx_coef):
         return [asked]
     plain = dataclasses.replace(
         settings,
@@ -83,6 +89,13 @@ def _ppo_runs(recipe: Recipe, output_dir: str | Path, console: Console) -> list[
         values={**settings.values, "ptx_coef": 0.0},
     )
     return [StageRun(recipe.name, plain, Path(output_dir), "ppo", console), asked]
+
+
+def _free_memory() -> None:
+    """Give back a finished stage's models now: trainers are reference cycles, which only the collector finds."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _push(recipe: Recipe, folder: Path, console: Console) -> None:
@@ -94,7 +107,7 @@ def _push(recipe: Recipe, folder: Path, console: Console) -> None:
 
     stages = [name for stage in wanted for name in ((stage,) if stage != "ppo" else ("ppo", "ppo-ptx"))]
     finished = [name for name in stages if (folder / name).is_dir()]
-    private = all(recipe.stages[stage].values.get("hub_private_repo", True) for stage in wanted)
+    private = all(recipe.stages[stage].values.get("hub_private_repo") is not False for stage in wanted)
     push_run(folder, None, private=private, stages=finished, console=console)
 
 

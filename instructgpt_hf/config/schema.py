@@ -14,17 +14,59 @@ from instructgpt_hf.config.rules import default_of
 REQUIRED = {"sft": ("model_name_or_path", "dataset_name"), "reward": ("dataset_name",), "ppo": ("dataset_name",)}
 
 _SCHEDULE = "is fixed: constant after warmup_iterations (C.4)"
+_PUSHED = "has no effect; finished stages are pushed as a whole: push_to_hub, or `instructgpt-hf push`"
+_EVALUATED = "has no effect; the policies are evaluated when they are trained"
+_WHOLE = "would sample from another distribution than the log-probabilities are taken from; remove it"
+_REFERENCE = "has no effect; the KL reference is the SFT model (§3.5)"
 _SFT_START = "cannot be set: the policy starts from the SFT stage; set sft_model_path"
 _ONE = "is always 1, because the baseline of PPO is the value model; remove it"
 # Fields of the upstream dataclasses that a recipe cannot set, with what to do instead.
 _RESERVED = {
     "config": "is an option of the command, not a setting",
     "hub_token": "is a secret and does not belong in a recipe; log in with `hf auth login`",
+    "chat_template_path": "has no effect; set prompt_template in sft.yaml",
+    "eos_token": "has no effect; the tokenizer's EOS ends every completion",
+    "hub_always_push": _PUSHED,
+    "hub_model_id": _PUSHED,
+    "hub_revision": _PUSHED,
+    "hub_strategy": _PUSHED,
+    "ignore_data_skip": "would break resuming",
     "lora_task_type": "is set by the stage",
+    "model_init_kwargs": "has no effect; set dtype, attn_implementation or load_in_4bit",
     "output_dir": "comes from the command: --output_dir",
+    "pad_token": "has no effect; a padding token that differs from EOS is chosen or added",
     "parallelism_config": "is not a plain value; use accelerate's configuration file",
+    "save_only_model": "would break resuming",
+}
+_RESERVED_SFT = {
+    "assistant_only_loss": "has no effect; the loss covers the completion",
+    "completion_only_loss": "has no effect; the loss always covers the completion only",
+    "dataset_kwargs": "has no effect; the dataset is prepared before TRL sees it",
+    "dataset_num_proc": "has no effect; the dataset is prepared before TRL sees it",
+    "dataset_text_field": "has no effect; demonstrations have the columns prompt and completion",
+}
+_RESERVED_REWARD = {
+    "average_tokens_across_devices": "would make the mean over prompts wrong on several processes",
+    "center_rewards_coefficient": "has no effect; see center_on_demonstrations",
+    "dataset_num_proc": "has no effect; the dataset is prepared before TRL sees it",
+    "pad_to_multiple_of": "has no effect",
 }
 _RESERVED_PPO = {
+    "chat_template_kwargs": "has no effect; the SFT stage's prompt format is used",
+    "eval_strategy": _EVALUATED,
+    "eval_steps": _EVALUATED,
+    "eval_on_start": _EVALUATED,
+    "log_multimodal": "has no effect; prompts are text",
+    "mask_truncated_completions": "has no effect; see missing_eos_penalty",
+    "min_p": _WHOLE,
+    "ref_model_mixup_alpha": _REFERENCE,
+    "ref_model_sync_steps": _REFERENCE,
+    "repetition_penalty": _WHOLE,
+    "router_aux_loss_coef": "has no effect",
+    "sync_ref_model": _REFERENCE,
+    "top_k": _WHOLE,
+    "top_p": _WHOLE,
+    "use_transformers_continuous_batching": "is not supported yet: it would cast the trained weights",
     "lr_scheduler_kwargs": _SCHEDULE,
     "lr_scheduler_type": _SCHEDULE,
     "model_name_or_path": _SFT_START,
@@ -63,7 +105,7 @@ class Setting(NamedTuple):
 
 def reserved(stage: str) -> dict[str, str]:
     """Fields of the stage's dataclasses that a recipe cannot set: key -> rule."""
-    return {**_RESERVED, **(_RESERVED_PPO if stage == "ppo" else {})}
+    return {**_RESERVED, **{"sft": _RESERVED_SFT, "reward": _RESERVED_REWARD, "ppo": _RESERVED_PPO}[stage]}
 
 
 def stage_classes(stage: str) -> tuple[type, type, type]:

@@ -159,7 +159,7 @@ class PPOConfig(trl.RLOOConfig):
     compare_without_ptx: bool = setting(
         False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"
     )
-    rollout_log_samples: int = setting(4, "Rollouts written to the log per iteration.", "ours")
+    rollout_log_samples: int = setting(4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours")
     total_episodes: int | None = setting(
         256_000, "Episodes sampled in the whole stage; max_steps, in optimizer steps, replaces it.", "C.4: 256k"
     )

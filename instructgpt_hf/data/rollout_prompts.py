@@ -12,7 +12,7 @@ from instructgpt_hf.errors import InstructGPTError
 
 
 def prompt_rows(
-    dataset: Dataset, prompt_format: PromptFormat, tokenizer: Any, max_prompt_length: int, where: str
+    dataset: Dataset, prompt_format: PromptFormat, tokenizer: Any, max_prompt_length: int | None, where: str
 ) -> tuple[Dataset, dict[str, int]]:
     """Prompts no longer than the limit (InstructGPT appendix C drops prompts of more than 1k tokens).
 
@@ -33,7 +33,8 @@ def prompt_rows(
         ),
     )
     lengths = [len(prompt_format.prompt_ids(prompt, tokenizer)) for prompt in dataset["prompt"]]
-    kept = dataset.select([index for index, length in enumerate(lengths) if length <= max_prompt_length])
+    limit = max(lengths) if max_prompt_length is None else max_prompt_length
+    kept = dataset.select([index for index, length in enumerate(lengths) if length <= limit])
     if len(kept) == 0:
         raise InstructGPTError(
             f"{where}: every prompt is longer than max_prompt_length={max_prompt_length} tokens once rendered "

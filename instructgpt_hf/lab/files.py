@@ -21,7 +21,7 @@ SIZES = {
     "rankings.train": 2000,
     "rankings.test": 200,
     "prompts.train": 1500,
-    "prompts.test": 200,
+    "prompts.test": 500,
     "pretraining.train": 12000,
     "pretraining.test": 400,
     "tasks.test": 450,

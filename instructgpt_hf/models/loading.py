@@ -12,11 +12,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from instructgpt_hf._compat import disable_dropout_in_model
 from instructgpt_hf.errors import InstructGPTError
 
 # Tokens that models reserve for padding, or that text never contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
+# No pickles, and no weights for other frameworks.
+DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
 
 def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
@@ -31,7 +34,7 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
     if source.startswith((".", "/", "~")):
         raise InstructGPTError(f"{role}: {source}: no such folder.")
     try:
-        return Path(snapshot_download(source, revision=revision, ignore_patterns=["*.bin", "*.pt", "*.pkl", "*.h5"]))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InstructGPTError(
@@ -105,18 +108,26 @@ def load_policy(
         peft_config: wraps a whole model in a fresh adapter; ignored for an adapter folder.
         config: overrides the model's own config (residual dropout).
         model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
+
+    Raises:
+        InstructGPTError: if the folder holds no causal language model.
     """
     if is_adapter(folder):
         model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, **model_kwargs)
     else:
         extra = {} if config is None else {"config": config}
-        model = AutoModelForCausalLM.from_pretrained(folder, **extra, **model_kwargs)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, **extra, **model_kwargs)
+        except (OSError, ValueError) as error:
+            raise InstructGPTError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from error
         _match_tokenizer(model, tokenizer)
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # Only the token that ends every demonstration and ranked completion ends an answer; some models declare more.
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
 
 
@@ -134,6 +145,18 @@ def restore_cpu_gradients(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - unknown to nn.Module
+
+
+FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
+
+
+def disable_dropout(model: torch.nn.Module) -> None:
+    """Switch every dropout off, also those that an architecture such as OPT applies without a module of its own."""
+    disable_dropout_in_model(model)
+    for module in model.modules():
+        for name in FUNCTIONAL_DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
 
 
 def unwrap_peft(model: Any) -> Any:

@@ -7,6 +7,7 @@ is the mean score of demonstrations; subtracting it gives scores whose mean on d
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from pathlib import Path
@@ -122,7 +123,10 @@ def _load_classifier_config(folder: Path) -> Any:
 def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
     quantization = model_kwargs.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", None) is None:
+        # A copy: the same settings also load models that keep their own unquantised modules.
+        quantization = copy.deepcopy(quantization)
         quantization.llm_int8_skip_modules = [HEAD]
+        model_kwargs["quantization_config"] = quantization
     try:
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **model_kwargs)
     except ValueError as error:
@@ -175,10 +179,17 @@ def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
     backbone = getattr(inner, inner.base_model_prefix)
     hidden = backbone(**model_inputs(model, input_ids, attention_mask)).last_hidden_state
     head = getattr(inner, HEAD)
-    return head(hidden.to(_head_dtype(head))).squeeze(-1).float() - reward_shift(model)
+    # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores = head(hidden.to(_head_dtype(head))).squeeze(-1).float()
+    return scores - reward_shift(model)
 
 
 def _head_dtype(head: Any) -> torch.dtype:
+    """Dtype of the head in use; a PEFT model keeps the frozen original beside the trained copy."""
+    active = getattr(head, "active_adapters", None)
+    if active and hasattr(head, "modules_to_save"):
+        head = head.modules_to_save[active[0]]
     return next(head.parameters()).dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -32,7 +33,19 @@ LAB_MODEL = "lab"
 LAB_DATASETS = ("demonstrations", "rankings", "prompts", "pretraining")
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
 # Settings that change what is logged, saved or published, not what is learned.
-NEUTRAL = {"logging_steps", "save_steps", "save_strategy", "save_total_limit", "report_to", "disable_tqdm", "run_name"}
+NEUTRAL = {
+    "compare_without_ptx",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "disable_tqdm",
+    "eval_num_prompts",
+    "log_completions",
+    "report_to",
+    "run_name",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+}
 HELD_BACK_LIMIT = 200
 LARGE_FOLDER = 200 * 2**20
 LONG_DATASET = 5_000
@@ -76,7 +89,17 @@ class StageRun:
 
     def say(self, text: str) -> None:
         """A line for the user, marked with the stage."""
-        self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False)
+        self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False, soft_wrap=True)
+
+    def training_arguments(self) -> Any:
+        """The stage's TRL configuration, writing into the work folder and never to the Hub.
+
+        The finished stage is pushed as a whole; the Trainer would create a repository of its own and push
+        checkpoints.
+        """
+        args = self.settings.training
+        args.output_dir, args.push_to_hub = str(self.work), False
+        return args
 
     # Data
 
@@ -91,7 +114,7 @@ class StageRun:
             disable_progress_bars()
         dataset = load_split(source, split, config, role)
         (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
-        self.data[role] = {**describe(dataset, source, split), "source": name}
+        self.data[role] = {**describe(dataset, source, split), "source": name, "config": config}
         return dataset
 
     def _lab_file(self, name: str, split: str, role: str) -> tuple[str, str]:
@@ -153,7 +176,7 @@ class StageRun:
 
     def fingerprint(self, inputs: dict[str, Any]) -> str:
         """Hash of all that determines the result: settings, data, models read, package version."""
-        values = {key: value for key, value in self.settings.values.items() if _matters(key)}
+        values = {key: value for key, value in self.settings.changed().items() if _matters(key)}
         data = {role: item["fingerprint"] for role, item in self.data.items()}
         return fingerprint({"stage": self.name, "values": values, "data": data, "version": __version__, **inputs})
 
@@ -214,7 +237,7 @@ class StageRun:
         Args:
             save_models: called with the folder to write into.
         """
-        artifact.finished_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        artifact.finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         with atomic_folder(self.folder) as folder:
             save_models(folder)
             artifact.save(folder)
@@ -248,12 +271,11 @@ def _matters(key: str) -> bool:
 
 
 def lab_folder(run_folder: Path, seed: int) -> Path:
-    """The lab's datasets in a run, written unless those of this seed are there."""
-    folder, note = run_folder / "data", "seed"
-    if not (folder / note).is_file() or (folder / note).read_text(encoding="utf-8") != str(seed):
+    """The lab's datasets of a seed in a run, `data/` for seed 0, written if they are not there yet."""
+    folder = run_folder / (f"data-seed{seed}" if seed else "data")
+    if not folder.is_dir():
         with atomic_folder(folder) as temporary:
             lab.write(temporary, seed=seed)
-            (temporary / note).write_text(str(seed), encoding="utf-8")
     return folder
 
 
@@ -274,10 +296,22 @@ def show_loading_progress(folder: Path) -> None:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash of a model folder's content; of names and sizes where reading it all would take long."""
+    """Hash of a model folder's content; of names, sizes and samples where reading it all would take long."""
     files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
     sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
-    return fingerprint(sizes) if sum(size for _, size in sizes) > LARGE_FOLDER else file_fingerprint(folder)
+    if sum(size for _, size in sizes) <= LARGE_FOLDER:
+        return file_fingerprint(folder)
+    return fingerprint([*sizes, *(_sampled(item) for item in files)])
+
+
+def _sampled(file: Path, blocks: int = 64, size: int = 4096) -> str:
+    """Hash of blocks spread over a file: a retrained model differs in all of them."""
+    digest, length = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as stream:
+        for index in range(blocks):
+            stream.seek(index * max(length - size, 0) // max(blocks - 1, 1))
+            digest.update(stream.read(size))
+    return digest.hexdigest()[:16]
 
 
 def previous_stage(source: str | None, default: Path, stage: str) -> tuple[Path, StageArtifact]:

@@ -53,9 +53,12 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
         run: the PPO stage of the run, finished.
     """
     sft_folder, sft = previous_stage(run.settings.arguments.sft_model_path, run.run_folder / "sft", "sft")
-    reward_folder, _ = previous_stage(run.settings.arguments.reward_model_path, run.run_folder / "reward", "reward")
+    reward_folder, reward = previous_stage(
+        run.settings.arguments.reward_model_path, run.run_folder / "reward", "reward"
+    )
     bench = _Bench.of(run, sft_folder, sft, reward_folder)
-    policies = {name: run.run_folder / name for name in NAMES if (run.run_folder / name / STAGE_FILE).is_file()}
+    current = {"sft": sft.fingerprint, "reward": reward.fingerprint}
+    policies = {name: run.run_folder / name for name in NAMES if _belongs(run, run.run_folder / name, current)}
     base = model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
     measured = {"SFT": bench.measure("SFT", sft_folder, None)}
     reference = measured["SFT"].judged
@@ -103,8 +106,7 @@ class _Bench:
         tokenizer = load_tokenizer(sft_folder)
         prompt_format = PromptFormat.from_dict(sft.prompt_format)
         _, held_out = run.train_and_test("prompts")
-        limit = args.max_prompt_length or args.max_completion_length
-        rows, _ = prompt_rows(held_out, prompt_format, tokenizer, limit, "held-out prompts")
+        rows, _ = prompt_rows(held_out, prompt_format, tokenizer, args.max_prompt_length, "held-out prompts")
         prompts = list(rows["prompt"])[: run.settings.arguments.eval_num_prompts]
         text = run.pretraining_text("ptx_coef", args.ptx_coef)
         tasks: list[dict[str, Any]] = []
@@ -186,6 +188,17 @@ class _Bench:
             for index, prompt in enumerate(self.prompts):
                 answers = {name: texts[index] for name, texts in self.samples.items()}
                 stream.write(json.dumps({"prompt": prompt, **answers}, ensure_ascii=False) + "\n")
+
+
+def _belongs(run: StageRun, folder: Path, current: dict[str, str]) -> bool:
+    """Whether a policy is there and comes from the present SFT and reward models."""
+    if not (folder / STAGE_FILE).is_file():
+        return False
+    previous = StageArtifact.load(folder).previous
+    if all(previous[stage]["fingerprint"] == mark for stage, mark in current.items()):
+        return True
+    run.say(f"{folder.name}/ is left out: it was trained from an earlier SFT or reward model")
+    return False
 
 
 def _tax(measured: dict[str, _Measured]) -> dict[str, str]:

@@ -25,13 +25,18 @@ def run_ppo(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, earlier stages or settings are unusable; nothing is written then.
     """
-    arguments, args = run.settings.arguments, run.settings.training
+    arguments, args = run.settings.arguments, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     reward_folder, reward = previous_stage(arguments.reward_model_path, run.run_folder / "reward", "reward")
     tokenizer = load_tokenizer(sft_folder)
     prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
     prompt_format.check_same(PromptFormat.from_dict(reward.prompt_format), f"{reward_folder}: reward model")
     check_vocabulary(sft.base_model, reward.base_model, "the reward model")
+    if arguments.reward_model_path is None and reward.previous["sft"]["fingerprint"] != sft.fingerprint:
+        raise InstructGPTError(
+            f"{reward_folder}: this reward model was trained from an earlier SFT model than the one in {sft_folder}. "
+            "Run the reward stage again, or name the reward model to use with reward_model_path."
+        )
     prompts, dropped = _prompts(run, prompt_format, tokenizer)
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
     mark = run.fingerprint({"sft": sft.fingerprint, "reward": reward.fingerprint})
@@ -51,7 +56,6 @@ def run_ppo(run: StageRun) -> StageArtifact:
     run.prepare_work(mark)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
-    args.output_dir = str(run.work)
     trainer = PPOTrainer(
         policy,
         reward_model,
@@ -95,10 +99,12 @@ def _save(trainer: Any, value_model: Any, folder: Path) -> None:
 
 
 def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tuple[Any, dict[str, int]]:
-    arguments, args = run.settings.arguments, run.settings.training
+    arguments, args = run.settings.arguments, run.training_arguments()
     dataset, _ = run.train_and_test("prompts")
     where = f"prompts: {arguments.dataset_name}"
-    prompts, dropped = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length or args.max_length, where)
+    prompts, dropped = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)
+    # The reward model reads the prompt alone; other columns would be passed to it as arguments.
+    prompts = prompts.select_columns(["prompt"])
     if len(prompts) < args.generation_batch_size:
         raise InstructGPTError(
             f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = {args.generation_batch_size} "

@@ -38,7 +38,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, earlier stage or settings are unusable; nothing is written then.
     """
-    arguments, args = run.settings.arguments, run.settings.training
+    arguments, args = run.settings.arguments, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     start, base = _start(run, sft_folder, sft)
     tokenizer = load_tokenizer(start)
@@ -71,7 +71,6 @@ def run_reward(run: StageRun) -> StageArtifact:
     run.prepare_work(mark)
     from instructgpt_hf.trainers.reward import RewardTrainer
 
-    args.output_dir = str(run.work)
     trainer = RewardTrainer(
         model=model, args=args, train_dataset=rows, eval_dataset=held_back, processing_class=tokenizer
     )

@@ -29,7 +29,7 @@ def run_sft(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, model or settings are unusable; nothing is written then.
     """
-    arguments, args, settings = run.settings.arguments, run.settings.training, run.settings
+    arguments, args, settings = run.settings.arguments, run.training_arguments(), run.settings
     source = settings.model.model_name_or_path
     base = model_folder(source, settings.model.model_revision, "model_name_or_path")
     config, tokenizer = load_config(base), load_tokenizer(base)
@@ -58,7 +58,6 @@ def run_sft(run: StageRun) -> StageArtifact:
     run.prepare_work(mark)
     from instructgpt_hf.trainers.sft import SFTTrainer, restore_config
 
-    args.output_dir = str(run.work)
     trainer = SFTTrainer(
         model=model, args=args, train_dataset=rows, eval_dataset=test_rows, processing_class=tokenizer
     )

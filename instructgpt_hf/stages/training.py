@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -104,10 +106,20 @@ class StopAtCheckpoint(TrainerCallback):
         self.run.say("stopping at the next point it can resume from; Ctrl-C again stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop once asked, where a rollout is used up."""
+        """Save and stop once asked, where a rollout is used up; save nothing at the end.
+
+        What the last step leaves goes into the stage's folder. Resuming from a checkpoint of it would train on.
+        """
         if self.asked and state.global_step % self.boundary == 0 and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """As after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
 
 
 def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
@@ -122,6 +134,9 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     Raises:
         Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
     """
+    for partial in run.work.glob("checkpoint-*"):
+        if not (partial / TRAINER_STATE_NAME).is_file():  # written last
+            shutil.rmtree(partial)
     checkpoint = get_last_checkpoint(str(run.work))
     if checkpoint is not None:
         run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")
@@ -151,10 +166,11 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
 def _match_precision(trainer: Any) -> None:
     """Keep trained weights in float32 unless training runs in bfloat16.
 
-    TRL casts the adapters of a quantised model to bfloat16, which float16's gradient scaler and float32 layers refuse.
+    TRL casts the adapters of a quantised model to bfloat16, and a model loaded in float16 has a float16 head; the
+    gradient scaler of float16 refuses both.
     """
     if trainer.args.bf16:
         return
     for parameter in trainer.model.parameters():
-        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             parameter.data = parameter.data.float()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer, disable_dropout_in_model, use_adapter
+from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer, use_adapter
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.functional import (
@@ -33,13 +33,16 @@ from instructgpt_hf.functional import (
     whiten_rewards,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
+from instructgpt_hf.models.loading import disable_dropout
 from instructgpt_hf.models.reward_model import sequence_scores
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.rollouts import Batch, by_length, model_batch, pad_rollouts, place, select
+from instructgpt_hf.trainers.sampler import EpisodeSampler
 
 TRAINABLE_FILE = "trainable.safetensors"
 AVERAGE_FILE = "ema.safetensors"
 STATE_FILE = "ppo_state.json"
+SAMPLES_FILE = "rollouts.jsonl"
 RewardFunction = Callable[..., list[float]]
 
 
@@ -151,7 +154,13 @@ class PPOTrainer(OnPolicyTrainer):
         for item in models:
             self._frozen(item)
         if args.disable_dropout:
-            disable_dropout_in_model(value_model)
+            for item in (model, value_model):
+                disable_dropout(item)
+        if args.gradient_checkpointing:
+            # The Trainer asks the whole module, which answers for the policy.
+            value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
+            if hasattr(value_model, "peft_config"):
+                value_model.enable_input_require_grads()
         _freeze_reference_adapter(model)
         self.actor_critic = ActorCritic(model, value_model.to(self.accelerator.device).train(), self.temperature)
         self.model = self.model_wrapped = self.actor_critic
@@ -159,6 +168,7 @@ class PPOTrainer(OnPolicyTrainer):
         if self.average is not None:
             self.add_callback(self.average)
         self.pretraining = self._pretraining_stream(pretraining_dataset)
+        self.samples: list[dict[str, Any]] = []
 
     def _frozen(self, model: Any) -> Any:
         if model is None:
@@ -179,6 +189,18 @@ class PPOTrainer(OnPolicyTrainer):
         )
 
     # Rollouts
+
+    def episode_sampler(self, dataset: Any) -> EpisodeSampler:
+        """The order of the prompts."""
+        return EpisodeSampler(
+            size=len(dataset),
+            episodes=self.args.generation_batch_size,
+            repeats=self.args.steps_per_generation * self.num_iterations,
+            steps=self.args.optimizer_steps_per_iteration,
+            seed=self.args.seed,
+            shuffle=self.shuffle_dataset,
+            step=lambda: self.state.global_step,
+        )
 
     def render_prompt(self, prompt: Any) -> list[int]:
         """Token ids of a prompt as every stage renders it."""
@@ -214,9 +236,22 @@ class PPOTrainer(OnPolicyTrainer):
             advantages = self._over_all_processes(masked_whiten, advantages, mask)
         batch["advantages"] = advantages
         self._record_rollout(batch, scores, reference, completion_ids)
-        local = self._local(rewards)
-        self.record_samples(prompts, completions, local, advantages.sum(1).tolist())
+        self.record_samples(prompts, completions, self._local(rewards), advantages.sum(1).tolist())
+        self._keep_samples(prompts, completions, scores)
         return batch
+
+    def _keep_samples(self, prompts: list[Any], completions: list[Any], scores: Tensor) -> None:
+        """Note the first few rollouts of the iteration for `rollouts.jsonl`."""
+        iteration = self.state.global_step // self.args.optimizer_steps_per_iteration + 1
+        for row in range(min(self.args.rollout_log_samples, len(prompts))):
+            self.samples.append(
+                {
+                    "iteration": iteration,
+                    "prompt": prompts[row],
+                    "completion": completions[row],
+                    "score": scores[row].item(),
+                }
+            )
 
     def _local(self, gathered: Tensor) -> Tensor:
         size = gathered.shape[0] // self.accelerator.num_processes
@@ -310,7 +345,7 @@ class PPOTrainer(OnPolicyTrainer):
         """Policy loss + vf_coef * value loss of one micro-batch."""
         ids, mask, length = model_batch(inputs)
         output = model(ids, mask, length, with_entropy=True)
-        real, denominator = inputs["completion_mask"], inputs["denominator"]
+        real, denominator = inputs["completion_mask"], inputs.get("denominator")
         policy = policy_loss(
             output.logps, inputs["logps"], inputs["advantages"], real, self.epsilon_low, self.epsilon_high, denominator
         )
@@ -347,7 +382,9 @@ class PPOTrainer(OnPolicyTrainer):
         if self.pretraining is None:
             return super().training_step(model, inputs, num_items_in_batch)
         per_iteration = self.args.steps_per_generation * self.num_iterations
-        measure = self.micro_step % per_iteration == 0 and not self.is_deepspeed_enabled
+        # Taking one gradient out of the buffers to measure it would keep it from distributed synchronisation.
+        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
+        measure = self.micro_step % per_iteration == 0 and alone
         model.train()
         self._pretraining_backward(model, self.pretraining)
         if not measure:
@@ -437,7 +474,8 @@ class PPOTrainer(OnPolicyTrainer):
         save_file(_trainable(self.actor_critic), folder / TRAINABLE_FILE)
         if self.average is not None:
             save_file(self.average.tensors(), folder / AVERAGE_FILE)
-        state = {"pretraining": self.pretraining.state_dict() if self.pretraining is not None else None}
+        stream = self.pretraining.state_dict() if self.pretraining is not None else None
+        state = {"pretraining": stream, "samples": self.samples}
         (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load_models(self, checkpoint: str) -> None:
@@ -451,11 +489,13 @@ class PPOTrainer(OnPolicyTrainer):
         if self.average is not None:
             self.average.load(load_file(folder / AVERAGE_FILE))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+        self.samples = state["samples"]
         if self.pretraining is not None:
             self.pretraining.load_state_dict(state["pretraining"])
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the stage's models: the policy, `value_model/`, and the weights that are not published.
+        """Write the stage's models: the policy, `value_model/`, and the weights that are not published; and the
+        rollouts noted during training, `rollouts.jsonl`.
 
         With `publish_weights: raw` the averaged policy goes to `ema/`, with `ema` the last one goes to `raw/`.
         """
@@ -470,6 +510,8 @@ class PPOTrainer(OnPolicyTrainer):
                 _save_policy(policy, folder / averaged)
         for path in (folder, folder / "value_model"):
             self.tokenizer.save_pretrained(path)
+        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples]
+        (folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def _check_sizes(args: Any, train_dataset: Any, pretraining_dataset: Any) -> None:

@@ -11,7 +11,7 @@ import yaml
 from instructgpt_hf.config.values import Mismatch, coerce
 
 
-class Kind(str, Enum):
+class Kind(str, Enum):  # noqa: UP042 - a field may hold either kind
     FAST = "fast"
     SLOW = "slow"
 

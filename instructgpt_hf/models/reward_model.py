@@ -27,6 +27,8 @@ from instructgpt_hf.models.loading import (
 )
 
 HEAD = "score"
+# Of an adapter folder. A config.json beside adapter_config.json would make transformers look for whole weights there.
+CLASSIFIER_FOLDER = "classifier"
 
 
 def create_reward_model(
@@ -82,6 +84,17 @@ def _copy_adapter(folder: Path, model: Any) -> None:
     set_peft_model_state_dict(model, weights)
 
 
+def save_reward_model(model: Any, folder: Path) -> None:
+    """Write a reward or value model so that `load_reward_model` and plain transformers load it.
+
+    An adapter's folder also gets the classifier's config, which holds the shift and the padding token, in
+    `classifier/`.
+    """
+    model.save_pretrained(folder)
+    if isinstance(model, PeftModel):
+        unwrap_peft(model).config.save_pretrained(folder / CLASSIFIER_FOLDER)
+
+
 def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:
     """A trained reward model (or value model) from a local folder or Hub id.
 
@@ -115,9 +128,11 @@ def _load_classifier_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder / "config.json")
+        return AutoConfig.from_pretrained(folder / CLASSIFIER_FOLDER)
     except (OSError, ValueError):
-        raise InstructGPTError(f"{folder}: config.json with the reward model's shift is missing.") from None
+        raise InstructGPTError(
+            f"{folder}: {CLASSIFIER_FOLDER}/config.json with the reward model's shift is missing."
+        ) from None
 
 
 def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rollout_prompts import prompt_rows
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import count_parameters, load_policy, load_tokenizer, unwrap_peft
-from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
+from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, save_reward_model
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
 from instructgpt_hf.stages.training import train
@@ -95,7 +95,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
 
 def _save(trainer: Any, value_model: Any, folder: Path) -> None:
     trainer.save_pretrained(folder)
-    unwrap_peft(value_model).config.save_pretrained(folder / "value_model")
+    save_reward_model(value_model, folder / "value_model")
 
 
 def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tuple[Any, dict[str, int]]:

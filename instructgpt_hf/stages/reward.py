@@ -14,7 +14,12 @@ from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.metrics import PairwiseAccuracy
 from instructgpt_hf.models.loading import count_parameters, load_config, load_tokenizer, unwrap_peft
-from instructgpt_hf.models.reward_model import create_reward_model, reward_shift, score_token_lists
+from instructgpt_hf.models.reward_model import (
+    create_reward_model,
+    reward_shift,
+    save_reward_model,
+    score_token_lists,
+)
 from instructgpt_hf.stages.common import (
     LAB_PREFIX,
     StageRun,
@@ -99,9 +104,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     )
 
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
-        # An adapter folder also needs the classifier's config, which holds the number of labels and the shift.
-        unwrap_peft(model).config.save_pretrained(folder)
+        save_reward_model(model, folder)
         tokenizer.save_pretrained(folder)
 
     run.say(

@@ -16,6 +16,7 @@ from instructgpt_hf.models.reward_model import (
     load_reward_model,
     position_ids,
     reward_shift,
+    save_reward_model,
     score_token_lists,
     sequence_scores,
     token_scores,
@@ -281,6 +282,21 @@ class TestAdapter:
         ours = score_token_lists(model, SEQUENCES, 0, 4)
         assert [alone(plain, ids) - 0.5 for ids in SEQUENCES] == pytest.approx(ours, abs=1e-5)
 
+    @pytest.mark.parametrize("architecture", ARCHITECTURES)
+    def test_plain_transformers_loads_the_adapter_folder(self, sft, tokenizer, tmp_path, architecture):
+        """Head, adapter and padding token survive, in a batch too; the shift stands in `classifier/config.json`."""
+        from transformers import AutoConfig
+
+        model = create_reward_model(sft(architecture, adapter=True), tokenizer, seed=0)
+        _train(model)
+        _write(model, tokenizer, tmp_path / "reward", shift=0.5)
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", num_labels=1).eval()
+        shift = AutoConfig.from_pretrained(tmp_path / "reward", subfolder="classifier").reward_shift
+        ids, mask = padded(SEQUENCES)
+        with torch.no_grad():
+            raw = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+        torch.testing.assert_close(raw - shift, torch.tensor(score_token_lists(model, SEQUENCES, 0, 4)))
+
     def test_base_whose_padding_is_eos(self, sft, tokenizer, tmp_path):
         """The base's config says padding = EOS; the adapter's says what the reward model was trained with."""
         model = create_reward_model(sft(adapter=True, pad_token_id=1), tokenizer, seed=0)
@@ -349,6 +365,5 @@ def _train(model):
 def _write(model, tokenizer, folder, shift):
     """As the reward stage writes its model."""
     unwrap_peft(model).config.reward_shift = shift
-    model.save_pretrained(folder)
-    unwrap_peft(model).config.save_pretrained(folder)
+    save_reward_model(model, folder)
     tokenizer.save_pretrained(folder)

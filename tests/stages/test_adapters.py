@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
-from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassification
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from stage_files import write_model, write_recipe, write_rows
+from transformers import AutoModelForSequenceClassification
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
@@ -174,7 +175,7 @@ def test_policy_loads_with_peft(run):
 def test_reward_model_keeps_its_shift(run):
     model = load_reward_model(run / "reward")
     assert reward_shift(model) == StageArtifact.load(run / "reward").model["reward_shift"] != 0.0
-    plain = AutoPeftModelForSequenceClassification.from_pretrained(run / "reward", num_labels=1).eval()
+    plain = AutoModelForSequenceClassification.from_pretrained(run / "reward", num_labels=1).eval()
     with torch.no_grad():
         raw = [plain(input_ids=torch.tensor([ids])).logits.item() for ids in SEQUENCES]
     shifted = [value - reward_shift(model) for value in raw]

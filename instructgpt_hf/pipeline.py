@@ -41,18 +41,23 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
     started = time.monotonic()
     console = console or Console(stderr=True)
     for stage in recipe.stages:
-        run_stage(recipe, stage, output_dir, console, evaluate=False)
+        run_stage(recipe, stage, output_dir, console, part_of_run=True)
     with quiet_environment():
         rows = evaluate_run(_stage_run(recipe, "ppo", output_dir, console))
-    _push(recipe, Path(output_dir), console)
-    console.print(f"Done in {time.monotonic() - started:.0f} s. {_next_step(Path(output_dir))}", soft_wrap=True)
+    for stage in recipe.stages:
+        _push(recipe, stage, Path(output_dir), console)
+    step = _next_step(recipe.name, "ppo", Path(output_dir))
+    console.print(f"Done in {time.monotonic() - started:.0f} s. {step}", soft_wrap=True)
     return rows
 
 
 def run_stage(
-    recipe: Recipe, stage: str, output_dir: str | Path, console: Console | None = None, evaluate: bool = True
+    recipe: Recipe, stage: str, output_dir: str | Path, console: Console | None = None, part_of_run: bool = False
 ) -> list[StageArtifact]:
-    """One stage. PPO with `compare_without_ptx` trains two policies; after PPO the run is evaluated.
+    """One stage. PPO with `compare_without_ptx` trains two policies.
+
+    Args:
+        part_of_run: leave it to the caller to evaluate the policies, to push, and to say what to do next.
 
     Returns:
         The records of the finished stage, one for each model trained.
@@ -63,12 +68,13 @@ def run_stage(
         for item in _runs(recipe, stage, output_dir, console):
             artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
             _free_memory()
-        if stage != "ppo":
-            console.print(f"Next: `instructgpt-hf {NEXT[stage]} --config {recipe.name} --output_dir {output_dir}`")
+        if part_of_run:
             return artifacts
-        if evaluate:
+        if stage == "ppo":
             evaluate_run(_stage_run(recipe, stage, output_dir, console))
-        return artifacts
+    _push(recipe, stage, Path(output_dir), console)
+    console.print(_next_step(recipe.name, stage, Path(output_dir)), soft_wrap=True)
+    return artifacts
 
 
 def _stage_run(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> StageRun:
@@ -98,18 +104,19 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _push(recipe: Recipe, folder: Path, console: Console) -> None:
-    """Push the finished stages whose recipe says `push_to_hub`."""
-    wanted = [stage for stage, settings in recipe.stages.items() if settings.values.get("push_to_hub")]
-    if not wanted:
+def _push(recipe: Recipe, stage: str, folder: Path, console: Console) -> None:
+    """Push a finished stage, private unless told otherwise, if its recipe says `push_to_hub`."""
+    values = recipe.stages[stage].values
+    if not values.get("push_to_hub"):
         return
     from instructgpt_hf.hub.publish import push_run
 
-    stages = [name for stage in wanted for name in ((stage,) if stage != "ppo" else ("ppo", "ppo-ptx"))]
-    finished = [name for name in stages if (folder / name).is_dir()]
-    private = all(recipe.stages[stage].values.get("hub_private_repo") is not False for stage in wanted)
-    push_run(folder, None, private=private, stages=finished, console=console)
+    names = [name for name in ((stage,) if stage != "ppo" else ("ppo", "ppo-ptx")) if (folder / name).is_dir()]
+    private = values.get("hub_private_repo") is not False
+    push_run(folder, None, private=private, stages=names, prefix=recipe.name, console=console)
 
 
-def _next_step(folder: Path) -> str:
+def _next_step(recipe: str, stage: str, folder: Path) -> str:
+    if stage != "ppo":
+        return f"Next: `instructgpt-hf {NEXT[stage]} --config {recipe} --output_dir {folder}`"
     return f"Next: read {folder}/evaluation/report.md; `instructgpt-hf push {folder}` puts the stages on the Hub."

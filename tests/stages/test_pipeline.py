@@ -165,7 +165,7 @@ def test_plain_ppo_is_ptx_coef_zero(run_folder, tmp_path):
     for name in ("sft", "reward", "data"):
         os.symlink(run_folder / name, tmp_path / name)
     settings = recipe("--ppo.ptx_coef", "0", "--ppo.compare_without_ptx", "false")
-    (artifact,) = pipeline.run_stage(settings, "ppo", tmp_path, screen(), evaluate=False)
+    (artifact,) = pipeline.run_stage(settings, "ppo", tmp_path, screen(), part_of_run=True)
     assert artifact.stage == "ppo" and not (tmp_path / "ppo-ptx").exists()
     first, second = (folder / "ppo" / "model.safetensors" for folder in (run_folder, tmp_path))
     assert first.read_bytes() == second.read_bytes()

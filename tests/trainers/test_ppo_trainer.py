@@ -267,14 +267,16 @@ def test_average_follows_its_recursion_and_is_saved_beside_the_policy(make_train
     torch.testing.assert_close(load_file(tmp_path / "stage" / "model.safetensors")[name], weight)
 
 
-@pytest.mark.parametrize("ptx_coef", [0.0, 1.0])
-def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, make_policy, tmp_path, ptx_coef):
+@pytest.mark.parametrize(("ptx_coef", "step"), [(0.0, 4), (0.0, 12), (1.0, 12)])
+def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, make_policy, tmp_path, ptx_coef, step):
     """Bit for bit on the CPU: weights of policy and value model, their average, and the log."""
-    common = dict(ptx_coef=ptx_coef, ema_decay=0.9, total_episodes=64, save_strategy="steps", save_steps=4)
+    # 64 prompts and 16 episodes an iteration: a pass is 4 iterations, and step 12 lies in the second one.
+    common = dict(ptx_coef=ptx_coef, ema_decay=0.9, total_episodes=128, save_strategy="steps", save_steps=4)
     whole = make_trainer(output_dir=str(tmp_path / "whole"), save_total_limit=None, **common)
     whole.train()
     resumed = make_trainer(output_dir=str(tmp_path / "resumed"), **common)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / f"checkpoint-{step}"))
+    assert resumed.samples == whole.samples
     for name, item in resumed.actor_critic.named_parameters():
         assert torch.equal(item, whole.actor_critic.get_parameter(name)), name
     for name, item in resumed.average.tensors().items():

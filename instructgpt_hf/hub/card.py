@@ -51,6 +51,7 @@ _ROLES = {
     "prompts": "Prompts",
     "prompts_test": "Prompts, held back",
     "pretraining": "Pretraining text",
+    "pretraining_test": "Pretraining text, held back",
 }
 
 

@@ -27,6 +27,9 @@ LABELS: dict[str, tuple[str, str]] = {
     "kl_to_sft": ("KL to the SFT model (nats per answer)", "number"),
     "objective/kl": ("KL to the SFT model in the last rollouts (nats per answer)", "number"),
     "task_accuracy": ("Accuracy on the pretraining tasks", "share"),
+    "pretraining_loss": ("Loss on held-back pretraining text (nats per token)", "number"),
+    "eos_rate": ("Answers that end", "share"),
+    "mean_length": ("Mean length of the answers (tokens)", "number"),
     "completions/eos_rate": ("Answers of the last rollouts that end", "share"),
 }
 

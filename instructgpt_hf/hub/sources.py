@@ -34,8 +34,8 @@ _PLACE_KEYS = ("output_dir", "logging_dir", "resume_from_checkpoint")
 
 
 def is_repo_id(source: Any) -> TypeGuard[str]:
-    """Whether `source` has the form of a Hub id; a file name, a path of three parts or `lab:...` has not."""
-    if not isinstance(source, str) or source.lower().endswith(_DATA_SUFFIXES):
+    """Whether `source` has the form of a Hub id; a file name, a path of three parts, `lab` or `lab:...` has not."""
+    if not isinstance(source, str) or source.lower().endswith(_DATA_SUFFIXES) or is_generated(source):
         return False
     return _REPO_ID.fullmatch(source) is not None and "--" not in source and ".." not in source
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import time
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ SHOWN = {
     "loss/ptx": "ptx loss",
     "val/explained_variance": "expl. var.",
 }
+SECONDS_BETWEEN_LINES = 20
 
 
 class Interrupted(KeyboardInterrupt):
@@ -35,7 +37,8 @@ class ProgressBar(TrainerCallback):
     """A bar with the latest metrics instead of the Trainer's printed dictionaries."""
 
     def __init__(self, run: StageRun) -> None:
-        self.latest = ""
+        self.run = run
+        self.printed = time.monotonic()
         self.progress = Progress(
             TextColumn(f"[bold]{run.name:>8}[/bold] "),
             BarColumn(bar_width=12),
@@ -62,8 +65,13 @@ class ProgressBar(TrainerCallback):
         shown = [
             f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if isinstance((logs or {}).get(key), float)
         ]
-        if self.task is not None and shown:
-            self.progress.update(self.task, latest="  ".join(shown))
+        if self.task is None or not shown:
+            return
+        self.progress.update(self.task, latest="  ".join(shown))
+        # A file shows no bar that redraws itself.
+        if not self.run.console.is_terminal and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
+            self.printed = time.monotonic()
+            self.run.say(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""

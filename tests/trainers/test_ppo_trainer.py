@@ -12,6 +12,7 @@ from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.trainers.ppo import PPOTrainer
 from instructgpt_hf.trainers.rollouts import by_length, model_batch, pad_rollouts, select
+from instructgpt_hf.trainers.sampler import EpisodeSampler
 
 PROMPTS = Dataset.from_dict(
     {"prompt": [f"a b w{index % 35}" if index % 2 else f"c w{index % 35}" for index in range(64)]}
@@ -247,7 +248,7 @@ def test_learning_rates(make_trainer):
 def test_average_follows_its_recursion_and_is_saved_beside_the_policy(make_trainer, tmp_path):
     from safetensors.torch import load_file
 
-    trainer = make_trainer(ema_decay=0.5, total_episodes=32)
+    trainer = make_trainer(ema_decay=0.8, total_episodes=32)
     weight = trainer.actor_critic.policy.model.layers[0].mlp.up_proj.weight
     seen = [weight.detach().clone()]
 
@@ -260,7 +261,7 @@ def test_average_follows_its_recursion_and_is_saved_beside_the_policy(make_train
     trainer.train()
     expected = seen[0]
     for item in seen[1:]:
-        expected = 0.5 * expected + 0.5 * item
+        expected = 0.8 * expected + 0.2 * item
     trainer.save_pretrained(tmp_path / "stage")
     name = "model.layers.0.mlp.up_proj.weight"
     torch.testing.assert_close(load_file(tmp_path / "stage" / "ema" / "model.safetensors")[name], expected)
@@ -285,6 +286,21 @@ def test_a_resumed_run_equals_the_uninterrupted_one(make_trainer, make_policy, t
     assert [resumed.state.log_history[-2][key] for key in metrics] == [
         whole.state.log_history[-2][key] for key in metrics
     ]
+
+
+def test_every_pass_has_its_own_order_that_a_resumed_run_continues():
+    steps = 0
+    sampler = EpisodeSampler(size=11, episodes=4, repeats=3, steps=2, seed=5, shuffle=True, step=lambda: steps)
+    first = list(sampler)
+    assert len(first) == len(sampler) == 2 * 4 * 3
+    iterations = [first[start : start + 12] for start in (0, 12)]
+    assert all(item == item[:4] * 3 for item in iterations), "an iteration's prompts, once for each micro-batch"
+    assert len({*iterations[0][:4], *iterations[1][:4]}) == 8, "no prompt twice in a pass"
+    steps = 4  # the optimizer steps of one pass
+    second = list(sampler)
+    assert second != first
+    steps = 6  # resumed in the middle of the second pass
+    assert list(sampler) == second
 
 
 def test_too_few_prompts_are_refused(make_trainer):

@@ -58,9 +58,10 @@ class PretrainingStream(Iterator[list[int]]):
         self.process_index = process_index
         self.num_processes = num_processes
         self.passes = 0
-        self.position = 0
-        self.buffer: list[int] = []
+        self.position = -1  # of the present document in the order of this pass
+        self.cursor = 0  # of the next token in the present document
         self._order = self._shuffled()
+        self._document: list[int] = []
 
     def _shuffled(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
@@ -68,25 +69,33 @@ class PretrainingStream(Iterator[list[int]]):
         # A process with no document of its own would wait for ever; sharing beats stopping.
         return order[self.process_index :: self.num_processes] or order
 
+    def _read(self) -> list[int]:
+        text = self.dataset[self._order[self.position]]["text"]
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+
+    def _next_document(self) -> None:
+        self.position, self.cursor = self.position + 1, 0
+        if self.position == len(self._order):
+            self.passes, self.position = self.passes + 1, 0
+            self._order = self._shuffled()
+        self._document = self._read()
+
     def __next__(self) -> list[int]:
-        while len(self.buffer) < self.block_length:
-            if self.position == len(self._order):
-                self.passes, self.position = self.passes + 1, 0
-                self._order = self._shuffled()
-            text = self.dataset[self._order[self.position]]["text"]
-            self.buffer += [
-                *self.tokenizer(text, add_special_tokens=False)["input_ids"],
-                self.tokenizer.eos_token_id,
-            ]
-            self.position += 1
-        block, self.buffer = self.buffer[: self.block_length], self.buffer[self.block_length :]
+        block: list[int] = []
+        while len(block) < self.block_length:
+            if self.cursor == len(self._document):
+                self._next_document()
+            piece = self._document[self.cursor : self.cursor + self.block_length - len(block)]
+            block += piece
+            self.cursor += len(piece)
         return block
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int]:
         """Where the stream stands, as plain JSON."""
-        return {"passes": self.passes, "position": self.position, "buffer": list(self.buffer)}
+        return {"passes": self.passes, "position": self.position, "cursor": self.cursor}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue where `state_dict` was taken."""
-        self.passes, self.position, self.buffer = state["passes"], state["position"], list(state["buffer"])
+        self.passes, self.position, self.cursor = state["passes"], state["position"], state["cursor"]
         self._order = self._shuffled()
+        self._document = self._read() if self.position >= 0 else []

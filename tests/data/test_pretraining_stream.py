@@ -79,7 +79,9 @@ def test_processes_share_a_pass_without_overlap(stream, tokenizer):
     for index in range(2):
         shard = stream(block_length=1, process_index=index, num_processes=2)
         tokens = []
-        while shard.passes == 0 and not (shard.position == len(shard._order) and not shard.buffer):
+        while shard.passes == 0 and not (
+            shard.position == len(shard._order) - 1 and shard.cursor == len(shard._document)
+        ):
             tokens += next(shard)
         seen.append([text for text in documents_of(tokens, tokenizer) if text])
     assert sorted(seen[0] + seen[1]) == sorted(DOCUMENTS)

@@ -47,7 +47,12 @@ def test_runs_in_smoke_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     launch = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     spec = {"argv": launch, "display_name": "this Python", "language": "python"}
     (kernel / "kernel.json").write_text(json.dumps(spec), encoding="utf-8")
-    settings = {"JUPYTER_PATH": str(tmp_path / "jupyter"), "NB_SMOKE": "1", "HF_HUB_OFFLINE": "1"}
+    settings = {
+        "JUPYTER_PATH": str(tmp_path / "jupyter"),
+        "NB_SMOKE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(NOTEBOOK, as_version=4)

@@ -14,6 +14,8 @@ from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
+BLANK_LIMIT = 2**20  # a larger file is not blank lines only
+
 
 def load_split(source: str, split: str, config: str | None = None, role: str = "dataset") -> Dataset:
     """One split of a Hub dataset, a local file, or a local folder of files named `<split>.<format>`.
@@ -52,7 +54,9 @@ def _read_file(path: Path, role: str) -> Dataset:
         return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        if "corresponds to no data" in reason:  # how `datasets` reports a readable file without rows
+        # How `datasets` reports a readable file without rows; before 5.0 it cannot read one of blank lines at all.
+        blank = path.stat().st_size < BLANK_LIMIT and not path.read_bytes().strip()
+        if blank or "corresponds to no data" in reason:
             raise InstructGPTError(f"{role}: {path} has no rows.") from error
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
 

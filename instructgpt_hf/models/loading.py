@@ -120,7 +120,7 @@ def load_policy(
             model = AutoModelForCausalLM.from_pretrained(folder, **extra, **model_kwargs)
         except (OSError, ValueError) as error:
             raise InstructGPTError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from error
-        _match_tokenizer(model, tokenizer)
+        grow_embeddings(model, len(tokenizer))
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
@@ -131,9 +131,10 @@ def load_policy(
     return model
 
 
-def _match_tokenizer(model: Any, tokenizer: Any) -> None:
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+def grow_embeddings(model: Any, tokens: int) -> None:
+    """Give a model an embedding row for each of `tokens` tokens, if it has fewer."""
+    if tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(tokens)
 
 
 def restore_cpu_gradients(model: torch.nn.Module) -> None:

@@ -20,6 +20,7 @@ from transformers import AutoModelForSequenceClassification
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     adapter_base,
+    grow_embeddings,
     is_adapter,
     resolve_source,
     restore_cpu_gradients,
@@ -111,7 +112,7 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
         base_source, revision = adapter_base(folder)
         base = _load_classifier(resolve_source(base_source, revision, "base model of the adapter"), **model_kwargs)
         saved = _load_classifier_config(folder)
-        _grow_embeddings(base, saved.get_text_config().vocab_size)
+        grow_embeddings(base, saved.get_text_config().vocab_size)
         for name in ("reward_shift", "pad_token_id", "eos_token_id"):
             if hasattr(saved, name):
                 setattr(base.config, name, getattr(saved, name))
@@ -154,16 +155,11 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
 
 
 def _set_tokens(model: Any, tokenizer: Any) -> None:
-    _grow_embeddings(model, len(tokenizer))
+    grow_embeddings(model, len(tokenizer))
     text_config = model.config.get_text_config()
     text_config.pad_token_id = tokenizer.pad_token_id
     text_config.eos_token_id = tokenizer.eos_token_id
     model.config.reward_shift = 0.0
-
-
-def _grow_embeddings(model: Any, tokens: int) -> None:
-    if tokens > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(tokens)
 
 
 def _init_head(model: Any, seed: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from datasets import Dataset
 from trl import extract_prompt
 
@@ -88,9 +87,10 @@ def tokenize_rankings(
         max_prompt_length: longest prompt, in tokens; the ranking of a longer one is left out.
 
     Returns:
-        Dataset with `completions_ids` [K][tokens], `ranks` [K] and `prompt_length`; and the counts
-        `dropped_completions`, `dropped_too_few` (prompts left with fewer than two completions) and `dropped_ties`
-        (prompts whose completions are all tied, which have no pair to learn from).
+        Dataset with `prompt_ids` [P], `completion_ids` [K][c_k], each with its EOS, and `ranks` [K]; and the counts
+        `dropped_duplicates` (completions listed twice with the same rank), `dropped_completions` (over a limit),
+        `dropped_too_few` (prompts left with fewer than two completions) and `dropped_ties` (prompts whose completions
+        are all tied, which have no pair to learn from).
 
     Raises:
         InstructGPTError: if no ranking is left.
@@ -98,20 +98,24 @@ def tokenize_rankings(
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
         prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
-        ids = [prompt + prompt_format.completion_ids(row["prompt"], text, tokenizer) for text in row["completions"]]
-        fits = max_prompt_length is None or len(prompt) <= max_prompt_length
-        kept = [index for index, item in enumerate(ids) if fits and len(item) <= max_length]
+        found: dict[tuple[int, ...], int] = {}
+        for text, rank in zip(row["completions"], row["ranks"], strict=True):
+            found.setdefault(tuple(prompt_format.completion_ids(row["prompt"], text, tokenizer)), int(rank))
+        room = max_length - len(prompt) if max_prompt_length is None or len(prompt) <= max_prompt_length else 0
+        kept = [(list(ids), rank) for ids, rank in found.items() if len(ids) <= room]
         return {
-            "completions_ids": [ids[index] for index in kept],
-            "ranks": [int(row["ranks"][index]) for index in kept],
-            "prompt_length": len(prompt),
-            "dropped": len(ids) - len(kept),
+            "prompt_ids": prompt,
+            "completion_ids": [ids for ids, _ in kept],
+            "ranks": [rank for _, rank in kept],
+            "duplicates": len(row["ranks"]) - len(found),
+            "dropped": len(found) - len(kept),
         }
 
     encoded = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing rankings")
     enough = encoded.filter(lambda row: len(row["ranks"]) >= 2)
     strict = enough.filter(lambda row: len(set(row["ranks"])) > 1)
     counts = {
+        "dropped_duplicates": sum(encoded["duplicates"]),
         "dropped_completions": sum(encoded["dropped"]),
         "dropped_too_few": len(encoded) - len(enough),
         "dropped_ties": len(enough) - len(strict),
@@ -122,40 +126,4 @@ def tokenize_rankings(
             f"fewer than two completions within max_length={max_length} tokens and {counts['dropped_ties']} have only "
             "ties."
         )
-    return strict.remove_columns("dropped"), counts
-
-
-class RankingCollator:
-    """Batches prompts, each with all its completions, as one flat padded batch.
-
-    Args:
-        pad_token_id: padding id; the reward model reads the score at the last token that is not padding.
-        padding_side: `"right"` or `"left"`; the loss does not depend on it.
-    """
-
-    def __init__(self, pad_token_id: int, padding_side: str = "right") -> None:
-        self.pad_token_id = pad_token_id
-        self.padding_side = padding_side
-
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """G prompts with M completions in all, the longest of L tokens.
-
-        Returns:
-            `input_ids` [M, L], `attention_mask` [M, L], `ranks` [M], `groups` [M] (index of the prompt) and `labels`
-            [G]: one zero for each prompt, which is how the Trainer counts the prompts of an optimizer step.
-        """
-        sequences = [torch.tensor(ids) for row in rows for ids in row["completions_ids"]]
-        width = max(len(ids) for ids in sequences)
-        input_ids = torch.full((len(sequences), width), self.pad_token_id)
-        attention_mask = torch.zeros((len(sequences), width), dtype=torch.long)
-        for index, ids in enumerate(sequences):
-            real = slice(0, len(ids)) if self.padding_side == "right" else slice(width - len(ids), width)
-            input_ids[index, real] = ids
-            attention_mask[index, real] = 1
-        return {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "ranks": torch.tensor([rank for row in rows for rank in row["ranks"]]),
-            "groups": torch.tensor([group for group, row in enumerate(rows) for _ in row["ranks"]]),
-            "labels": torch.zeros(len(rows), dtype=torch.long),
-        }
+    return strict.remove_columns(["duplicates", "dropped"]), counts

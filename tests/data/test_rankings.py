@@ -1,11 +1,10 @@
 """Rankings: ranks, scores or pairs; what is left out is counted; padding on either side."""
 
 import pytest
-import torch
 from datasets import Dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings import RankingCollator, ranking_rows, ranks_from_scores, tokenize_rankings
+from instructgpt_hf.data.rankings import ranking_rows, ranks_from_scores, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError
 
 
@@ -86,14 +85,21 @@ class TestTokens:
 
     def test_ids(self, tokenizer):
         rows, counts = self.tokenize(tokenizer, ("a b", ["c", "d e"], [2, 1]))
-        expected = [tokenizer.convert_tokens_to_ids(text.split()) for text in ("a b c <eos>", "a b d e <eos>")]
-        assert rows.to_list() == [{"completions_ids": expected, "ranks": [2, 1], "prompt_length": 2}]
-        assert counts == {"dropped_completions": 0, "dropped_too_few": 0, "dropped_ties": 0}
+        prompt, *completions = [
+            tokenizer.convert_tokens_to_ids(text.split()) for text in ("a b", "c <eos>", "d e <eos>")
+        ]
+        assert rows.to_list() == [{"prompt_ids": prompt, "completion_ids": completions, "ranks": [2, 1]}]
+        assert counts == {"dropped_duplicates": 0, "dropped_completions": 0, "dropped_too_few": 0, "dropped_ties": 0}
 
     def test_long_completion_leaves_its_ranking_with_its_rank(self, tokenizer):
         rows, counts = self.tokenize(tokenizer, ("a", ["b", "b c d e", "c"], [1, 2, 3]), max_length=4)
-        assert rows[0]["ranks"] == [1, 3] and [len(ids) for ids in rows[0]["completions_ids"]] == [3, 3]
-        assert counts == {"dropped_completions": 1, "dropped_too_few": 0, "dropped_ties": 0}
+        assert rows[0]["ranks"] == [1, 3] and [len(ids) for ids in rows[0]["completion_ids"]] == [2, 2]
+        assert counts == {"dropped_duplicates": 0, "dropped_completions": 1, "dropped_too_few": 0, "dropped_ties": 0}
+
+    def test_duplicate_is_kept_once_and_counted(self, tokenizer):
+        rows, counts = self.tokenize(tokenizer, ("a", ["b", "c", " b ", "b"], [2, 1, 2, 2]))
+        assert rows[0]["ranks"] == [2, 1] and len(rows[0]["completion_ids"]) == 2
+        assert counts["dropped_duplicates"] == 2 and counts["dropped_completions"] == 0
 
     def test_what_is_left_out_is_counted(self, tokenizer):
         rows, counts = self.tokenize(
@@ -105,7 +111,7 @@ class TestTokens:
             max_length=4,
         )
         assert rows["ranks"][0] == [1, 2] and len(rows) == 1
-        assert counts == {"dropped_completions": 2, "dropped_too_few": 1, "dropped_ties": 2}
+        assert counts == {"dropped_duplicates": 0, "dropped_completions": 2, "dropped_too_few": 1, "dropped_ties": 2}
 
     def test_long_prompt_leaves_with_its_ranking(self, tokenizer):
         rows, counts = self.tokenize(
@@ -118,23 +124,3 @@ class TestTokens:
             InstructGPTError, match=r"of 2 prompts, 1 keep fewer than two.*max_length=4.*1 have only ties"
         ):
             self.tokenize(tokenizer, ("a", ["b", "c"], [1, 1]), ("a", ["b", "b c d e"], [1, 2]), max_length=4)
-
-
-class TestCollator:
-    ROWS = (
-        {"completions_ids": [[5, 6, 1], [5, 7, 8, 1]], "ranks": [2, 1]},
-        {"completions_ids": [[9, 1], [9, 2, 1], [9, 3, 1]], "ranks": [1, 1, 2]},
-    )
-
-    def test_right(self):
-        batch = RankingCollator(0)(list(self.ROWS))
-        assert batch["input_ids"].tolist() == [[5, 6, 1, 0], [5, 7, 8, 1], [9, 1, 0, 0], [9, 2, 1, 0], [9, 3, 1, 0]]
-        assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
-        assert batch["ranks"].tolist() == [2, 1, 1, 1, 2]
-        assert batch["groups"].tolist() == [0, 0, 1, 1, 1]
-        assert batch["labels"].tolist() == [0, 0]
-
-    def test_left(self):
-        batch = RankingCollator(0, padding_side="left")(list(self.ROWS))
-        assert batch["input_ids"].tolist() == [[0, 5, 6, 1], [5, 7, 8, 1], [0, 0, 9, 1], [0, 9, 2, 1], [0, 9, 3, 1]]
-        assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())

@@ -192,11 +192,11 @@ def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
     head = getattr(inner, HEAD)
     # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
     with torch.autocast(hidden.device.type, enabled=False):
-        scores = head(hidden.to(_head_dtype(head))).squeeze(-1).float()
+        scores = head(hidden.to(head_dtype(head))).squeeze(-1).float()
     return scores - reward_shift(model)
 
 
-def _head_dtype(head: Any) -> torch.dtype:
+def head_dtype(head: Any) -> torch.dtype:
     """Dtype of the head in use; a PEFT model keeps the frozen original beside the trained copy."""
     active = getattr(head, "active_adapters", None)
     if active and hasattr(head, "modules_to_save"):

@@ -6,12 +6,20 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
+    "AccuracyBreakdown": "metrics",
+    "Calibration": "metrics",
     "Estimate": "intervals",
+    "KendallTau": "metrics",
+    "LabelerAgreement": "metrics",
+    "LengthBias": "metrics",
     "PairwiseAccuracy": "metrics",
     "PolicyRow": "report",
     "WinRate": "metrics",
     "bootstrap_mean": "intervals",
     "continuation_log_probs": "scoring",
+    "evaluate_rankings": "rankings",
+    "flat_metrics": "rankings",
+    "labeler_agreement": "rankings",
     "option_accuracy": "likelihood",
     "paired_difference": "intervals",
     "print_table": "report",

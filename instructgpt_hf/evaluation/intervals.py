@@ -79,14 +79,60 @@ def bootstrap_ratio(
         raise ValueError(
             f"Expected as many numerators as positive denominators, at least one, got {len(top)} and {len(bottom)}."
         )
-    rng = np.random.default_rng(seed)
-    ratios: list[float] = []
-    block = max(1, _BLOCK // len(top))
-    while len(ratios) < resamples:
-        drawn = rng.integers(len(top), size=(min(block, resamples - len(ratios)), len(top)))
-        ratios.extend(top[drawn].sum(1) / bottom[drawn].sum(1))
-    low, high = np.quantile(ratios, [0.025, 0.975])
+    sums = resampled_sums(np.stack([top, bottom], axis=1), seed, resamples)
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [0.025, 0.975])
     return Estimate(float(top.sum() / bottom.sum()), float(low), float(high))
+
+
+def bounded_ratio(
+    numerators: np.ndarray, denominators: np.ndarray, lowest: float = 0.0, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
+    """`bootstrap_ratio` for a quantity that lies between `lowest` and 1 in every unit.
+
+    Where all units agree, as for a perfect model or for one prompt, every resample is the same and the bootstrap's
+    interval is empty; the interval is then Wilson's on the number of units, the widest that so many can differ.
+
+    Args:
+        numerators: [N], one number per independent unit.
+        denominators: [N], each >= 0; units with 0 are left out.
+        lowest: 0 for shares, -1 for correlations and for differences of shares.
+        seed: of the resampling.
+        resamples: how many.
+
+    Raises:
+        ValueError: if no denominator is positive.
+    """
+    used = denominators > 0
+    estimate = bootstrap_ratio(numerators[used], denominators[used], seed, resamples)
+    if estimate.high - estimate.low > 1e-12:
+        return estimate
+    units, span = int(used.sum()), 1 - lowest
+    share = min(1.0, max(0.0, (estimate.value - lowest) / span))
+    found = wilson(share * units, units)
+    return Estimate(estimate.value, *(lowest + span * end for end in found[1:]))
+
+
+def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Column sums of `resamples` bootstrap samples of the rows.
+
+    Args:
+        values: [N, C], one row per independent unit.
+        seed: of the resampling.
+        resamples: how many, R.
+
+    Returns:
+        [R, C].
+    """
+    rng = np.random.default_rng(seed)
+    units = len(values)
+    block = max(1, _BLOCK // units)
+    sums = []
+    for start in range(0, resamples, block):
+        samples = min(block, resamples - start)
+        drawn = rng.integers(units, size=(samples, units)) + units * np.arange(samples)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=samples * units).reshape(samples, units)
+        sums.append(counts.astype(float) @ values)
+    return np.concatenate(sums)
 
 
 def paired_difference(

@@ -7,11 +7,11 @@ from typing import Any
 
 import datasets
 import evaluate
-import torch
 
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.evaluation.intervals import RESAMPLES, Estimate, bootstrap_ratio, wilson
-from instructgpt_hf.functional import pair_counts, pairwise_accuracy
+from instructgpt_hf.evaluation import ranking_measures as measures
+from instructgpt_hf.evaluation.intervals import RESAMPLES, wilson
+from instructgpt_hf.evaluation.pairs import Rankings
 
 _CITATION = """\
 @inproceedings{ouyang2022training,
@@ -28,23 +28,20 @@ class _InMemoryMetric(evaluate.Metric):  # type: ignore[misc]
         super().__init__(**kwargs)
 
 
-class PairwiseAccuracy(_InMemoryMetric):
-    """Share of strictly ordered pairs of completions that a reward model orders as the labelers did.
+class _RankingMetric(_InMemoryMetric):
+    """A measure of scores against rankings.
 
-    `compute(predictions=..., references=..., lengths=None, seed=0, resamples=2000)` returns
-
-    - `accuracy`: over all strict pairs of all prompts; equal scores count one half;
-    - `accuracy_low`, `accuracy_high`: 95 % bootstrap interval over prompts, because the pairs of one prompt are not
-      independent; where every prompt agrees (accuracy 0 or 1) Wilson's interval on the number of prompts;
-    - `pairs`, `tied_pairs`, `prompts`: how many were counted, left out because the labelers tied, and used;
-    - `equal_scores`: pairs among `pairs` whose scores are equal;
-    - with `lengths`: `length_baseline_accuracy` (`_low`, `_high`), the accuracy of predicting that the longer
-      completion is the better one, and `above_length_baseline`, the difference of the two.
+    `compute(predictions=..., references=..., lengths=None, seed=0, resamples=2000)` takes the scores of each prompt's
+    completions, their ranks (1 is best, equal ranks are a tie) and, where given, their lengths in tokens. Intervals
+    (`_low`, `_high`) are 95 % bootstrap intervals over prompts, because the pairs of one prompt are not independent;
+    where all prompts agree, Wilson's interval on their number.
     """
+
+    summary = ""
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description="Pairwise accuracy of a reward model on K ranked completions per prompt.",
+            description=self.summary,
             citation=_CITATION,
             inputs_description=(
                 "predictions: scores of each prompt's completions; references: their ranks, 1 is best, ties equal; "
@@ -52,7 +49,7 @@ class PairwiseAccuracy(_InMemoryMetric):
             ),
             features=datasets.Features(
                 {
-                    "predictions": datasets.Sequence(datasets.Value("float32")),
+                    "predictions": datasets.Sequence(datasets.Value("float64")),
                     "references": datasets.Sequence(datasets.Value("int64")),
                 }
             ),
@@ -65,33 +62,96 @@ class PairwiseAccuracy(_InMemoryMetric):
         lengths: Sequence[Sequence[int]] | None = None,
         seed: int = 0,
         resamples: int = RESAMPLES,
-    ) -> dict[str, float]:
-        _check_rows(predictions, references, lengths)
-        ranks = torch.tensor([rank for row in references for rank in row], dtype=torch.long)
-        groups = torch.tensor([index for index, row in enumerate(references) for _ in row], dtype=torch.long)
-        scores = torch.tensor([score for row in predictions for score in row], dtype=torch.float32)
-        counts = pair_counts(ranks, groups)
-        if not counts.sum():
-            raise InstructGPTError(
-                f"pairwise accuracy: none of {len(references)} prompts has two completions of different rank."
-            )
-        better = _accuracy(scores, ranks, groups, seed, resamples)
-        in_group, ranked = groups[:, None] == groups[None, :], ranks[:, None] < ranks[None, :]
-        equal = in_group & ranked & (scores[:, None] == scores[None, :])
-        all_pairs = sum(len(row) * (len(row) - 1) // 2 for row in references)
-        result = {
-            **_named("accuracy", better),
-            "pairs": int(counts.sum()),
-            "tied_pairs": all_pairs - int(counts.sum()),
-            "prompts": int((counts > 0).sum()),
-            "equal_scores": int(equal.sum()),
-        }
-        if lengths is not None:
-            tokens = torch.tensor([length for row in lengths for length in row], dtype=torch.float32)
-            longer = _accuracy(tokens, ranks, groups, seed, resamples)
-            result |= _named("length_baseline_accuracy", longer)
-            result["above_length_baseline"] = better.value - longer.value
-        return result
+    ) -> dict[str, Any]:
+        return self._measure(Rankings.read(self.name, predictions, references, lengths), seed, resamples)
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class PairwiseAccuracy(_RankingMetric):
+    """Share of strictly ordered pairs of completions that a reward model orders as the labelers did.
+
+    Returns what `instructgpt_hf.evaluation.ranking_measures.accuracy` does: `accuracy`, the counts of pairs and
+    prompts, ties apart, and with lengths `length_baseline_accuracy` and `above_length_baseline`.
+    """
+
+    summary = "Pairwise accuracy of a reward model on K ranked completions per prompt."
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        return measures.accuracy(table, seed, resamples)
+
+
+class AccuracyBreakdown(_RankingMetric):
+    """Pairwise accuracy by the number of completions (`by_completions`) and by the distance in rank (`by_gap`)."""
+
+    summary = "Pairwise accuracy of a reward model by the prompt's number of completions and by the pair's rank gap."
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        by_size = measures.accuracy_by_size(table, seed, resamples)
+        return {"by_completions": by_size, "by_gap": measures.accuracy_by_gap(table, seed, resamples)}
+
+
+class Calibration(_RankingMetric):
+    """Expected calibration error of sigmoid(score difference) and its reliability curve (`bins`)."""
+
+    summary = "Calibration of a reward model's pair probabilities, the sigmoid of the score difference."
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        return measures.calibration(table, seed=seed, resamples=resamples)
+
+
+class KendallTau(_RankingMetric):
+    """Kendall's tau-b between scores and ranks, averaged over prompts; with lengths also that of the lengths."""
+
+    summary = "Kendall's tau-b of a reward model's scores with the ranks, averaged over prompts."
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        return measures.kendall_tau(table, seed, resamples)
+
+
+class LengthBias(_RankingMetric):
+    """How much scores follow length, beside how much the ranks do; `lengths` must be given."""
+
+    summary = "Dependence of a reward model's scores on length, beside that of the ranks."
+
+    def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+        if table.lengths is None:
+            raise InstructGPTError("length bias: pass the completions' lengths in tokens as `lengths`.")
+        return measures.length_bias(table, seed, resamples)
+
+
+class LabelerAgreement(_InMemoryMetric):
+    """Share of pairs that two labelers order alike, over the pairs that both ranked strictly.
+
+    `compute(predictions=..., references=..., prompts=None, seed=0, resamples=2000)` takes two labelers' ranks of the
+    same completions, one row per prompt and pair of labelers, and returns `agreement` with `agreement_low` and
+    `agreement_high` (95 % bootstrap interval over prompts), `pairs`, `tied_pairs` (tied by at least one of the two)
+    and `prompts`. `prompts` names each row's prompt where several pairs of labelers ranked one; otherwise every row
+    is a prompt of its own.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        ranks = datasets.Sequence(datasets.Value("int64"))
+        return evaluate.MetricInfo(
+            description="Agreement of two labelers on the order of pairs of completions.",
+            citation=_CITATION,
+            inputs_description="predictions: one labeler's ranks by prompt; references: another's, same completions.",
+            features=datasets.Features({"predictions": ranks, "references": ranks}),
+        )
+
+    def _compute(
+        self,
+        predictions: Sequence[Sequence[int]],
+        references: Sequence[Sequence[int]],
+        prompts: Sequence[Any] | None = None,
+        seed: int = 0,
+        resamples: int = RESAMPLES,
+    ) -> dict[str, Any]:
+        found = measures.agreement(predictions, references, prompts, seed, resamples)
+        if found is None:
+            raise InstructGPTError("labeler agreement: no pair of completions is ranked strictly by two labelers.")
+        return found
 
 
 class WinRate(_InMemoryMetric):
@@ -119,35 +179,10 @@ class WinRate(_InMemoryMetric):
         if wins + ties + losses < len(pairs) or not pairs:
             raise InstructGPTError(f"win rate: {len(pairs)} prompts, some with a score that is not a number.")
         estimate = wilson(wins + 0.5 * ties, len(pairs))
-        return {**_named("win_rate", estimate), "wins": wins, "ties": ties, "losses": losses, "prompts": len(pairs)}
-
-
-def _accuracy(scores: torch.Tensor, ranks: torch.Tensor, groups: torch.Tensor, seed: int, resamples: int) -> Estimate:
-    correct, counts = pairwise_accuracy(scores, ranks, groups)
-    used = counts > 0
-    estimate = bootstrap_ratio(correct[used].numpy(), counts[used].numpy(), seed, resamples)
-    if estimate.value in (0.0, 1.0):
-        prompts = int(used.sum())
-        return wilson(estimate.value * prompts, prompts)
-    return estimate
-
-
-def _named(name: str, estimate: Estimate) -> dict[str, float]:
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
-def _check_rows(*columns: Sequence[Sequence[Any]] | None) -> None:
-    """Raise unless every column has a number for every completion of every prompt."""
-    predictions, references, lengths = columns
-    for name, column in (("predictions", predictions), ("lengths", lengths)):
-        if column is None:
-            continue
-        if len(column) != len(references or ()):
-            raise InstructGPTError(f"pairwise accuracy: {len(column)} {name} for {len(references or ())} references.")
-        for row, (found, ranks) in enumerate(zip(column, references or (), strict=True)):
-            if len(found) != len(ranks):
-                raise InstructGPTError(
-                    f"pairwise accuracy: row {row} has {len(found)} {name} for {len(ranks)} references."
-                )
-            if any(value != value for value in found):
-                raise InstructGPTError(f"pairwise accuracy: row {row} of {name} holds a value that is not a number.")
+        return {
+            **measures.named("win_rate", estimate),
+            "wins": wins,
+            "ties": ties,
+            "losses": losses,
+            "prompts": len(pairs),
+        }

@@ -94,10 +94,10 @@ def test_the_interval_depends_on_the_seed_alone():
             dict(predictions=[[1.0, 2.0]], references=[[1, 1]]),
             "none of 1 prompts has two completions of different rank",
         ),
-        (dict(predictions=[[1.0]], references=[[1, 2]]), "row 0 has 1 predictions for 2 references"),
-        (dict(predictions=[[1.0, 2.0]], references=[[1, 2]], lengths=[[1]]), "row 0 has 1 lengths for 2 references"),
-        (dict(predictions=[[1.0, 2.0]], references=[[1, 2]], lengths=[]), "0 lengths for 1 references"),
-        (dict(predictions=[[1.0, float("nan")]], references=[[1, 2]]), "row 0 of predictions holds a value"),
+        (dict(predictions=[[1.0]], references=[[1, 2]]), "row 0 has 1 scores for 2 ranks"),
+        (dict(predictions=[[1.0, 2.0]], references=[[1, 2]], lengths=[[1]]), "row 0 has 1 lengths for 2 ranks"),
+        (dict(predictions=[[1.0, 2.0]], references=[[1, 2]], lengths=[]), "0 lengths for 1 rankings"),
+        (dict(predictions=[[1.0, float("nan")]], references=[[1, 2]]), "row 0 of scores holds a value"),
     ],
 )
 def test_bad_rankings_are_named(given, message):

@@ -1,0 +1,153 @@
+"""Rankings as flat arrays with all their pairs: what every measure of a reward model is computed from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from instructgpt_hf.errors import InstructGPTError
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """N scored rankings with M completions and Q pairs of completions of one prompt.
+
+    Memory grows with Q, the sum of K(K-1)/2 over the prompts, and never with M squared.
+
+    Attributes:
+        sizes: [N], the number K of completions of every prompt.
+        prompt: [Q], the prompt of every pair.
+        better: [Q], the completion (index into the M) with the better rank; in a tied pair the first.
+        worse: [Q], the other one.
+        gap: [Q], the difference of their dense ranks: how many distinct ranks of the prompt lie between, plus one. 0
+            for a tied pair, 1 for neighbours, whatever numbers the ranks are.
+        scores: [M], of the reward model.
+        lengths: [M], in tokens; None if they were not given.
+    """
+
+    sizes: np.ndarray
+    prompt: np.ndarray
+    better: np.ndarray
+    worse: np.ndarray
+    gap: np.ndarray
+    scores: np.ndarray
+    lengths: np.ndarray | None
+
+    @classmethod
+    def read(
+        cls,
+        what: str,
+        scores: Sequence[Sequence[float]],
+        ranks: Sequence[Sequence[int]],
+        lengths: Sequence[Sequence[int]] | None = None,
+    ) -> Rankings:
+        """Check and flatten [N][K] lists.
+
+        Args:
+            what: begins the error messages: the measure's name.
+            scores: of the reward model.
+            ranks: 1 is best, equal ranks are a tie.
+            lengths: of the completions in tokens.
+
+        Raises:
+            InstructGPTError: if the lists differ in shape, a value is not a finite number, or no prompt has two
+                completions of different rank.
+        """
+        columns = {"scores": scores, "ranks": ranks} | ({} if lengths is None else {"lengths": lengths})
+        _check(what, columns)
+        sizes = np.array([len(row) for row in ranks], dtype=np.int64)
+        flat = {
+            name: np.array([value for row in column for value in row], dtype=float) for name, column in columns.items()
+        }
+        prompt, first, second = _all_pairs(sizes)
+        dense = _dense_ranks(flat["ranks"], np.repeat(np.arange(len(sizes)), sizes))
+        difference = dense[second] - dense[first]
+        swapped = difference < 0
+        table = cls(
+            sizes,
+            prompt,
+            np.where(swapped, second, first),
+            np.where(swapped, first, second),
+            np.abs(difference),
+            flat["scores"],
+            flat.get("lengths"),
+        )
+        if not table.strict.any():
+            raise InstructGPTError(f"{what}: none of {len(ranks)} prompts has two completions of different rank.")
+        return table
+
+    @property
+    def strict(self) -> np.ndarray:
+        """Bool [Q]: the pairs that are not tied."""
+        return self.gap > 0
+
+    def differences(self, values: np.ndarray) -> np.ndarray:
+        """[Q]: the better completion's value less the worse one's.
+
+        Args:
+            values: [M].
+        """
+        return values[self.better] - values[self.worse]
+
+    def points(self, values: np.ndarray) -> np.ndarray:
+        """[Q]: 1 where the better completion has the higher value, 1/2 where the values are equal, else 0.
+
+        Args:
+            values: [M].
+        """
+        return (np.sign(self.differences(values)) + 1) / 2
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """[N]: for every prompt the sum of a [Q] array over its pairs."""
+        return np.bincount(self.prompt, weights=values, minlength=len(self.sizes))
+
+    def standings(self, values: np.ndarray) -> np.ndarray:
+        """[M]: how many of its prompt's completions each exceeds, less how many exceed it.
+
+        Twice the average rank, centred: Spearman's correlation is the cosine of two such vectors of one prompt.
+
+        Args:
+            values: [M].
+        """
+        sign = np.sign(self.differences(values))
+        return np.bincount(self.better, sign, len(values)) - np.bincount(self.worse, sign, len(values))
+
+
+def _all_pairs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Prompt, first and second completion of every pair, sorted by prompt."""
+    starts = np.cumsum(sizes) - sizes
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for size in np.unique(sizes):
+        rows = np.flatnonzero(sizes == size)
+        first, second = np.triu_indices(size, 1)
+        offsets = starts[rows][:, None]
+        parts.append((np.repeat(rows, len(first)), (offsets + first[None]).ravel(), (offsets + second[None]).ravel()))
+    prompt, first, second = (np.concatenate(part) for part in zip(*parts, strict=True))
+    order = np.argsort(prompt, kind="stable")
+    return prompt[order], first[order], second[order]
+
+
+def _dense_ranks(ranks: np.ndarray, prompt: np.ndarray) -> np.ndarray:
+    """[M]: how many distinct ranks of the prompt are better, up to a constant of the prompt: [1, 3, 3, 7] -> 0 1 1 2."""
+    order = np.lexsort((ranks, prompt))
+    steps = (np.diff(ranks[order]) != 0) & (np.diff(prompt[order]) == 0)
+    dense = np.empty(len(ranks), dtype=np.int64)
+    dense[order] = np.concatenate([[0], np.cumsum(steps)])
+    return dense
+
+
+def _check(what: str, columns: dict[str, Sequence[Sequence[float]]]) -> None:
+    ranks = columns["ranks"]
+    if not len(ranks):
+        raise InstructGPTError(f"{what}: there are no rankings.")
+    for name, column in columns.items():
+        if len(column) != len(ranks):
+            raise InstructGPTError(f"{what}: {len(column)} {name} for {len(ranks)} rankings.")
+        for row, (found, expected) in enumerate(zip(column, ranks, strict=True)):
+            if len(found) != len(expected):
+                raise InstructGPTError(f"{what}: row {row} has {len(found)} {name} for {len(expected)} ranks.")
+            if not all(math.isfinite(value) for value in found):
+                raise InstructGPTError(f"{what}: row {row} of {name} holds a value that is not a finite number.")

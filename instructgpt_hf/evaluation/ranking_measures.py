@@ -1,0 +1,308 @@
+"""Measures of a reward model on scored rankings, each beside the same measure of length alone.
+
+Intervals are 95 % bootstrap intervals over prompts, because the pairs of one prompt depend on each other. A measure
+named `x` has its interval in `x_low` and `x_high`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.evaluation.intervals import (
+    RESAMPLES,
+    Estimate,
+    bootstrap_ratio,
+    bounded_ratio,
+    resampled_sums,
+)
+from instructgpt_hf.evaluation.pairs import Rankings
+
+CALIBRATION_BINS = 10
+# Bins of equally many pairs in which the picture shows score against length.
+_LENGTH_BINS = 6
+_HISTOGRAM_BINS = 24
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as the three entries every result has: value, `_low` and `_high`."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Share of strict pairs whose better completion has the higher score; equal scores count one half.
+
+    Returns:
+        `accuracy`, `pairs`, `prompts` (with at least one strict pair), `tied_pairs`, `equal_scores` (strict pairs with
+        equal scores); with lengths `length_baseline_accuracy`, the accuracy of "the longer one is better", and
+        `above_length_baseline`, the difference of the two.
+    """
+    strict = table.strict
+    result = _accuracy_of(table, strict, seed, resamples)
+    result["tied_pairs"] = int((~strict).sum())
+    result["equal_scores"] = int((strict & (table.differences(table.scores) == 0)).sum())
+    if table.lengths is not None:
+        above = table.points(table.scores) - table.points(table.lengths)
+        counts = table.sums(strict)
+        estimate = bounded_ratio(table.sums(above * strict), counts, -1.0, seed, resamples)
+        result |= named("above_length_baseline", estimate)
+    return result
+
+
+def accuracy_by_size(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Accuracy of the prompts with K completions, for every K that occurs.
+
+    Returns:
+        Dicts with `completions` (K) and the entries of `accuracy` up to the baseline's, in increasing order of K.
+    """
+    return _strata(table, "completions", table.sizes[table.prompt], seed, resamples)
+
+
+def accuracy_by_gap(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Accuracy of the pairs whose dense ranks differ by g, for every g that occurs.
+
+    Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 count as 1, 2, 2, 3, and the first and the last of
+    these four are 2 apart.
+
+    Returns:
+        Dicts with `gap` (g) and the entries of `accuracy` up to the baseline's, in increasing order of g.
+    """
+    return _strata(table, "gap", table.gap, seed, resamples)
+
+
+def _strata(table: Rankings, name: str, key: np.ndarray, seed: int, resamples: int) -> list[dict[str, Any]]:
+    return [
+        {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
+        for value in np.unique(key[table.strict])
+    ]
+
+
+def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    counts = table.sums(chosen)
+    result = named(
+        "accuracy", bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
+    )
+    result |= {"pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
+    if table.lengths is not None:
+        longer = bounded_ratio(table.sums(table.points(table.lengths) * chosen), counts, 0.0, seed, resamples)
+        result |= named("length_baseline_accuracy", longer)
+    return result
+
+
+def calibration(
+    table: Rankings, bins: int = CALIBRATION_BINS, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """How far the probabilities that the loss fits, sigmoid(score difference), agree with the labels.
+
+    Every strict pair counts once, from the side of the completion that the model prefers: its confidence is
+    sigmoid(|score difference|), in [0.5, 1], and it is a hit if that completion is the better one; equal scores are
+    half a hit at confidence 0.5. Counting every pair from both sides would only mirror this curve.
+
+    Args:
+        table: the rankings.
+        bins: of equal width over [0.5, 1]; a confidence on an edge belongs to the upper bin.
+        seed: of the bootstrap.
+        resamples: how many.
+
+    Returns:
+        `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and comes
+        out above the truth on few pairs, so its interval is reflected about it (2 x value - quantile, at least 0),
+        which takes that excess out; the value may lie at the interval's upper end.
+        `overconfidence`: mean confidence less accuracy, over all strict pairs; above 0 the scores are too far apart.
+        `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; empty bins left out.
+    """
+    strict = table.strict
+    confidence = 1 / (1 + np.exp(-np.abs(table.differences(table.scores))))
+    hits = table.points(table.scores)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    excess, counts = (confidence - hits) * strict, table.sums(strict)
+    by_bin = np.stack([table.sums(excess * (place == number)) for number in range(bins)], axis=1)
+    used = counts > 0
+    sums = resampled_sums(np.column_stack([by_bin, counts])[used], seed, resamples)
+    value = np.abs(by_bin.sum(0)).sum() / counts.sum()
+    low, high = np.quantile(np.abs(sums[:, :-1]).sum(1) / sums[:, -1], [0.025, 0.975])
+    result = named("ece", Estimate(float(value), float(max(0.0, 2 * value - high)), float(max(0.0, 2 * value - low))))
+    result |= named("overconfidence", bootstrap_ratio(table.sums(excess)[used], counts[used], seed, resamples))
+    result["bins"] = []
+    for number in range(bins):
+        chosen = strict & (place == number)
+        if chosen.any():
+            hit_share = bounded_ratio(table.sums(hits * chosen), table.sums(chosen), 0.0, seed, resamples)
+            result["bins"].append(
+                {
+                    "low": 0.5 + number / (2 * bins),
+                    "high": 0.5 + (number + 1) / (2 * bins),
+                    "pairs": int(chosen.sum()),
+                    "confidence": float(confidence[chosen].mean()),
+                    **named("accuracy", hit_share),
+                }
+            )
+    return result
+
+
+def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Kendall's tau-b between scores and ranks, one per prompt, averaged over prompts.
+
+    tau-b is (right pairs - wrong pairs) / sqrt(strict pairs x pairs of unequal scores). A prompt whose scores are all
+    equal counts 0: the model has not ordered it. Prompts whose completions all tie are left out.
+
+    Returns:
+        `kendall_tau`, `prompts`; with lengths `length_baseline_kendall_tau`, the same with lengths as scores.
+    """
+    counts = table.sums(table.strict)
+    result = named("kendall_tau", _mean_tau(table, table.scores, seed, resamples))
+    result["prompts"] = int((counts > 0).sum())
+    if table.lengths is not None:
+        result |= named("length_baseline_kendall_tau", _mean_tau(table, table.lengths, seed, resamples))
+    return result
+
+
+def _mean_tau(table: Rankings, values: np.ndarray, seed: int, resamples: int) -> Estimate:
+    sign = np.sign(table.differences(values))
+    strict, unequal = table.sums(table.strict), table.sums(sign != 0)
+    tau = table.sums(sign * table.strict) / np.sqrt(np.maximum(strict * unequal, 1))
+    return bounded_ratio(tau, (strict > 0).astype(float), -1.0, seed, resamples)
+
+
+def length_bias(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """How much the scores follow length, beside how much the labels do.
+
+    Args:
+        table: the rankings, with lengths.
+        seed: of the bootstrap.
+        resamples: how many.
+
+    Returns:
+        `score_length_correlation` and `rank_length_correlation`: Spearman's correlation of length with the score, and
+        with the rank turned so that better is higher, one per prompt, averaged over the prompts in which all three
+        vary; None where there is no such prompt.
+        `longer_scores_higher` and `longer_ranks_higher`: share of the strict pairs of unequal length whose longer
+        completion has the higher score (equal scores one half), or is the better one; None if there is no such pair.
+        `pairs`: how many such pairs; `prompts`: prompts in the correlations.
+        `by_length_difference`: the same two shares in bins of about equally many pairs by the difference in tokens,
+        with its ends `low` and `high` and its `mean`.
+    """
+    assert table.lengths is not None
+    difference = table.differences(table.lengths)
+    chosen = table.strict & (difference != 0)
+    ends = np.unique(
+        np.quantile(np.abs(difference[chosen]), np.linspace(0, 1, _LENGTH_BINS + 1)) if chosen.any() else []
+    )
+    result = {**_length_correlations(table, seed, resamples), **_longer_wins(table, chosen, seed, resamples)}
+    result["by_length_difference"] = []
+    for number, low in enumerate(ends[:-1] if len(ends) > 1 else ends):
+        last = number + 2 >= len(ends)
+        inside = chosen & (np.abs(difference) >= low) & (np.abs(difference) < (np.inf if last else ends[number + 1]))
+        if inside.any():
+            spread = np.abs(difference[inside])
+            entry = {"low": int(spread.min()), "high": int(spread.max()), "mean": float(spread.mean())}
+            result["by_length_difference"].append({**entry, **_longer_wins(table, inside, seed, resamples)})
+    return result
+
+
+def _longer_wins(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    assert table.lengths is not None
+    if not chosen.any():
+        return {"longer_scores_higher": None, "longer_ranks_higher": None, "pairs": 0}
+    longer_is_better = table.points(table.lengths)
+    right = table.points(table.scores)
+    shares = {
+        "longer_scores_higher": np.where(longer_is_better == 1, right, 1 - right),
+        "longer_ranks_higher": longer_is_better,
+    }
+    counts = table.sums(chosen)
+    result: dict[str, Any] = {}
+    for name, points in shares.items():
+        result |= named(name, bounded_ratio(table.sums(points * chosen), counts, 0.0, seed, resamples))
+    return {**result, "pairs": int(chosen.sum())}
+
+
+def _length_correlations(table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
+    assert table.lengths is not None
+    owner = np.repeat(np.arange(len(table.sizes)), table.sizes)
+
+    def per_prompt(values: np.ndarray) -> np.ndarray:
+        return np.bincount(owner, values, len(table.sizes))
+
+    ranked = np.bincount(table.better, table.strict, len(owner)) - np.bincount(table.worse, table.strict, len(owner))
+    lengths, scores = table.standings(table.lengths), table.standings(table.scores)
+    norms = [np.sqrt(per_prompt(values**2)) for values in (lengths, scores, ranked)]
+    varied = np.minimum.reduce(norms) > 0
+    if not varied.any():
+        return {"score_length_correlation": None, "rank_length_correlation": None, "prompts": 0}
+    result: dict[str, Any] = {"prompts": int(varied.sum())}
+    for name, values, norm in (("score", scores, norms[1]), ("rank", ranked, norms[2])):
+        correlation = per_prompt(lengths * values) / np.where(varied, norms[0] * norm, 1)
+        estimate = bounded_ratio(correlation * varied, varied.astype(float), -1.0, seed, resamples)
+        result |= named(f"{name}_length_correlation", estimate)
+    return result
+
+
+def score_gaps(table: Rankings) -> dict[str, list[Any]]:
+    """Histogram of |score difference| over strict pairs, for those ordered right and those ordered wrong.
+
+    Returns:
+        `edges` [B + 1], `right` [B] and `wrong` [B] (equal scores are in neither). The last edge is the 99.5 %
+        quantile; what lies beyond is counted in the last bin.
+    """
+    gaps = table.differences(table.scores)[table.strict]
+    last = float(np.quantile(np.abs(gaps), 0.995)) or 1.0
+    edges = np.linspace(0, last, _HISTOGRAM_BINS + 1)
+    counts = {
+        name: np.histogram(np.minimum(found, last), edges)[0].tolist()
+        for name, found in (("right", gaps[gaps > 0]), ("wrong", -gaps[gaps < 0]))
+    }
+    return {"edges": edges.tolist(), **counts}
+
+
+def agreement(
+    first: Sequence[Sequence[int]],
+    second: Sequence[Sequence[int]],
+    prompts: Sequence[Any] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any] | None:
+    """Share of the pairs that two labelers both ranked strictly which they order alike.
+
+    Args:
+        first: [R][k], one labeler's ranks of some completions of a prompt; 1 is best.
+        second: [R][k], another's ranks of the same completions.
+        prompts: [R], what tells the prompts apart; every row is one by default.
+        seed: of the bootstrap over prompts.
+        resamples: how many.
+
+    Returns:
+        `agreement`, `pairs`, `tied_pairs` (tied by at least one of the two) and `prompts` (with a pair); None
+        if no pair is ranked strictly by both.
+
+    Raises:
+        InstructGPTError: if the rows differ in shape.
+    """
+    names = list(range(len(first))) if prompts is None else list(prompts)
+    if not len(first) == len(second) == len(names) or any(
+        len(a) != len(b) for a, b in zip(first, second, strict=True)
+    ):
+        raise InstructGPTError("labeler agreement: expected two ranks of every completion, one from each labeler.")
+    counts: dict[Any, list[int]] = {}
+    tied = 0
+    for a, b, name in zip(first, second, names, strict=True):
+        for i, j in itertools.combinations(range(len(a)), 2):
+            product = (a[i] - a[j]) * (b[i] - b[j])
+            tied += product == 0
+            if product != 0:
+                alike, pairs = counts.get(name, [0, 0])
+                counts[name] = [alike + (product > 0), pairs + 1]
+    if not counts:
+        return None
+    table = np.array(list(counts.values()), dtype=float)
+    estimate = bounded_ratio(table[:, 0], table[:, 1], 0.0, seed, resamples)
+    return {
+        **named("agreement", estimate),
+        "pairs": int(table[:, 1].sum()),
+        "tied_pairs": int(tied),
+        "prompts": len(counts),
+    }

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate.state import GradientState
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model, pad, use_adapter
 
@@ -38,6 +39,7 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RewardTrainer._set_signature_columns_if_needed": (RewardTrainer, ("self",)),
     "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
     "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
+    "GradientState._set_sync_gradients": (GradientState, ("self", "sync_gradients")),
     "use_adapter": (use_adapter, ("model", "adapter_name")),
     "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
@@ -52,6 +54,16 @@ __all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout
 def dataset_fingerprint(dataset: Any) -> str:
     """The hash that `datasets` keeps of how a dataset came about, for data that are not local files."""
     return str(dataset._fingerprint)
+
+
+def use_one_device(args: Any) -> None:
+    """Train on the first GPU where a single process sees several, instead of in the Trainer's `DataParallel`.
+
+    `DataParallel` splits tensors by rows, which takes batches of another shape apart; `accelerate launch` starts a
+    process for each GPU.
+    """
+    if args.n_gpu > 1:
+        args._n_gpu = 1
 
 
 class QuietCard:
@@ -77,6 +89,18 @@ class RankingTrainer(QuietCard, RewardTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = list(self.dataset_columns)
+
+    @contextlib.contextmanager
+    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
+        """Backward passes inside only add to this process's gradients, because another one follows in the step."""
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
 
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""

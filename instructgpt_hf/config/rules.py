@@ -77,6 +77,7 @@ RANGES: dict[str, Range] = {
             "max_completion_length",
             "max_length",
             "max_prompt_length",
+            "max_tokens_per_forward",
             "num_iterations",
             "per_device_eval_batch_size",
             "per_device_train_batch_size",

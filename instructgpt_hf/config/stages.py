@@ -74,8 +74,16 @@ class SFTConfig(trl.SFTConfig):
 class RewardConfig(trl.RewardConfig):
     """TRL's `RewardConfig` with the paper's reward model (§3.5, C.2).
 
-    `per_device_train_batch_size` counts prompts, each with all of its ranked completions.
+    `per_device_train_batch_size` counts prompts, each with all of its ranked completions; memory is bounded by
+    `max_tokens_per_forward`.
     """
+
+    max_tokens_per_forward: int = setting(
+        16_384,
+        "Tokens of one forward and backward pass, padding included. The prompts of a micro-batch are sorted by length "
+        "and go through the model in as many passes as they need; a single ranking may exceed it.",
+        "ours: bounds memory",
+    )
 
     center_on_demonstrations: bool = setting(
         True, "Shift the scores after training so that demonstrations score 0 on average.", "§3.5"
@@ -83,10 +91,7 @@ class RewardConfig(trl.RewardConfig):
     learning_rate: float = changed(trl.RewardConfig, "learning_rate", 9e-6, "C.2")
     num_train_epochs: float = changed(trl.RewardConfig, "num_train_epochs", 1, "C.2: more epochs overfit")
     per_device_train_batch_size: int = changed(
-        trl.RewardConfig, "per_device_train_batch_size", 4, "C.2: batch of 64 prompts"
-    )
-    gradient_accumulation_steps: int = changed(
-        trl.RewardConfig, "gradient_accumulation_steps", 16, "C.2: batch of 64 prompts"
+        trl.RewardConfig, "per_device_train_batch_size", 64, "C.2: batch of 64 prompts"
     )
     lr_scheduler_type: SchedulerType | str = changed(
         trl.RewardConfig, "lr_scheduler_type", "cosine_with_min_lr", "C.2"

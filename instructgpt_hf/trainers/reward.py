@@ -2,66 +2,217 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import broadcast_object_list
+from transformers import EvalPrediction
 
-from instructgpt_hf._compat import RankingTrainer
-from instructgpt_hf.data.rankings import RankingCollator
-from instructgpt_hf.functional.ranking import all_pairs_loss, pairwise_accuracy
-from instructgpt_hf.models.reward_model import model_inputs
+from instructgpt_hf._compat import RankingTrainer, use_one_device
+from instructgpt_hf.data.ranking_batches import RankingCollator
+from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
+from instructgpt_hf.models.shared_prefix import CompletionScorer, shared_prefix_refusal
+
+logger = logging.getLogger(__name__)
 
 
 class RewardTrainer(RankingTrainer):
     """trl.RewardTrainer whose batch element is a prompt with its K ranked completions.
 
-    Each completion goes through the model once. The loss is the mean over a prompt's strictly ranked pairs of
+    Each completion goes through the model once, and where the architecture allows it, completions of a prompt share
+    the prompt's computation. The loss is the mean over a prompt's strictly ranked pairs of
     -log sigmoid(r_better - r_worse), then the mean over the prompts of the optimizer step, however the step is split
-    into micro-batches and processes. Tied pairs contribute nothing.
+    into micro-batches, forward passes and processes. Tied pairs contribute nothing.
 
     Args:
         model: sequence classifier with one label, from `instructgpt_hf.models.reward_model.create_reward_model`.
-        args: `RewardConfig`; batch sizes count prompts.
-        train_dataset: `completions_ids` and `ranks`, from `instructgpt_hf.data.rankings.tokenize_rankings`.
+        args: `RewardConfig`; batch sizes count prompts. The prompts of a micro-batch are sorted by length and go
+            through the model in forward and backward passes of at most `max_tokens_per_forward` tokens.
+        train_dataset: `prompt_ids`, `completion_ids` [K] and `ranks` [K], from
+            `instructgpt_hf.data.rankings.tokenize_rankings`.
         eval_dataset: the same for held-out prompts.
         processing_class: tokenizer with a padding token that differs from EOS.
+        compute_metrics: called at every evaluation with an `EvalPrediction` of lists over prompts: `predictions`, the
+            scores [K] of each; `label_ids`, its ranks [K]; `inputs`, the lengths [K] of its completions in tokens.
+            What it returns is logged with the prefix `eval_`.
+
+    Attributes:
+        shared_prefix_refusal: why completions do not share their prompt's computation, or None if they do.
     """
 
     # The loss is already the mean over the accumulated batch.
     loss_is_scaled_for_ga = True
-    dataset_columns = ("completions_ids", "ranks")
+    dataset_columns = ("prompt_ids", "completion_ids", "ranks")
 
     def __init__(self, model: Any, args: Any, *, processing_class: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("data_collator", RankingCollator(processing_class.pad_token_id))
-        super().__init__(model=model, args=args, processing_class=processing_class, **kwargs)
+        use_one_device(args)
+        pad_token_id = processing_class.pad_token_id
+        collator = RankingCollator(pad_token_id, args.max_tokens_per_forward)
+        super().__init__(model=model, args=args, processing_class=processing_class, data_collator=collator, **kwargs)
+        self.scorer = CompletionScorer(self.model)
+        # Every process lays out its batches the same way, also where only the first one holds the weights yet.
+        answer = [shared_prefix_refusal(self.scorer, pad_token_id, self._attention_dtype)]
+        self.shared_prefix_refusal: str | None = broadcast_object_list(answer)[0]
+        if self.shared_prefix_refusal is None:
+            collator.hidden_size = self.scorer.classifier.config.get_text_config().hidden_size
+        elif self.accelerator.is_main_process:
+            logger.warning(
+                "Every completion is computed with a copy of its prompt, because %s.", self.shared_prefix_refusal
+            )
+        self._seen = _Seen()
+        self._evaluated: list[_Scored] = []
+
+    @property
+    def _attention_dtype(self) -> torch.dtype | None:
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The micro-batches of one optimizer step, and the number of prompts in them over all processes."""
+        samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        prompts = torch.tensor([sum(len(sample["labels"]) for sample in samples)], device=device)
+        return samples, self.accelerator.gather(prompts).sum()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+        """Forward and backward passes of one micro-batch; gradients are synchronised after the last one."""
+        forwards = self._as_many_as_others(inputs["forwards"])
+        loss = torch.zeros((), device=self.args.device)
+        for number, item in enumerate(forwards, start=1):
+            last = number == len(forwards)
+            with contextlib.nullcontext() if last else self.without_gradient_sync(model):
+                loss += super().training_step(model, {"forwards": [item]}, num_items_in_batch)
+        for name, value in self._seen.summary(self.accelerator.gather).items():
+            self.record(name, value)
+        self._seen = _Seen()
+        return loss
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Equation 1 on one micro-batch.
+        """Equation 1.
 
         Args:
             inputs: what `RankingCollator` returns.
-            num_items_in_batch: prompts of the whole optimizer step, over micro-batches and processes; None in
-                evaluation, which averages over the prompts here.
+            num_items_in_batch: prompts of the whole optimizer step, over micro-batches and processes; None averages
+                over the prompts here.
         """
-        # Through the (possibly distributed) wrapper, whose hooks synchronise gradients. The classifier reads the score
-        # at the last token that is not padding, which is EOS.
-        batch = model_inputs(self.model, inputs["input_ids"], inputs["attention_mask"])
-        scores = model(**batch).logits.squeeze(-1).float()
-        losses = all_pairs_loss(scores, inputs["ranks"], inputs["groups"])
-        prompts = losses.numel() if num_items_in_batch is None else num_items_in_batch
-        loss = losses.sum() / prompts
-        if num_items_in_batch is not None:
-            # Gradients are averaged over processes, and `prompts` counts those of all of them.
-            loss = loss * self.accelerator.num_processes
-        self._record(scores.detach(), inputs)
-        return (loss, {"scores": scores.detach()}) if return_outputs else loss
+        found = [self._score(model, item) for item in inputs["forwards"]]
+        losses = torch.cat([item.losses for item in found])
+        if num_items_in_batch is None:
+            loss = losses.mean()
+        else:
+            # Gradients are averaged over processes, and the count is that of all of them.
+            loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
+        return (loss, found) if return_outputs else loss
 
-    def _record(self, scores: torch.Tensor, inputs: dict[str, Any]) -> None:
-        correct, pairs = pairwise_accuracy(scores, inputs["ranks"], inputs["groups"])
-        totals = self.accelerator.gather(torch.stack([correct.sum(), pairs.sum()]).reshape(1, 2).float()).sum(0)
-        everyone = self.accelerator.gather_for_metrics(scores)
-        self.record("accuracy", (totals[0] / totals[1].clamp(min=1)).item())
-        self.record("mean_reward", everyone.mean().item())
-        self.record("std_reward", everyone.std(unbiased=False).item())
+    def _score(self, model: Any, item: dict[str, torch.Tensor]) -> _Scored:
+        scores = self.scorer(model, item, self._attention_dtype)
+        self._seen.add(scores.detach(), item["ranks"], item["groups"])
+        return _Scored(all_pairs_loss(scores, item["ranks"], item["groups"]), scores.detach(), item)
+
+    def prediction_step(
+        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[torch.Tensor, None, None]:
+        """Loss of one batch of held-out prompts; their scores are kept for `compute_metrics`."""
+        inputs = self._prepare_inputs(inputs)
+        forwards = self._as_many_as_others(inputs["forwards"])
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, found = self.compute_loss(model, {"forwards": forwards}, return_outputs=True)
+        own = [prompt for item in found[-len(inputs["forwards"]) :] for prompt in item.by_prompt()]
+        self._evaluated += self.accelerator.gather_for_metrics(own, use_gather_object=True)
+        return loss.detach(), None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """TRL's loop; then `compute_metrics` on the scores of all held-out prompts, and their mean loss."""
+        self._evaluated.clear()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        losses, scores, ranks, lengths = (list(column) for column in zip(*self._evaluated, strict=True))
+        self._evaluated, self._seen = [], _Seen()
+        for own_scores, own_ranks in zip(scores, ranks, strict=True):
+            self._seen.add(torch.tensor(own_scores), torch.tensor(own_ranks), torch.zeros(len(own_ranks)))
+        # Over all prompts; the Trainer's own loss is a mean over batches, of which the last one may be smaller.
+        metrics = {"loss": sum(losses) / len(losses), **self._seen.summary(lambda sums: sums)}
+        self._seen = _Seen()
+        if self.compute_metrics is not None:
+            metrics |= self.compute_metrics(EvalPrediction(predictions=scores, label_ids=ranks, inputs=lengths))
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def _as_many_as_others(self, forwards: list[Any]) -> list[Any]:
+        """Forward passes preceded by repeated ones, up to the number that the busiest process takes.
+
+        Processes that shard a model must call it equally often. The repeated passes hold tied ranks only, so they add
+        no loss and no gradient, and waiting for the busiest process would take as long.
+        """
+        if self.accelerator.num_processes == 1:
+            return forwards
+        most = self.accelerator.gather(torch.tensor([len(forwards)], device=self.args.device)).max().item()
+        shortest = min(forwards, key=lambda item: item["input_ids"].numel())
+        tied = {**shortest, "ranks": torch.ones_like(shortest["ranks"])}
+        return [tied] * (int(most) - len(forwards)) + forwards
+
+
+@dataclass
+class _Scored:
+    """One forward pass: losses [prompts], scores [M], and the batch they belong to."""
+
+    losses: torch.Tensor
+    scores: torch.Tensor
+    batch: dict[str, torch.Tensor]
+
+    def by_prompt(self) -> list[tuple[float, list[float], list[int], list[int]]]:
+        """Loss, scores, ranks and lengths of every prompt."""
+        groups = self.batch["groups"]
+        sizes = torch.unique_consecutive(groups, return_counts=True)[1].tolist()
+        columns = [column.split(sizes) for column in (self.scores, self.batch["ranks"], self.batch["lengths"])]
+        return [
+            (loss, *(part.tolist() for part in parts))
+            for loss, *parts in zip(self.losses.tolist(), *columns, strict=True)
+        ]
+
+
+class _Seen:
+    """Scores and gaps of strict pairs of several forward passes."""
+
+    def __init__(self) -> None:
+        self.gaps: list[torch.Tensor] = []
+        self.scores: list[torch.Tensor] = []
+
+    def add(self, scores: torch.Tensor, ranks: torch.Tensor, groups: torch.Tensor) -> None:
+        """One forward pass: scores, ranks and groups [M]."""
+        better, worse = strict_pairs(ranks, groups).nonzero(as_tuple=True)
+        if len(better):  # not a pass that only keeps step with other processes
+            self.gaps.append(scores[better] - scores[worse])
+            self.scores.append(scores)
+
+    def summary(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+        """TRL's metrics and the standard deviation of the scores.
+
+        Args:
+            gather: puts the rows [1, n] of all processes below each other.
+        """
+        gaps, scores = torch.cat(self.gaps).double(), torch.cat(self.scores).double()
+        right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()
+        counts = [torch.full_like(right, len(gaps)), torch.full_like(right, len(scores))]
+        sums = torch.stack([right, gaps.sum(), scores.sum(), scores.square().sum(), *counts])
+        right, margin, total, squares, pairs, number = gather(sums[None]).sum(0).tolist()
+        extremes = gather(torch.stack([-scores.min(), scores.max()])[None]).amax(0).tolist()
+        mean = total / number
+        return {
+            "accuracy": right / pairs,
+            "margin": margin / pairs,
+            "mean_reward": mean,
+            "std_reward": max(0.0, squares / number - mean**2) ** 0.5,
+            "min_reward": -extremes[0],
+            "max_reward": extremes[1],
+        }

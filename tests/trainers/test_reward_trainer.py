@@ -11,15 +11,14 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from instructgpt_hf.config.stages import RewardConfig
-from instructgpt_hf.data.rankings import RankingCollator
 from instructgpt_hf.trainers.reward import RewardTrainer
 
 # Four prompts with 2 to 4 completions of different lengths; two of them have ties.
 ROWS = [
-    {"completions_ids": [[5, 6, 7, 1], [5, 6, 8, 9, 10, 1]], "ranks": [2, 1]},
-    {"completions_ids": [[11, 12, 1], [11, 13, 14, 1], [11, 1], [11, 15, 16, 17, 1]], "ranks": [1, 3, 2, 4]},
-    {"completions_ids": [[20, 21, 22, 1], [20, 23, 1], [20, 24, 25, 26, 27, 1]], "ranks": [1, 2, 1]},
-    {"completions_ids": [[30, 1], [30, 31, 1], [30, 32, 33, 1], [30, 34, 1]], "ranks": [2, 1, 2, 3]},
+    {"prompt_ids": [5, 6], "completion_ids": [[7, 1], [8, 9, 10, 1]], "ranks": [2, 1]},
+    {"prompt_ids": [11], "completion_ids": [[12, 1], [13, 14, 1], [1], [15, 16, 17, 1]], "ranks": [1, 3, 2, 4]},
+    {"prompt_ids": [20], "completion_ids": [[21, 22, 1], [23, 1], [24, 25, 26, 27, 1]], "ranks": [1, 2, 1]},
+    {"prompt_ids": [30, 3], "completion_ids": [[1], [31, 1], [32, 33, 1], [34, 1]], "ranks": [2, 1, 2, 3]},
 ]
 RATE = 0.1
 
@@ -28,7 +27,7 @@ RATE = 0.1
 def trainer(tokenizer, tmp_path):
     """A trainer that takes one SGD step over all prompts."""
 
-    def build(model, rows=ROWS, batch=4, accumulation=1, side="right", **changes):
+    def build(model, rows=ROWS, batch=4, accumulation=1, shared=True, side="right", compute_metrics=None, **changes):
         settings = dict(
             output_dir=str(tmp_path / "work"),
             per_device_train_batch_size=batch,
@@ -46,14 +45,19 @@ def trainer(tokenizer, tmp_path):
             disable_tqdm=True,
         )
         data = Dataset.from_list(rows)
-        return RewardTrainer(
+        made = RewardTrainer(
             model,
             RewardConfig(**{**settings, **changes}),
             processing_class=tokenizer,
             train_dataset=data,
             eval_dataset=data,
-            data_collator=RankingCollator(tokenizer.pad_token_id, side),
+            compute_metrics=compute_metrics,
         )
+        assert made.shared_prefix_refusal is None
+        made.data_collator.padding_side = side
+        if not shared:
+            made.data_collator.hidden_size = None
+        return made
 
     return build
 
@@ -72,6 +76,11 @@ def pairs_of(row):
     return [(i, j) for i, j in itertools.product(range(count), repeat=2) if row["ranks"][i] < row["ranks"][j]]
 
 
+def sequences(row):
+    """Every completion with its prompt."""
+    return [row["prompt_ids"] + ids for ids in row["completion_ids"]]
+
+
 def score(model, ids):
     return model(torch.tensor([ids])).logits[0, 0]
 
@@ -80,7 +89,7 @@ def loop_loss(model, rows=ROWS):
     """Mean over prompts of the mean over pairs, each completion scored alone and without padding."""
     total = 0.0
     for row in rows:
-        scores = [score(model, ids) for ids in row["completions_ids"]]
+        scores = [score(model, ids) for ids in sequences(row)]
         losses = [torch.log1p(torch.exp(scores[worse] - scores[better])) for better, worse in pairs_of(row)]
         total = total + sum(losses) / len(losses)
     return total / len(rows)
@@ -105,22 +114,35 @@ class TestLoss:
     def test_hand_computed(self, trainer, make_scorer):
         """Scores 2, 1, 1 and ranks 1, 2, 2: two pairs of gap 1 and a tie, loss log(1 + 1/e)."""
         made = trainer(make_scorer())
-        scores = torch.tensor([[2.0], [1.0], [1.0]])
+        scores = torch.tensor([2.0, 1.0, 1.0])
         fixed = lambda **_: type("Output", (), {"logits": scores})()  # noqa: E731
-        batch = made.data_collator([{"completions_ids": [[5, 1], [6, 1], [7, 1]], "ranks": [1, 2, 2]}])
-        assert made.compute_loss(fixed, batch).item() == pytest.approx(math.log1p(math.exp(-1)), rel=1e-6)
+        row = {"prompt_ids": [4], "completion_ids": [[5, 1], [6, 1], [7, 1]], "ranks": [1, 2, 2]}
+        assert made.compute_loss(fixed, made.data_collator([row])).item() == pytest.approx(
+            math.log1p(math.exp(-1)), rel=1e-6
+        )
 
     @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
     @pytest.mark.parametrize("side", ["right", "left"])
-    @pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (2, 2), (1, 4), (3, 2)])
+    @pytest.mark.parametrize("shared", [True, False])
+    @pytest.mark.parametrize(
+        ("batch", "accumulation", "tokens"), [(4, 1, 1000), (2, 2, 1000), (1, 4, 1000), (3, 2, 1000), (4, 1, 1)]
+    )
     def test_step_does_not_depend_on_the_split_or_padding(
-        self, make_scorer, trainer, architecture, side, batch, accumulation
+        self, make_scorer, trainer, architecture, side, shared, batch, accumulation, tokens
     ):
         model = make_scorer(
             architecture, **({"resid_pdrop": 0, "attn_pdrop": 0, "embd_pdrop": 0} if architecture == "gpt2" else {})
         )
         expected = stepped(*(lambda other: (other, loop_loss(other)))(copy.deepcopy(model)))
-        trainer(model, batch=batch, accumulation=accumulation, side=side).train()
+        made = trainer(
+            model,
+            batch=batch,
+            accumulation=accumulation,
+            shared=shared,
+            side=side,
+            max_tokens_per_forward=tokens,
+        )
+        made.train()
         for name, item in weights(model).items():
             torch.testing.assert_close(item, expected[name], rtol=1e-4, atol=1e-6)
 
@@ -140,10 +162,8 @@ class TestAgainstTRL:
     @pytest.fixture
     def pairwise(self, tokenizer, tmp_path):
         def build(model, row):
-            pairs = [
-                {"chosen_ids": row["completions_ids"][better], "rejected_ids": row["completions_ids"][worse]}
-                for better, worse in pairs_of(row)
-            ]
+            whole = sequences(row)
+            pairs = [{"chosen_ids": whole[better], "rejected_ids": whole[worse]} for better, worse in pairs_of(row)]
             args = trl.RewardConfig(
                 output_dir=str(tmp_path / "trl"),
                 per_device_train_batch_size=len(pairs),
@@ -189,7 +209,7 @@ class TestTies:
         """Ranks 1, 2, 1: the first and the third each beat the second, and are no pair themselves."""
         made = trainer(make_scorer())
         row = ROWS[2]
-        scores = [score(made.model, ids) for ids in row["completions_ids"]]
+        scores = [score(made.model, ids) for ids in sequences(row)]
         expected = -sum(torch.nn.functional.logsigmoid(scores[index] - scores[1]) for index in (0, 2)) / 2
         assert made.compute_loss(made.model, made.data_collator([row])).item() == pytest.approx(
             expected.item(), rel=1e-5
@@ -230,30 +250,60 @@ class TestParameters:
 
 class TestMetrics:
     def test_evaluation(self, make_scorer, trainer):
-        """Loss and accuracy of batches of two prompts, averaged over batches, against loops over single sequences."""
+        """Over all prompts and pairs, whatever the batches."""
         model = make_scorer()
-        found = trainer(model).evaluate()
+        found = trainer(model, rows=ROWS[:3]).evaluate()
         model.eval()
         with torch.no_grad():
-            assert found["eval_loss"] == pytest.approx(loop_loss(model).item(), rel=1e-5)
-            accuracies, means = [], []
-            for batch in (ROWS[:2], ROWS[2:]):
-                scores = [[score(model, ids).item() for ids in row["completions_ids"]] for row in batch]
-                hits = [
-                    own[better] > own[worse]
-                    for own, row in zip(scores, batch, strict=True)
-                    for better, worse in pairs_of(row)
-                ]
-                accuracies.append(sum(hits) / len(hits))
-                means.append(sum(map(sum, scores)) / sum(map(len, scores)))
-        assert found["eval_accuracy"] == pytest.approx(sum(accuracies) / 2)
-        assert found["eval_mean_reward"] == pytest.approx(sum(means) / 2, rel=1e-4)
-        assert found["eval_std_reward"] > 0
+            scores = [[score(model, ids).item() for ids in sequences(row)] for row in ROWS[:3]]
+            expected = loop_loss(model, ROWS[:3]).item()
+        gaps = [
+            own[better] - own[worse]
+            for own, row in zip(scores, ROWS[:3], strict=True)
+            for better, worse in pairs_of(row)
+        ]
+        every = torch.tensor(list(itertools.chain(*scores)))
+        oracle = {
+            "eval_loss": expected,
+            "eval_accuracy": sum(gap > 0 for gap in gaps) / len(gaps),
+            "eval_margin": sum(gaps) / len(gaps),
+            "eval_mean_reward": every.mean().item(),
+            "eval_std_reward": every.std(unbiased=False).item(),
+            "eval_min_reward": every.min().item(),
+            "eval_max_reward": every.max().item(),
+        }
+        assert {name: found[name] for name in oracle} == pytest.approx(oracle, rel=1e-3)
+
+    def test_compute_metrics_sees_every_prompt_once(self, make_scorer, trainer):
+        model, seen = make_scorer(), {}
+
+        def compute_metrics(prediction):
+            seen["prediction"] = prediction
+            return {"accuracy": 0.25, "prompts": len(prediction.label_ids)}
+
+        found = trainer(model, rows=ROWS[:3], compute_metrics=compute_metrics).evaluate()
+        assert found["eval_accuracy"] == 0.25 and found["eval_prompts"] == 3
+        prediction = seen["prediction"]
+        order = [prediction.label_ids.index(row["ranks"]) for row in ROWS[:3]]
+        assert sorted(order) == [0, 1, 2]
+        model.eval()
+        for place, row in zip(order, ROWS, strict=False):
+            expected = [score(model, ids).item() for ids in sequences(row)]
+            assert prediction.predictions[place] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            assert prediction.inputs[place] == [len(ids) for ids in row["completion_ids"]]
 
     def test_training_log(self, make_scorer, trainer):
-        made = trainer(make_scorer())
-        made.train()
-        assert {"loss", "accuracy", "mean_reward", "std_reward"} <= set(made.state.log_history[0])
+        """The metrics of a step are over all its pairs, however many forward passes it takes."""
+        logs = []
+        for tokens in (1000, 1):
+            made = trainer(make_scorer(), max_tokens_per_forward=tokens)
+            made.train()
+            logs.append(made.state.log_history[0])
+        names = {"loss", "accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward"}
+        assert names <= set(logs[0])
+        assert {name: logs[0][name] for name in names} == pytest.approx(
+            {name: logs[1][name] for name in names}, rel=1e-4
+        )
 
     def test_no_card_is_written(self, make_scorer, trainer, tmp_path):
         trainer(make_scorer(), save_strategy="steps", save_steps=1).train()

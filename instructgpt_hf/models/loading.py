@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,21 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from instructgpt_hf._compat import disable_dropout_in_model
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.errors import InstructGPTError, Problems
 
 # Tokens that models reserve for padding, or that text never contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
+ADAPTER_FILE = "adapter_config.json"
+# Settings of a recipe, and what PEFT calls them in adapter_config.json.
+_ADAPTER_SETTINGS = {
+    "lora_r": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target_modules": "target_modules",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
 # No pickles, and no weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
@@ -67,13 +78,51 @@ def load_tokenizer(folder: Path) -> Any:
 
 def is_adapter(folder: Path) -> bool:
     """Whether a model folder holds a PEFT adapter rather than whole weights."""
-    return (folder / "adapter_config.json").is_file()
+    return (folder / ADAPTER_FILE).is_file()
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None]:
     """Source and revision of the model an adapter folder belongs to."""
-    values = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    values = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     return values["base_model_name_or_path"], values.get("revision")
+
+
+def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:
+    """Raise if a recipe asks for an adapter of another shape than the ones that its stage continues to train.
+
+    Settings of a fresh adapter have a use as soon as one of the models is whole, so nothing is checked then.
+
+    Args:
+        folders: the models that the stage trains.
+        given: the settings that the recipe sets, by key.
+        where: the recipe's file, for the message.
+
+    Raises:
+        InstructGPTError: listing every setting that would have no effect, with the adapter's value.
+    """
+    folders = list(folders)
+    if not all(is_adapter(folder) for folder in folders):
+        return
+    shown = " and ".join(map(str, folders))
+    problems = Problems(
+        f"{where}: {shown} holds an adapter, which this stage continues to train as it is. These settings would have "
+        "no effect; remove them, or start from a whole model (`instructgpt-hf merge` makes one of an adapter):"
+    )
+    if given.get("use_peft") is False:
+        problems.add("use_peft = False: only the adapter can be trained")
+    adapters = [json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")) for folder in folders]
+    for key, name in _ADAPTER_SETTINGS.items():
+        if key not in given or given[key] == "all-linear":
+            continue
+        found = [_comparable(adapter.get(name)) for adapter in adapters]
+        if _comparable(given[key]) not in found:
+            problems.add(f"{key} = {given[key]!r}: the adapter has {' or '.join(map(repr, found))}")
+    problems.raise_if_any()
+
+
+def _comparable(value: Any) -> Any:
+    """Modules by the last part of their name, as recipes list them."""
+    return sorted({name.rsplit(".", 1)[-1] for name in value}) if isinstance(value, list) else value
 
 
 def load_config(folder: Path) -> Any:
@@ -124,11 +173,16 @@ def load_policy(
         if peft_config is not None:
             model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
+    set_policy_tokens(model, tokenizer)
+    return model
+
+
+def set_policy_tokens(model: Any, tokenizer: Any) -> None:
+    """Let a policy pad and end its answers with the tokenizer's tokens."""
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # Only the token that ends every demonstration and ranked completion ends an answer; some models declare more.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return model
 
 
 def grow_embeddings(model: Any, tokens: int) -> None:

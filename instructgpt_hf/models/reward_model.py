@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
-from transformers import AutoModelForSequenceClassification
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.quantizers import AutoQuantizationConfig
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
@@ -28,8 +30,23 @@ from instructgpt_hf.models.loading import (
 )
 
 HEAD = "score"
+# In the classifier's config of an adapter folder: how the base was quantised when the adapter was trained on it.
+BASE_QUANTIZATION = "base_quantization"
 # Of an adapter folder. A config.json beside adapter_config.json would make transformers look for whole weights there.
 CLASSIFIER_FOLDER = "classifier"
+
+
+class ScoreHead(torch.nn.Linear):
+    """The scalar head, in float32 whatever the model and autocast compute in.
+
+    A score of several units in bfloat16 is a multiple of 1/32, more than two answers often differ by.
+    """
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores [..., 1] in float32 of hidden states [..., d]."""
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
 def create_reward_model(
@@ -50,25 +67,22 @@ def create_reward_model(
     Raises:
         InstructGPTError: if the architecture has no sequence classifier with a `score` head.
     """
-    if is_adapter(folder):
-        source, revision = adapter_base(folder)
-        model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
-        adapter = PeftConfig.from_pretrained(folder)
+    continues = is_adapter(folder)
+    source, revision = adapter_base(folder) if continues else (str(folder), None)
+    model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
+    adapter = PeftConfig.from_pretrained(folder) if continues else peft_config
+    if adapter is not None:
+        # Few weights, with updates smaller than half a step of bfloat16.
+        getattr(model, HEAD).float()
+    _set_tokens(model, tokenizer)
+    _init_head(model, seed)
+    if adapter is not None:
         adapter.task_type = "SEQ_CLS"
         adapter.modules_to_save = _with_head(adapter.modules_to_save)
         adapter.inference_mode = False
-        _set_tokens(model, tokenizer)
-        _init_head(model, seed)
         model = get_peft_model(model, adapter)
+    if continues:
         _copy_adapter(folder, model)
-    else:
-        model = _load_classifier(folder, **model_kwargs)
-        _set_tokens(model, tokenizer)
-        _init_head(model, seed)
-        if peft_config is not None:
-            peft_config.task_type = "SEQ_CLS"
-            peft_config.modules_to_save = _with_head(peft_config.modules_to_save)
-            model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
     return model
 
@@ -88,16 +102,28 @@ def _copy_adapter(folder: Path, model: Any) -> None:
 def save_reward_model(model: Any, folder: Path) -> None:
     """Write a reward or value model so that `load_reward_model` and plain transformers load it.
 
-    An adapter's folder also gets the classifier's config, which holds the shift and the padding token, in
-    `classifier/`.
+    An adapter's folder also gets the classifier's config in `classifier/`. It holds the shift, the padding token, the
+    dtype, and as `base_quantization` how the base was quantised.
     """
     model.save_pretrained(folder)
-    if isinstance(model, PeftModel):
-        unwrap_peft(model).config.save_pretrained(folder / CLASSIFIER_FOLDER)
+    if not isinstance(model, PeftModel):
+        return
+    inner = unwrap_peft(model)
+    config = copy.deepcopy(inner.config)
+    config.architectures = [type(inner).__name__]
+    quantizer = getattr(inner, "hf_quantizer", None)
+    if quantizer is not None and not quantizer.pre_quantized:
+        # As `quantization_config` it would say that the base's file holds quantised weights.
+        setattr(config, BASE_QUANTIZATION, config.quantization_config.to_dict())
+        del config.quantization_config
+    config.save_pretrained(folder / CLASSIFIER_FOLDER)
 
 
 def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:
     """A trained reward model (or value model) from a local folder or Hub id.
+
+    An adapter's base is loaded in the dtype and with the quantisation it had in training, so that the scores are those
+    of training, unless `model_kwargs` say otherwise; `quantization_config=None` loads it unquantised.
 
     Args:
         source: folder or Hub id that the reward stage wrote, whole or adapter.
@@ -109,13 +135,7 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
     """
     folder = resolve_source(str(source), role="reward model")
     if is_adapter(folder):
-        base_source, revision = adapter_base(folder)
-        base = _load_classifier(resolve_source(base_source, revision, "base model of the adapter"), **model_kwargs)
-        saved = _load_classifier_config(folder)
-        grow_embeddings(base, saved.get_text_config().vocab_size)
-        for name in ("reward_shift", "pad_token_id", "eos_token_id"):
-            if hasattr(saved, name):
-                setattr(base.config, name, getattr(saved, name))
+        base = load_adapter_classifier(folder, **model_kwargs)
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
     else:
         model = _load_classifier(folder, **model_kwargs)
@@ -125,9 +145,32 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
     return model.eval()
 
 
-def _load_classifier_config(folder: Path) -> Any:
-    from transformers import AutoConfig
+def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> Any:
+    """The classifier that the adapter in `folder` belongs to, without it, as it was when the adapter was trained.
 
+    Args:
+        folder: adapter of a reward or value model.
+        model_kwargs: for `from_pretrained`; they win over what the folder records.
+
+    Raises:
+        InstructGPTError: if the record in `classifier/` or the base model is missing.
+    """
+    saved = _load_classifier_config(folder)
+    model_kwargs.setdefault("dtype", saved.dtype or "auto")
+    quantization = getattr(saved, BASE_QUANTIZATION, None)
+    if quantization is not None:
+        model_kwargs.setdefault("quantization_config", AutoQuantizationConfig.from_dict(quantization))
+    source, revision = adapter_base(folder)
+    base = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
+    getattr(base, HEAD).float()
+    grow_embeddings(base, saved.get_text_config().vocab_size)
+    for name in ("reward_shift", "pad_token_id", "eos_token_id"):
+        if hasattr(saved, name):
+            setattr(base.config, name, getattr(saved, name))
+    return base
+
+
+def _load_classifier_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder / CLASSIFIER_FOLDER)
     except (OSError, ValueError):
@@ -151,6 +194,8 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
         ) from error
     if not isinstance(getattr(model, HEAD, None), torch.nn.Linear) or getattr(model, HEAD).out_features != 1:
         raise InstructGPTError(f"{folder}: {type(model).__name__} has no scalar `{HEAD}` head.")
+    # Its weights and their names stay.
+    getattr(model, HEAD).__class__ = ScoreHead
     return model
 
 

@@ -1,0 +1,120 @@
+"""From an adapter to a whole model: LoRA added into the weights it adapts, for PPO, serving and plain transformers."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
+from instructgpt_hf.config.model import ModelConfig, quantization_config
+from instructgpt_hf.errors import InstructGPTError, nearest
+from instructgpt_hf.models.loading import (
+    ADAPTER_FILE,
+    adapter_base,
+    count_parameters,
+    grow_embeddings,
+    is_adapter,
+    load_tokenizer,
+    resolve_source,
+    set_policy_tokens,
+)
+from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier
+
+DTYPES = ("float32", "bfloat16", "float16")
+SHARD_SIZE = "5GB"
+_ADAPTER_FILES = {ADAPTER_FILE, "adapter_model.safetensors", "README.md"}
+
+
+def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32") -> Path:
+    """Write a whole model from an adapter of this package: a policy, reward or value model.
+
+    The adapter is added in float32 to the weights it was trained on: those of a quantised base dequantised, because
+    quantising the sum would round it again. So the merged model scores as the adapter did, except that 8-bit layers
+    also round what passes through them, and that `dtype` may round the weights. Adapters in subfolders
+    (`value_model/`, `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and `stage.json` are kept.
+
+    How the base was quantised is read from `classifier/config.json` of a reward or value model, and from `stage.json`
+    of a policy. An adapter with neither is merged into the base as it is.
+
+    Args:
+        source: folder or Hub id.
+        target: folder to write; must not exist or be empty.
+        dtype: of the weights written, one of `DTYPES`.
+
+    Returns:
+        `target`.
+
+    Raises:
+        InstructGPTError: if `source` holds no adapter, its base cannot be loaded, or `target` is in use.
+    """
+    if dtype not in DTYPES:
+        raise InstructGPTError(f"dtype = {dtype!r}: is not one that a merged model can have; {nearest(dtype, DTYPES)}")
+    folder, final = resolve_source(str(source), role="adapter"), Path(target).expanduser()
+    if not is_adapter(folder):
+        raise InstructGPTError(f"{source}: has no {ADAPTER_FILE}, so there is no adapter to merge.")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InstructGPTError(f"{final}: exists already; name a folder that does not.")
+    record = StageArtifact.load(folder) if (folder / STAGE_FILE).is_file() else None
+    with atomic_folder(final) as temporary:
+        _copy_rest(folder, temporary)
+        for adapter in [folder, *sorted(item.parent for item in folder.glob(f"*/{ADAPTER_FILE}"))]:
+            model = _merge(adapter, folder, record).to(getattr(torch, dtype))
+            model.save_pretrained(temporary / adapter.relative_to(folder), max_shard_size=SHARD_SIZE)
+            if adapter == folder and record is not None:
+                _merged_record(record, model, dtype).save(temporary)
+    return final
+
+
+def _copy_rest(folder: Path, target: Path) -> None:
+    """Copy what is not part of an adapter: tokenizer, rollouts."""
+
+    def left_out(_: str, names: list[str]) -> set[str]:
+        return {name for name in names if name in _ADAPTER_FILES or name == CLASSIFIER_FOLDER or name.startswith(".")}
+
+    shutil.copytree(folder, target, ignore=left_out, dirs_exist_ok=True)
+
+
+def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> Any:
+    """The whole model of one adapter of a stage's folder, in float32."""
+    if (adapter / CLASSIFIER_FOLDER).is_dir():
+        base = load_adapter_classifier(adapter)
+    else:
+        base = _policy_base(adapter, load_tokenizer(folder), record)
+    if getattr(base, "hf_quantizer", None) is not None:
+        base = base.dequantize()
+    base = base.cpu().float()
+    model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    outputs = model.get_output_embeddings()
+    if outputs is not None and outputs.weight is not model.get_input_embeddings().weight:
+        # An adapter that trained one of two tied matrices has untied them.
+        model.config.get_text_config().tie_word_embeddings = False
+    return model
+
+
+def _policy_base(adapter: Path, tokenizer: Any, record: StageArtifact | None) -> Any:
+    """The causal model that a policy's adapter belongs to, loaded as the stage that trained it did."""
+    options: dict[str, Any] = {}
+    if record is not None:
+        names = {item.name for item in dataclasses.fields(ModelConfig)} & set(record.config)
+        settings = ModelConfig(**{name: record.config[name] for name in names})
+        options = {"dtype": settings.dtype, "quantization_config": quantization_config(settings)}
+    source, revision = adapter_base(adapter)
+    base_folder = resolve_source(source, revision, "base model of the adapter")
+    base = AutoModelForCausalLM.from_pretrained(base_folder, **options)
+    grow_embeddings(base, len(tokenizer))
+    set_policy_tokens(base, tokenizer)
+    return base
+
+
+def _merged_record(record: StageArtifact, model: Any, dtype: str) -> StageArtifact:
+    """The stage's record for its merged model, which is not the one that the recipe gives."""
+    parameters = count_parameters(model)["parameters"]
+    changed = {**record.model, "kind": "full", "parameters": parameters, "merged": dtype}
+    mark = fingerprint({"merged": record.fingerprint, "dtype": dtype})
+    return dataclasses.replace(record, model=changed, fingerprint=mark)

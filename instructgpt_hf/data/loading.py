@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 
 from instructgpt_hf import _compat
 from instructgpt_hf.artifacts import file_fingerprint
@@ -17,7 +17,9 @@ FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "p
 BLANK_LIMIT = 2**20  # a larger file is not blank lines only
 
 
-def load_split(source: str, split: str, config: str | None = None, role: str = "dataset") -> Dataset:
+def load_split(
+    source: str, split: str, config: str | None = None, role: str = "dataset", streaming: bool = False
+) -> Dataset | IterableDataset:
     """One split of a Hub dataset, a local file, or a local folder of files named `<split>.<format>`.
 
     Args:
@@ -25,25 +27,29 @@ def load_split(source: str, split: str, config: str | None = None, role: str = "
         split: split name; a single local file is read whole as any split.
         config: configuration of a Hub dataset.
         role: what the data is for; named in errors.
+        streaming: read rows when they are needed instead of all of them now.
+
+    Returns:
+        A Dataset; an IterableDataset, which has at least one row, if `streaming`.
 
     Raises:
         InstructGPTError: if the source is missing, unreadable, or empty.
     """
     path = Path(source).expanduser()
+    if path.is_dir():
+        path = _file_of_split(path, split, role)
     if path.is_file():
-        dataset = _read_file(path, role)
-    elif path.is_dir():
-        dataset = _read_folder(path, split, role)
+        dataset = _read_file(path, role, streaming)
     elif source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
         raise InstructGPTError(f"{role}: {source}: no such file or folder.")
     else:
-        dataset = _read_hub(source, config, split, role)
-    if len(dataset) == 0:
+        dataset = _read_hub(source, config, split, role, streaming)
+    if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
     return dataset
 
 
-def _read_file(path: Path, role: str) -> Dataset:
+def _read_file(path: Path, role: str, streaming: bool) -> Any:
     if path.suffix not in FILE_FORMATS:
         raise InstructGPTError(
             f"{role}: {path}: format {path.suffix!r} is not read; convert it to one of {', '.join(FILE_FORMATS)}."
@@ -51,7 +57,12 @@ def _read_file(path: Path, role: str) -> Dataset:
     if path.stat().st_size == 0:
         raise InstructGPTError(f"{role}: {path} has no rows (the file is empty).")
     try:
-        return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+        dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
+        if streaming and next(iter(dataset), None) is None:
+            raise InstructGPTError(f"{role}: {path} has no rows.")
+        return dataset
+    except InstructGPTError:
+        raise
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         # How `datasets` reports a readable file without rows; before 5.0 it cannot read one of blank lines at all.
@@ -61,17 +72,17 @@ def _read_file(path: Path, role: str) -> Dataset:
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
 
 
-def _read_folder(folder: Path, split: str, role: str) -> Dataset:
+def _file_of_split(folder: Path, split: str, role: str) -> Path:
     files = [folder / f"{split}{suffix}" for suffix in FILE_FORMATS if (folder / f"{split}{suffix}").is_file()]
     if not files:
         found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
         raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {found}).")
-    return _read_file(files[0], role)
+    return files[0]
 
 
-def _read_hub(name: str, config: str | None, split: str, role: str) -> Dataset:
+def _read_hub(name: str, config: str | None, split: str, role: str, streaming: bool) -> Any:
     try:
-        return load_dataset(name, config, split=split)
+        return load_dataset(name, config, split=split, streaming=streaming)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InstructGPTError(

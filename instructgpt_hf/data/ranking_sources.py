@@ -1,0 +1,325 @@
+"""The schemas in which rankings are published: how each is recognised by its columns, and read.
+
+A reader turns a source row into `prompt` (text or messages), `completions` [K], and `ranks` [K] (1 = best) or `scores`
+[K] (higher = better), where None means that the completion was not ranked; `labeler` if the source says who ranked.
+`data.rankings` checks what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+from trl import extract_prompt
+
+from instructgpt_hf.errors import InstructGPTError, nearest
+
+Row = dict[str, Any]
+UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # what a row of another shape raises
+
+_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_TURNS = re.compile(r"\n\n(Human|Assistant):")
+_HELPSTEER_TURNS = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+_RATED = ("overall_score", "fine-grained_score")
+
+
+class Schema(NamedTuple):
+    """One way in which rankings are written.
+
+    Attributes:
+        name: one word, shown to the user.
+        columns: the columns it is recognised by.
+        source: where it is found, for messages and documentation.
+        read: turns a row into the form above; None if it has that form already.
+        group: turns all rows into (number of the first source row, row of the form above), where the completions of a
+            prompt are in several rows.
+        matches: what must hold of the columns and the first row besides the columns.
+        strict: whether an empty or contradictory completion is an error. Published datasets have such rows, and their
+            users cannot mend them: there these completions leave their ranking, with a count.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    source: str
+    read: Callable[[Row], Row] | None = None
+    group: Callable[[Iterable[Row]], Iterator[tuple[int, Row]]] | None = None
+    matches: Callable[[set[str], Row], bool] = lambda columns, row: True
+    strict: bool = False
+
+
+def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, Row]:
+    """The schema of a dataset, by its columns, and its first row.
+
+    Raises:
+        InstructGPTError: if no schema has these columns; it names the nearest one's missing columns and lists all.
+    """
+    first = next(iter(dataset), None)
+    if first is None:
+        raise InstructGPTError(f"{where}: has no rows.")
+    columns = set(first)
+    for schema in SCHEMAS:
+        if columns.issuperset(schema.columns) and schema.matches(columns, first):
+            return schema, first
+    closest = max(SCHEMAS, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
+    missing = [name for name in closest.columns if name not in columns]
+    hints = ", ".join(f"{name!r} ({nearest(name, columns)})" for name in missing)
+    known = "".join(f"\n  - {schema.name}: {', '.join(schema.columns)} ({schema.source})" for schema in SCHEMAS)
+    raise InstructGPTError(
+        f"{where}: missing column {hints}; it has {', '.join(map(repr, first))}. Rankings are read in these "
+        f"formats:{known}"
+    )
+
+
+def ranks_from_scores(scores: list[float]) -> list[int]:
+    """Competition ranks of scores where higher is better: [2.0, 5.0, 2.0] -> [2, 1, 2]."""
+    return [1 + sum(other > score for other in scores) for score in scores]
+
+
+def _listed(row: Row) -> Row:
+    """Lists as they are; from CSV, which has none, their JSON."""
+    found = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
+    for name in ("completions", "ranks", "scores"):
+        if isinstance(found.get(name), str):
+            found[name] = json.loads(found[name])
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """A judge's number, or None where it gave none (`N/A`, NaN)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _negative(value: Any) -> float | None:
+    number = _number(value)
+    return None if number is None else -number
+
+
+def _pair(row: Row) -> Row:
+    """TRL's preference pairs. A conversation holds its prompt; the column `prompt` may then be missing or shorter."""
+    if "prompt" not in row and isinstance(row["chosen"], str):
+        row = extract_prompt(row)
+    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
+    if isinstance(chosen, list):
+        if chosen[:-1] != rejected[:-1]:
+            raise ValueError("chosen and rejected do not continue the same conversation")
+        prompt = chosen[:-1] or prompt
+        chosen, rejected = chosen[-1:], rejected[-1:]
+    return {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
+
+
+def _scored_pair(row: Row) -> Row:
+    found, scores = _pair(row), [row["score_chosen"], row["score_rejected"]]
+    if None in scores:
+        return found
+    if scores[0] < scores[1]:
+        raise ValueError(f"score_chosen {scores[0]} is below score_rejected {scores[1]}")
+    return {"prompt": found["prompt"], "completions": found["completions"], "scores": scores}
+
+
+def _turns(text: str) -> list[dict[str, str]]:
+    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without a last turn that is empty."""
+    parts = _TURNS.split(text)
+    roles = {"Human": "user", "Assistant": "assistant"}
+    turns = [
+        {"role": roles[role], "content": said.strip()} for role, said in zip(parts[1::2], parts[2::2], strict=True)
+    ]
+    return turns[:-1] if turns and not turns[-1]["content"] else turns
+
+
+def _transcripts(row: Row) -> Row:
+    """HH-RLHF: two transcripts that share everything up to the last answer."""
+    chosen, rejected = row["chosen"], row["rejected"]
+    start = chosen.rfind(_ASSISTANT)
+    while start >= 0 and not rejected.startswith(chosen[: start + len(_ASSISTANT)]):
+        start = chosen.rfind(_ASSISTANT, 0, start)
+    answers = [text[start + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
+    single = start >= 0 and not any(_HUMAN in answer for answer in answers)
+    return {
+        "prompt": _turns(chosen[: max(start, 0)]),
+        "completions": answers,
+        "ranks": [1, 2] if single else [None, None],  # conversations that part before the last answer
+    }
+
+
+def _nectar(row: Row) -> Row:
+    return {
+        "prompt": _turns(row["prompt"]) or row["prompt"],
+        "completions": [answer["answer"] for answer in row["answers"]],
+        "scores": [_negative(answer["rank"]) for answer in row["answers"]],
+    }
+
+
+def _ultrafeedback(row: Row) -> Row:
+    """The overall score; the mean of the aspects' where a completion has none."""
+    completions = row["completions"]
+    rated = [[_number(item.get(name)) for item in completions] for name in _RATED]
+    rated.append([_mean_rating(item.get("annotations") or {}) for item in completions])
+    complete = [scores for scores in rated if None not in scores]
+    return {
+        "prompt": row["instruction"],
+        "completions": [item["response"] for item in completions],
+        "scores": complete[0] if complete else rated[0],
+    }
+
+
+def _mean_rating(annotations: dict[str, Any]) -> float | None:
+    ratings = [_number((aspect or {}).get("Rating")) for aspect in annotations.values()]
+    return None if not ratings or None in ratings else math.fsum(filter(None, ratings)) / len(ratings)
+
+
+def _summaries(row: Row) -> Row:
+    """Reddit posts with the headings of Stiennon et al. 2020; news articles as they are."""
+    info, choice = row["info"], row["choice"]
+    post = info.get("post")
+    text = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {info.get('title')}\n\nPOST: {post}" if post else None
+    return {
+        "prompt": f"{text or info['article']}\n\nTL;DR:",
+        "completions": [summary["text"].strip() for summary in row["summaries"]],
+        "ranks": [1 if number == choice else 2 for number in range(len(row["summaries"]))],
+        "labeler": row.get("worker"),
+    }
+
+
+def _preference(row: Row) -> Row:
+    """HelpSteer3: -3 (the first is much better) to 3 (the second is); 0 is a tie."""
+    better = _number(row["overall_preference"])
+    scores = [None, None] if better is None else [-better, better]
+    return {"prompt": row["context"], "completions": [row["response1"], row["response2"]], "scores": scores}
+
+
+def _annotation(row: Row) -> Row:
+    """AlpacaEval annotations: from 1 (the first is better) to 2 (the second is); 1.5 is a tie."""
+    better = _number(row["preference"])
+    known = better is not None and 1 <= better <= 2
+    return {
+        "prompt": row["instruction"],
+        "completions": [row["output_1"], row["output_2"]],
+        "scores": [1.5 - better, better - 1.5] if known else [None, None],
+    }
+
+
+def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]:
+    """Reader of one completion per row; the rows of a prompt, and of a labeler if there is one, are a ranking."""
+    form = "ranks" if value == "rank" else "scores"
+
+    def group(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+        found: dict[str, tuple[int, Row]] = {}
+        for number, row in enumerate(rows):
+            key = json.dumps([row[prompt], row.get("labeler")])
+            named = {"labeler": row["labeler"]} if "labeler" in row else {}
+            start = {"prompt": row[prompt], "completions": [], form: [], **named}
+            _, ranking = found.setdefault(key, (number, start))
+            ranking["completions"].append(row[completion])
+            ranking[form].append(row[value])
+        yield from found.values()
+
+    return group
+
+
+def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+    """HelpSteer and HelpSteer2: ranked by `helpfulness`, 0 to 4; equal ratings tie."""
+    for number, ranking in _long("prompt", "response", "helpfulness")(rows):
+        first, *rest = _HELPSTEER_TURNS.split(ranking["prompt"])
+        if rest:
+            said = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
+            turns = [{"role": role.lower(), "content": text.strip()} for role, text in said]
+            ranking["prompt"] = turns[:-1] if not turns[-1]["content"] else turns
+        else:
+            ranking["prompt"] = [{"role": "user", "content": first}]
+        yield number, ranking
+
+
+def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+    """OpenAssistant: message trees, in which the replies to a prompter's message are ranked from 0 (the best)."""
+    messages, replies = {}, {}
+    for number, row in enumerate(rows):
+        messages[row["message_id"]] = (number, row)
+        if row["role"] == "assistant" and not row.get("deleted") and not row.get("synthetic"):
+            replies.setdefault(row["parent_id"], []).append(row)
+    for parent, answers in replies.items():
+        if parent not in messages or sum(answer["rank"] is not None for answer in answers) < 2:
+            continue
+        path, node = [], parent
+        while node in messages:
+            path.append(messages[node][1])
+            node = messages[node][1]["parent_id"]
+        if node is not None or any(message.get("deleted") for message in path):
+            continue  # a conversation whose beginning is not there
+        roles = {"prompter": "user"}
+        yield (
+            messages[parent][0],
+            {
+                "prompt": [{"role": roles.get(m["role"], m["role"]), "content": m["text"]} for m in reversed(path)],
+                "completions": [answer["text"] for answer in answers],
+                "scores": [_negative(answer["rank"]) for answer in answers],
+            },
+        )
+
+
+def _is_dicts(name: str, key: str) -> Callable[[set[str], Row], bool]:
+    """Whether the first row's column `name` is a list of objects with `key`."""
+    return lambda columns, row: bool(row[name]) and isinstance(row[name], list) and key in dict(row[name][0])
+
+
+def _is_transcript(columns: set[str], row: Row) -> bool:
+    return "prompt" not in columns and str(row["chosen"]).startswith(_HUMAN)
+
+
+def _long_schemas() -> Iterator[Schema]:
+    for value in ("rank", "score"):
+        for prompt, completion in (("prompt", "completion"), ("prompt", "response"), ("instruction", "output")):
+            yield Schema(
+                f"long-{value}s",
+                (prompt, completion, value),
+                "your own, one completion per row",
+                group=_long(prompt, completion, value),
+                strict=True,
+            )
+
+
+# The first that matches is taken.
+SCHEMAS: tuple[Schema, ...] = (
+    Schema(
+        "ultrafeedback",
+        ("instruction", "completions"),
+        "openbmb/UltraFeedback",
+        _ultrafeedback,
+        matches=_is_dicts("completions", "response"),
+    ),
+    Schema("rankings", ("prompt", "completions", "ranks"), "your own", _listed, strict=True),
+    Schema("scores", ("prompt", "completions", "scores"), "your own", _listed, strict=True),
+    Schema("nectar", ("prompt", "answers"), "berkeley-nest/Nectar", _nectar, matches=_is_dicts("answers", "rank")),
+    Schema("hh-rlhf", ("chosen", "rejected"), "Anthropic/hh-rlhf", _transcripts, matches=_is_transcript),
+    Schema(
+        "scored-pairs",
+        ("chosen", "rejected", "score_chosen", "score_rejected"),
+        "binarised UltraFeedback, such as trl-lib/ultrafeedback_binarized",
+        _scored_pair,
+    ),
+    Schema("pairs", ("chosen", "rejected"), "TRL's preference pairs", _pair, strict=True),
+    Schema(
+        "summarize-from-feedback",
+        ("info", "summaries", "choice"),
+        "openai/summarize_from_feedback, comparisons",
+        _summaries,
+    ),
+    Schema(
+        "helpsteer", ("prompt", "response", "helpfulness"), "nvidia/HelpSteer, nvidia/HelpSteer2", group=_helpsteer
+    ),
+    Schema(
+        "helpsteer3", ("context", "response1", "response2", "overall_preference"), "nvidia/HelpSteer3", _preference
+    ),
+    Schema(
+        "alpaca-eval", ("instruction", "output_1", "output_2", "preference"), "AlpacaEval annotations", _annotation
+    ),
+    Schema("oasst", ("message_id", "parent_id", "role", "text", "rank"), "OpenAssistant/oasst1, oasst2", group=_oasst),
+    *_long_schemas(),
+)

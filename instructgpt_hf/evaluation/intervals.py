@@ -90,7 +90,7 @@ def bounded_ratio(
     """`bootstrap_ratio` for a quantity that lies between `lowest` and 1 in every unit.
 
     Where all units agree, as for a perfect model or for one prompt, every resample is the same and the bootstrap's
-    interval is empty; the interval is then Wilson's on the number of units, the widest that so many can differ.
+    interval is empty; it is then `wilson_between`.
 
     Args:
         numerators: [N], one number per independent unit.
@@ -106,10 +106,18 @@ def bounded_ratio(
     estimate = bootstrap_ratio(numerators[used], denominators[used], seed, resamples)
     if estimate.high - estimate.low > 1e-12:
         return estimate
-    units, span = int(used.sum()), 1 - lowest
-    share = min(1.0, max(0.0, (estimate.value - lowest) / span))
-    found = wilson(share * units, units)
-    return Estimate(estimate.value, *(lowest + span * end for end in found[1:]))
+    return wilson_between(estimate.value, int(used.sum()), lowest)
+
+
+def wilson_between(value: float, units: int, lowest: float = 0.0) -> Estimate:
+    """Wilson's interval for a mean over `units` independent units, each between `lowest` and 1.
+
+    Nothing with these bounds varies more than a share of successes, so the interval errs on the wide side.
+    """
+    span = 1 - lowest
+    share = min(1.0, max(0.0, (value - lowest) / span))
+    _, low, high = wilson(share * units, units)
+    return Estimate(value, lowest + span * low, lowest + span * high)
 
 
 def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:

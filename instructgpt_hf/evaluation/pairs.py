@@ -131,7 +131,7 @@ def _all_pairs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _dense_ranks(ranks: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """[M]: how many distinct ranks of the prompt are better, up to a constant of the prompt: [1, 3, 3, 7] -> 0 1 1 2."""
+    """[M]: the distinct ranks of the prompt numbered in order, from any start: 1, 3, 3, 7 may become 4, 5, 5, 6."""
     order = np.lexsort((ranks, prompt))
     steps = (np.diff(ranks[order]) != 0) & (np.diff(prompt[order]) == 0)
     dense = np.empty(len(ranks), dtype=np.int64)

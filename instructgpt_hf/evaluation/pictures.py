@@ -15,31 +15,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from instructgpt_hf.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+
 if TYPE_CHECKING:
     from instructgpt_hf.evaluation.report import PolicyRow
 
-# Okabe and Ito's palette, told apart with every common colour blindness; lines also differ in style.
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
-_INK, _FAINT = "#222222", "#E3E3E3"
-_POLICY_STYLE: Any = {"ppo": ("PPO", _BLUE, "--"), "ppo-ptx": ("PPO-ptx", _ORANGE, "-")}
-_BAR_COLORS = {"base": _GREY, "sft": _GREEN, "ppo": _BLUE, "ppo-ptx": _ORANGE}
-_STYLE: Any = {
-    "font.size": 9.5,
-    "axes.titlesize": 11,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.labelcolor": _INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "text.color": _INK,
-    "legend.frameon": False,
-}
+_POLICY_STYLE: Any = {"ppo": ("PPO", BLUE, "--"), "ppo-ptx": ("PPO-ptx", ORANGE, "-")}
+_BAR_COLORS = {"base": GREY, "sft": GREEN, "ppo": BLUE, "ppo-ptx": ORANGE}
+_LINE_STYLE = {"training": (BLUE, "-", ""), "held out": (ORANGE, "-", "o"), "length alone": (GREY, ":", "s")}
 # Above this many points the raw line is faint and a running mean carries the message.
 _SMOOTH_FROM = 40
 
@@ -62,7 +45,7 @@ _PANELS = (
         "Reward model: accuracy",
         "pairs ordered right",
         ("reward",),
-        (("accuracy", "training"), ("eval_accuracy", "held out")),
+        (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_length_baseline_accuracy", "length alone")),
         percent=True,
     ),
     _Panel("Reward of the answers", "reward model score", ("ppo", "ppo-ptx"), (("objective/scores", ""),)),
@@ -97,7 +80,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path
     ]
     columns = min(3, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(
             figsize=(4.2 * columns, 2.9 * lines + 0.3), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.05)
         )
@@ -121,12 +104,13 @@ def _draw_panel(axes: Any, panel: _Panel, curves: Mapping[str, Sequence[Mapping[
                 text, color, style = _POLICY_STYLE[stage]
                 marker = ""
             else:
-                held_out = key.startswith("eval_")
-                text, color, style = name, (_ORANGE if held_out else _BLUE), "-"
-                marker = "o" if held_out else ""
+                text, (color, style, marker) = name, _LINE_STYLE[name]
             _plot(axes, x, y, text, color, style, marker)
+            low, high = (_line(curves, stage, key + end) for end in ("_low", "_high"))
+            if low[0] == high[0] == x and not shared:
+                axes.fill_between(x, low[1], high[1], color=color, alpha=0.12, linewidth=0)
     if panel.zero_line:
-        axes.axhline(0, color=_GREY, linewidth=0.8, zorder=1)
+        axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if panel.title == "Value model: explained variance":
@@ -194,7 +178,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
         ("task_accuracy", "Accuracy on the pretraining tasks", "questions answered right", None),
     ]
     panels = [panel for panel in panels if any(getattr(row, panel[0]) is not None for row in rows)]
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * max(1, len(panels)), 1.3 + 0.55 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
         for number, panel in enumerate(panels):
@@ -207,12 +191,12 @@ def _draw_intervals(
     axes: Any, rows: Sequence[PolicyRow], attribute: str, title: str, label: str, reference: float | None
 ) -> None:
     if reference is not None:
-        axes.axvline(reference, color=_GREY, linewidth=1.0, linestyle=":", zorder=1)
+        axes.axvline(reference, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
     for place, row in enumerate(rows):
         estimate = getattr(row, attribute)
         if estimate is None:
             continue
-        color = _BAR_COLORS.get(row.name.lower(), _INK)
+        color = _BAR_COLORS.get(row.name.lower(), INK)
         axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
         for end in (estimate.low, estimate.high):
             axes.plot([end, end], [place - 0.13, place + 0.13], color=color, linewidth=2.2)

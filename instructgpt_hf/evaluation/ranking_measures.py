@@ -16,9 +16,9 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.intervals import (
     RESAMPLES,
     Estimate,
-    bootstrap_ratio,
     bounded_ratio,
     resampled_sums,
+    wilson_between,
 )
 from instructgpt_hf.evaluation.pairs import Rankings
 
@@ -110,8 +110,9 @@ def calibration(
 
     Returns:
         `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and comes
-        out above the truth on few pairs, so its interval is reflected about it (2 x value - quantile, at least 0),
-        which takes that excess out; the value may lie at the interval's upper end.
+        out above the truth on few pairs. Its interval therefore runs from the value less the 95 % quantile of the
+        resampled curves' distance from the measured one (at least 0) to the 97.5 % quantile of the resampled values.
+        `ece_by_chance`: the mean of that distance: about what a calibrated model shows on so many pairs.
         `overconfidence`: mean confidence less accuracy, over all strict pairs; above 0 the scores are too far apart.
         `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; empty bins left out.
     """
@@ -123,10 +124,13 @@ def calibration(
     by_bin = np.stack([table.sums(excess * (place == number)) for number in range(bins)], axis=1)
     used = counts > 0
     sums = resampled_sums(np.column_stack([by_bin, counts])[used], seed, resamples)
-    value = np.abs(by_bin.sum(0)).sum() / counts.sum()
-    low, high = np.quantile(np.abs(sums[:, :-1]).sum(1) / sums[:, -1], [0.025, 0.975])
-    result = named("ece", Estimate(float(value), float(max(0.0, 2 * value - high)), float(max(0.0, 2 * value - low))))
-    result |= named("overconfidence", bootstrap_ratio(table.sums(excess)[used], counts[used], seed, resamples))
+    measured, resampled = by_bin.sum(0) / counts.sum(), sums[:, :-1] / sums[:, -1:]
+    value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
+    high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
+    ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
+    result = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
+    result["ece_by_chance"] = float(noise.mean())
+    result |= named("overconfidence", bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples))
     result["bins"] = []
     for number in range(bins):
         chosen = strict & (place == number)

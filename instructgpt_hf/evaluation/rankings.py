@@ -64,6 +64,7 @@ _FLAT = (
     ("accuracy", "length_baseline_accuracy", "length_baseline_accuracy"),
     ("accuracy", "above_length_baseline", "above_length_baseline"),
     ("calibration", "ece", "eval_ece"),
+    ("calibration", "ece_by_chance", "eval_ece_by_chance"),
     ("calibration", "overconfidence", "eval_overconfidence"),
     ("kendall_tau", "kendall_tau", "eval_kendall_tau"),
     ("kendall_tau", "length_baseline_kendall_tau", "length_baseline_kendall_tau"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +106,8 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
         return
     shown = " and ".join(map(str, folders))
     problems = Problems(
-        f"{where}: {shown} holds an adapter, which this stage continues to train as it is. These settings would have "
-        "no effect; remove them, or start from a whole model (`instructgpt-hf merge` makes one of an adapter):"
+        f"{where}: this stage continues to train the adapter of {shown} as it is. These settings would have no "
+        "effect; remove them, or start from a whole model (`instructgpt-hf merge` makes one of an adapter):"
     )
     if given.get("use_peft") is False:
         problems.add("use_peft = False: only the adapter can be trained")
@@ -200,6 +201,20 @@ def restore_cpu_gradients(model: torch.nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - unknown to nn.Module
+
+
+@contextlib.contextmanager
+def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
+    """Undo what TRL's trainers do to the trained weights of a quantised model when they are built in this block.
+
+    TRL rounds adapters and head to bfloat16, in which an update smaller than half a step, 1/512 of the weight or more,
+    is lost: at the paper's learning rate almost no weight of a head ever moves. Mixed precision works without.
+    """
+    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+    yield
+    for parameter, data in kept:
+        if parameter.dtype != data.dtype:
+            parameter.data = data
 
 
 FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")

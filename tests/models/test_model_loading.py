@@ -10,6 +10,7 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     NEW_PAD_TOKEN,
     adapter_base,
+    check_adapter_settings,
     count_parameters,
     is_adapter,
     load_config,
@@ -144,3 +145,58 @@ class TestPolicy:
         torch.testing.assert_close(again(ids).logits, policy(ids).logits)
         assert any(item.requires_grad for item in again.parameters()) == trainable
         assert load_config(folder).model_type == "llama"
+
+
+class TestAdapterSettings:
+    """Settings of an adapter in a recipe whose stage continues one that exists."""
+
+    @pytest.fixture
+    def folders(self, make_policy, tokenizer, save):
+        base = save("base", make_policy(), tokenizer)
+        made = {"base": base}
+        for name, rank, modules in (("first", 4, "all-linear"), ("second", 8, ["q_proj", "v_proj"])):
+            config = LoraConfig(task_type="CAUSAL_LM", r=rank, lora_alpha=8, target_modules=modules)
+            made[name] = save(name, load_policy(base, tokenizer, peft_config=config), tokenizer)
+        return made
+
+    @pytest.mark.parametrize(
+        ("names", "given"),
+        [
+            (["first"], {}),
+            (["first"], {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": "all-linear"}),
+            (["first"], {"lora_dropout": 0.0, "use_dora": False, "use_rslora": False, "learning_rate": 1.0}),
+            (["second"], {"lora_r": 8, "lora_target_modules": ["v_proj", "q_proj"]}),
+            (["first", "second"], {"lora_r": 8}),
+            (["base"], {"use_peft": False, "lora_r": 2}),
+            (["first", "base"], {"use_peft": False, "lora_r": 2}),
+        ],
+    )
+    def test_what_has_an_effect_or_agrees(self, folders, names, given):
+        check_adapter_settings([folders[name] for name in names], given, "reward.yaml")
+
+    @pytest.mark.parametrize(
+        ("names", "given", "message"),
+        [
+            (["first"], {"use_peft": False}, "use_peft = False: only the adapter"),
+            (["first"], {"lora_r": 16}, "lora_r = 16: the adapter has 4"),
+            (["first"], {"lora_alpha": 32}, "lora_alpha = 32: the adapter has 8"),
+            (["first"], {"lora_dropout": 0.1}, "lora_dropout = 0.1: the adapter has 0.0"),
+            (["first"], {"use_dora": True}, "use_dora = True: the adapter has False"),
+            (
+                ["second"],
+                {"lora_target_modules": ["q_proj"]},
+                r"the adapter has \['q_proj', 'v_proj'\]",
+            ),
+            (["first", "second"], {"lora_r": 16}, "lora_r = 16: the adapter has 4 or 8"),
+        ],
+    )
+    def test_what_would_be_ignored(self, folders, names, given, message):
+        with pytest.raises(InstructGPTError, match=rf"ppo.yaml: this stage continues(.|\n)*{message}"):
+            check_adapter_settings([folders[name] for name in names], given, "ppo.yaml")
+
+    def test_everything_is_listed_at_once(self, folders):
+        with pytest.raises(InstructGPTError) as caught:
+            check_adapter_settings(
+                [folders["first"]], {"lora_r": 1, "lora_alpha": 2, "use_peft": False}, "reward.yaml"
+            )
+        assert str(caught.value).count("\n  - ") == 3

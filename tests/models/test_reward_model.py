@@ -207,6 +207,23 @@ class TestScores:
         assert model.training
         assert found == pytest.approx([alone(model.eval(), item) for item in SEQUENCES], abs=1e-5)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    def test_half_precision_does_not_round_scores(self, sft, tokenizer, dtype):
+        """Scores around 8 stay apart by less than a step of the model's dtype there, as in double precision."""
+        model = create_reward_model(sft(), tokenizer, seed=0, dtype=dtype).eval()
+        with torch.no_grad():
+            model.score.weight.mul_(20)
+        states = [hidden_states(model, ids)[0, -1] for ids in SEQUENCES]
+        exact = [(model.score.weight.double() @ state.double()).item() for state in states]
+        assert [alone(model, ids) for ids in SEQUENCES] == pytest.approx(exact, rel=1e-6)
+        ids, mask = padded(SEQUENCES[:1])
+        for autocast in (False, True):
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16):
+                assert sequence_scores(model, ids, mask).item() == pytest.approx(exact[0], rel=1e-6)
+                assert model(input_ids=ids).logits.item() == pytest.approx(exact[0], rel=1e-6)
+        rounded = torch.tensor(exact).to(dtype).double()
+        assert (rounded - torch.tensor(exact).double()).abs().max() > 1e-4
+
     def test_positions_and_last_tokens(self):
         mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]])
         assert position_ids(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 2], [0, 1, 2, 3]]
@@ -296,6 +313,20 @@ class TestAdapter:
         with torch.no_grad():
             raw = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
         torch.testing.assert_close(raw - shift, torch.tensor(score_token_lists(model, SEQUENCES, 0, 4)))
+
+    def test_plain_transformers_reads_the_padding_token_of_the_adapter(self, sft, tokenizer, tmp_path):
+        """The base pads with EOS, so its own config would read one token early."""
+        from transformers import AutoConfig
+
+        model = create_reward_model(sft(adapter=True, pad_token_id=1), tokenizer, seed=0)
+        _write(model, tokenizer, tmp_path / "reward", shift=0.5)
+        config = AutoConfig.from_pretrained(tmp_path / "reward", subfolder="classifier")
+        plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward", config=config).eval()
+        ids, mask = padded(SEQUENCES)
+        with torch.no_grad():
+            found = plain(input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+        torch.testing.assert_close(found, torch.tensor([alone(model.eval(), item) for item in SEQUENCES]))
+        assert config.architectures == ["LlamaForSequenceClassification"]
 
     def test_base_whose_padding_is_eos(self, sft, tokenizer, tmp_path):
         """The base's config says padding = EOS; the adapter's says what the reward model was trained with."""

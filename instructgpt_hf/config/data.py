@@ -53,7 +53,7 @@ class SFTArguments(DataArguments):
 
 @dataclass
 class RewardArguments(DataArguments):
-    """Data of the reward stage: rankings (`prompt`, `completions`, `ranks` or `scores`), or TRL's pairs."""
+    """Data of the reward stage: rankings, pairs, or one of the published schemas (docs/data.md)."""
 
     sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
     prompt_template: str | None = setting(
@@ -61,6 +61,9 @@ class RewardArguments(DataArguments):
     )
     max_prompt_length: int | None = setting(
         1024, "Rankings whose prompt has more tokens are left out.", "App C: prompts over 1k tokens are dropped"
+    )
+    streaming: bool = setting(
+        False, "Read the rankings while training instead of all of them before; needs max_steps.", "ours"
     )
 
 

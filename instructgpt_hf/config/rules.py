@@ -198,6 +198,16 @@ def _saves_after_iterations(
     )
 
 
+def _stream_needs_steps(max_steps: int, streaming: bool) -> str | None:
+    return "must be set with streaming: the length of a stream is not known" if streaming and max_steps < 1 else None
+
+
+def _stream_needs_one_reader(dataloader_num_workers: int, streaming: bool) -> str | None:
+    if streaming and dataloader_num_workers:
+        return "must be 0 with streaming: what worker processes leave out could not be counted"
+    return None
+
+
 _MODEL_RULES: list[_Rule] = [
     (("load_in_8bit", "load_in_4bit"), _one_quantization),
     (("use_peft", "load_in_4bit", "load_in_8bit"), _quantized_needs_adapter),
@@ -205,7 +215,10 @@ _MODEL_RULES: list[_Rule] = [
 _BATCH = ("generation_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 _STAGE_RULES: dict[str, list[_Rule]] = {
     "sft": [(("pretraining_dataset_name", "pretraining_mix"), _mix_needs_text)],
-    "reward": [],
+    "reward": [
+        (("max_steps", "streaming"), _stream_needs_steps),
+        (("dataloader_num_workers", "streaming"), _stream_needs_one_reader),
+    ],
     "ppo": [
         (("pretraining_dataset_name", "ptx_coef"), _ptx_needs_text),
         (("compare_without_ptx", "ptx_coef"), _comparison_needs_ptx),

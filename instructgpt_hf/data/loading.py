@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from huggingface_hub import HfApi
 
 from instructgpt_hf import _compat
 from instructgpt_hf.artifacts import file_fingerprint
@@ -35,18 +36,30 @@ def load_split(
     Raises:
         InstructGPTError: if the source is missing, unreadable, or empty.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        path = _file_of_split(path, split, role)
-    if path.is_file():
+    path = local_file(source, split, role)
+    if path is not None:
         dataset = _read_file(path, role, streaming)
-    elif source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
-        raise InstructGPTError(f"{role}: {source}: no such file or folder.")
     else:
         dataset = _read_hub(source, config, split, role, streaming)
     if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
     return dataset
+
+
+def local_file(source: str, split: str, role: str = "dataset") -> Path | None:
+    """The local file that a source and split name, or None if the source is a Hub id.
+
+    Raises:
+        InstructGPTError: if the source can only be a path and is not there, or is a folder without the split.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _file_of_split(path, split, role)
+    if path.is_file():
+        return path
+    if source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
+        raise InstructGPTError(f"{role}: {source}: no such file or folder.")
+    return None
 
 
 def _read_file(path: Path, role: str, streaming: bool) -> Any:
@@ -89,6 +102,14 @@ def _read_hub(name: str, config: str | None, split: str, role: str, streaming: b
             f"{role}: {name!r} (config {config!r}, split {split!r}) is neither a local path nor a Hub dataset that "
             f"could be loaded: {reason}"
         ) from error
+
+
+def hub_revision(name: str) -> str | None:
+    """The commit that a Hub dataset is at now; None if the Hub cannot be asked."""
+    try:
+        return HfApi().dataset_info(name).sha
+    except Exception:
+        return None
 
 
 def describe(dataset: Dataset, source: str, split: str) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
 
 def _listed(row: Row) -> Row:
     """Lists as they are; from CSV, which has none, their JSON."""
-    found = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
+    found: Row = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
     for name in ("completions", "ranks", "scores"):
         if isinstance(found.get(name), str):
             found[name] = json.loads(found[name])
@@ -198,12 +198,8 @@ def _preference(row: Row) -> Row:
 def _annotation(row: Row) -> Row:
     """AlpacaEval annotations: from 1 (the first is better) to 2 (the second is); 1.5 is a tie."""
     better = _number(row["preference"])
-    known = better is not None and 1 <= better <= 2
-    return {
-        "prompt": row["instruction"],
-        "completions": [row["output_1"], row["output_2"]],
-        "scores": [1.5 - better, better - 1.5] if known else [None, None],
-    }
+    scores = [None, None] if better is None or not 1 <= better <= 2 else [1.5 - better, better - 1.5]
+    return {"prompt": row["instruction"], "completions": [row["output_1"], row["output_2"]], "scores": scores}
 
 
 def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]:
@@ -239,7 +235,8 @@ def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
 
 def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     """OpenAssistant: message trees, in which the replies to a prompter's message are ranked from 0 (the best)."""
-    messages, replies = {}, {}
+    messages: dict[str, tuple[int, Row]] = {}
+    replies: dict[str, list[Row]] = {}
     for number, row in enumerate(rows):
         messages[row["message_id"]] = (number, row)
         if row["role"] == "assistant" and not row.get("deleted") and not row.get("synthetic"):

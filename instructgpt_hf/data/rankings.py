@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, Value
 
@@ -12,7 +12,7 @@ from instructgpt_hf.data.ranking_checks import canonical, is_prompt, row_problem
 from instructgpt_hf.data.ranking_sources import UNREADABLE, Schema, recognise
 from instructgpt_hf.errors import InstructGPTError, Problems
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Dataset | IterableDataset
 
 CANONICAL = ("prompt", "completions", "ranks", "unranked")
 # What may leave a dataset on the way to the trainer; the first four are completions, the last two prompts.

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import metadata_load
 from rich.console import Console
@@ -23,10 +23,11 @@ from instructgpt_hf import __version__, lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, file_fingerprint, fingerprint
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
-from instructgpt_hf.data.loading import describe, load_split
+from instructgpt_hf.data.loading import describe, hub_revision, load_split, local_file
 from instructgpt_hf.data.pretraining import pretraining_rows
 from instructgpt_hf.errors import InstructGPTError, nearest
 from instructgpt_hf.models.loading import resolve_source
+from instructgpt_hf.stages.ranking_data import HELD_BACK_LIMIT, read_rankings
 
 LAB_PREFIX = "lab:"
 LAB_MODEL = "lab"
@@ -46,7 +47,6 @@ NEUTRAL = {
     "save_strategy",
     "save_total_limit",
 }
-HELD_BACK_LIMIT = 200
 LARGE_FOLDER = 200 * 2**20
 LONG_DATASET = 5_000
 SLOW_TO_LOAD = 2**30
@@ -103,8 +103,13 @@ class StageRun:
 
     # Data
 
-    def dataset(self, name: str, config: str | None, split: str, role: str) -> Dataset:
+    def dataset(
+        self, name: str, config: str | None, split: str, role: str, streaming: bool = False
+    ) -> Dataset | IterableDataset:
         """Load one dataset and note it for stage.json.
+
+        The content of a stream is not read, so its fingerprint is that of its name and revision; of a local file, also
+        of its size and samples.
 
         Raises:
             InstructGPTError: if it cannot be read or has no rows.
@@ -112,9 +117,13 @@ class StageRun:
         source, split = self._lab_file(name, split, role) if name.startswith(LAB_PREFIX) else (name, split)
         if Path(source).is_file():
             disable_progress_bars()
-        dataset = load_split(source, split, config, role)
-        (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
-        self.data[role] = {**describe(dataset, source, split), "source": name, "config": config}
+        dataset = load_split(source, split, config, role, streaming)
+        if streaming:
+            self.data[role] = describe_stream(source, split, config)
+        else:
+            (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
+            self.data[role] = describe(dataset, source, split)
+        self.data[role] |= {"source": name, "config": config}
         return dataset
 
     def _lab_file(self, name: str, split: str, role: str) -> tuple[str, str]:
@@ -123,20 +132,31 @@ class StageRun:
             raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
         return str(lab_folder(self.run_folder, self.seed) / f"{kind}.{split}.jsonl"), split
 
-    def train_and_test(self, role: str) -> tuple[Dataset, Dataset]:
+    def test_split(self) -> str | None:
+        """The split to measure on, or None if a part of the train split must be held back.
+
+        A single local file has no splits, so a part of it is held back whatever the split is called.
+        """
+        arguments = self.settings.arguments
+        name: str = arguments.dataset_name
+        split: str | None = arguments.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
+        return None if Path(name).expanduser().is_file() else split
+
+    def train_and_test(self, role: str) -> tuple[Dataset | IterableDataset, Dataset]:
         """The stage's dataset, and the rows held back from training for measuring.
 
-        Held back is `dataset_test_split`, the lab's own test split, or a tenth of the train split, at most 200 rows. A
-        single local file has no splits, so a part of it is held back whatever the split is called.
+        Held back is `dataset_test_split`, the lab's own test split, or a tenth of the train split, at most 200 rows.
+        Rankings come in their one form (`data.rankings.ranking_rows`).
 
         Raises:
             InstructGPTError: if there are too few rows to hold one back.
         """
+        if self.name == "reward":
+            return read_rankings(self, role)
         arguments = self.settings.arguments
         name, config = arguments.dataset_name, arguments.dataset_config
         train = self.dataset(name, config, arguments.dataset_train_split, role)
-        test_split = arguments.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
-        if test_split is not None and not Path(name).expanduser().is_file():
+        if (test_split := self.test_split()) is not None:
             return train, self.dataset(name, config, test_split, f"{role}_test")
         if len(train) < 2:
             raise InstructGPTError(
@@ -312,6 +332,15 @@ def _sampled(file: Path, blocks: int = 64, size: int = 4096) -> str:
             stream.seek(index * max(length - size, 0) // max(blocks - 1, 1))
             digest.update(stream.read(size))
     return digest.hexdigest()[:16]
+
+
+def describe_stream(source: str, split: str, config: str | None) -> dict[str, Any]:
+    """What `stage.json` records of a stream."""
+    file = local_file(source, split)
+    revision = hub_revision(source) if file is None else None
+    content = revision if file is None else [file.stat().st_size, _sampled(file)]
+    mark = fingerprint([source, config, split, content])
+    return {"split": split, "rows": None, "streaming": True, "revision": revision, "fingerprint": mark}
 
 
 def previous_stage(source: str | None, default: Path, stage: str) -> tuple[Path, StageArtifact]:

@@ -189,6 +189,12 @@ class TestProblems:
             ),
             ("sft", "pretraining_mix: 0.1\n", "must be set when pretraining_mix is above 0"),
             ("sft", "lr_scheduler_type: cosin\n", "did you mean 'cosine'?"),
+            ("reward", "streaming: true\n", "max_steps = -1: must be set with streaming"),
+            (
+                "reward",
+                "streaming: true\nmax_steps: 9\ndataloader_num_workers: 2\n",
+                "dataloader_num_workers = 2: must be 0 with streaming",
+            ),
             ("ppo", "compare_without_ptx: true\nptx_coef: 0\n", "needs ptx_coef above 0"),
             ("ppo", "save_steps: 12\n", "must be a multiple of the 8 optimizer steps"),
             ("ppo", "save_steps: 0.5\n", "must be a multiple of the 8 optimizer steps"),

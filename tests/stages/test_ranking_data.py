@@ -1,0 +1,120 @@
+"""The rankings a reward stage trains on and holds back: from tables and streams, never one prompt on both sides."""
+
+import io
+import types
+
+import pytest
+from datasets import IterableDataset
+from rich.console import Console
+from stage_files import write_rows
+
+from instructgpt_hf.config.data import RewardArguments
+from instructgpt_hf.data.rankings import ranking_rows
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.stages.common import StageRun
+
+
+def rankings(count, labelers=1):
+    return [
+        {"prompt": f"question {index}", "completions": ["b", "c"], "ranks": [1, 2], "labeler": f"l{labeler}"}
+        for labeler in range(labelers)
+        for index in range(count)
+    ]
+
+
+@pytest.fixture
+def read(tmp_path):
+    def build(name, **arguments):
+        settings = types.SimpleNamespace(
+            arguments=RewardArguments(dataset_name=str(name), **arguments),
+            training=types.SimpleNamespace(seed=0),
+            changed=lambda: arguments,
+        )
+        run = StageRun("r", settings, tmp_path / "run", "reward", Console(file=io.StringIO()))
+        return run, *run.train_and_test("rankings")
+
+    return build
+
+
+def prompts(rows):
+    return [row["prompt"] for row in rows]
+
+
+class TestTables:
+    def test_a_tenth_of_the_prompts_is_held_back(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", rankings(40))
+        run, train, test = read(path)
+        assert len(test) == 4 and len(train) == 36 and not set(prompts(train)) & set(prompts(test))
+        assert run.data["rankings"]["schema"] == "rankings" and run.data["rankings"]["held_back"] == 4
+        assert run.data["rankings"]["rows"] == 40
+        assert "read as rankings; 4 rankings held back" in run.console.file.getvalue()
+
+    def test_rankings_of_a_prompt_stay_together(self, read, tmp_path):
+        _, train, test = read(write_rows(tmp_path / "data.jsonl", rankings(30, labelers=3)))
+        assert len(test) == 9 and len(train) == 81 and not set(prompts(train)) & set(prompts(test))
+
+    def test_one_completion_per_row_is_put_together_first(self, read, tmp_path):
+        rows = [
+            {"prompt": f"q {index}", "completion": text, "score": score}
+            for text, score in [("b", 1), ("c", 2), ("d", 3)]
+            for index in range(20)
+        ]
+        _, train, test = read(write_rows(tmp_path / "data.jsonl", rows))
+        assert len(train) == 18 and len(test) == 2 and {len(row["ranks"]) for row in [*train, *test]} == {3}
+
+    def test_test_split(self, read, tmp_path):
+        write_rows(tmp_path / "train.jsonl", rankings(3))
+        write_rows(tmp_path / "test.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
+        run, train, test = read(tmp_path, dataset_test_split="test")
+        assert len(train) == 3 and prompts(test) == ["a"]
+        assert run.data["rankings_test"]["rows"] == 1
+
+    def test_the_lab_brings_its_test_split(self, read):
+        run, train, test = read("lab:rankings")
+        assert not set(prompts(train)) & set(prompts(test))
+        assert run.data["rankings"]["source"] == "lab:rankings"
+
+    @pytest.mark.parametrize(("labelers", "found"), [(1, "1 row"), (2, "2 rows of one prompt")])
+    def test_one_prompt_is_too_few(self, read, tmp_path, labelers, found):
+        path = write_rows(tmp_path / "data.jsonl", rankings(1, labelers))
+        with pytest.raises(InstructGPTError, match=f"rankings: {path} has {found}; at least 2 are needed"):
+            read(path)
+
+
+class TestStreams:
+    def test_first_rows_are_held_back(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", rankings(230))
+        run, train, test = read(path, streaming=True)
+        assert isinstance(train, IterableDataset)
+        assert prompts(test) == [f"question {index}" for index in range(200)]
+        assert prompts(train) == [f"question {index}" for index in range(200, 230)]
+        assert ranking_rows(train, "again") is train
+        noted = run.data["rankings"]
+        assert noted["streaming"] is True and noted["rows"] is None and noted["held_back"] == 200
+
+    def test_test_split_is_read_whole(self, read, tmp_path):
+        write_rows(tmp_path / "train.jsonl", rankings(3))
+        write_rows(tmp_path / "test.jsonl", rankings(2))
+        _, train, test = read(tmp_path, dataset_test_split="test", streaming=True)
+        assert len(list(train)) == 3 and len(test) == 2
+
+    def test_a_short_stream_has_nothing_to_train_on(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", rankings(200))
+        with pytest.raises(InstructGPTError, match="has 200 rows; a stream needs more"):
+            read(path, streaming=True)
+
+    def test_wrong_row_behind_the_held_back_ones(self, read, tmp_path):
+        rows = rankings(230)
+        rows[210]["ranks"] = [1, 3]
+        _, train, _ = read(write_rows(tmp_path / "data.jsonl", rows), streaming=True)
+        with pytest.raises(InstructGPTError, match=r"data.jsonl: row 210: ranks: found \[1, 3\]"):
+            list(train)
+
+    def test_fingerprint_sees_the_file_change(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", rankings(230))
+        first, again = (read(path, streaming=True)[0].fingerprint({}) for _ in range(2))
+        assert first == again
+        other = rankings(230)
+        other[229]["ranks"] = [2, 1]
+        write_rows(tmp_path / "data.jsonl", other)
+        assert read(path, streaming=True)[0].fingerprint({}) != first

@@ -11,6 +11,7 @@ import evaluate
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation import ranking_measures as measures
 from instructgpt_hf.evaluation.intervals import RESAMPLES, wilson
+from instructgpt_hf.evaluation.length_bias import length_bias
 from instructgpt_hf.evaluation.pairs import Rankings
 
 _CITATION = """\
@@ -118,7 +119,7 @@ class LengthBias(_RankingMetric):
     def _measure(self, table: Rankings, seed: int, resamples: int) -> dict[str, Any]:
         if table.lengths is None:
             raise InstructGPTError("length bias: pass the completions' lengths in tokens as `lengths`.")
-        return measures.length_bias(table, seed, resamples)
+        return length_bias(table, seed, resamples)
 
 
 class LabelerAgreement(_InMemoryMetric):

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from instructgpt_hf.evaluation.length_bias import length_bias
 from instructgpt_hf.evaluation.pairs import Rankings
 from instructgpt_hf.evaluation.ranking_measures import (
     accuracy,
@@ -15,7 +16,6 @@ from instructgpt_hf.evaluation.ranking_measures import (
     agreement,
     calibration,
     kendall_tau,
-    length_bias,
     score_gaps,
 )
 
@@ -36,7 +36,8 @@ def evaluate_rankings(
 
     Returns:
         What JSON can hold, by measure: `accuracy`, `by_completions`, `by_gap`, `calibration`, `kendall_tau`, `length`
-        and `score_gaps`; see `instructgpt_hf.evaluation.ranking_measures`.
+        and `score_gaps`; the function of each measure in `instructgpt_hf.evaluation.ranking_measures` names its
+        entries (`length_bias` has a module of its own).
 
     Raises:
         InstructGPTError: if the lists differ in shape, a value is not a finite number, or no prompt has two
@@ -72,18 +73,21 @@ _FLAT = (
     ("length", "rank_length_correlation", "rank_length_correlation"),
     ("length", "longer_scores_higher", "longer_scores_higher"),
     ("length", "longer_ranks_higher", "longer_ranks_higher"),
+    ("labelers", "agreement", "labeler_agreement"),
 )
 
 
 def flat_metrics(result: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of `evaluate_rankings` under the names of logs and stage.json; what is None is left out.
 
+    A result to which `labeler_agreement`'s was added as `labelers` also has `labeler_agreement`.
+
     Accuracy by K and by rank gap are `eval_accuracy_k4` and `eval_accuracy_gap1`, without their intervals, which are
     in the nested result.
     """
     flat: dict[str, float] = {}
     for measure, entry, name in _FLAT:
-        found = result[measure]
+        found = result.get(measure) or {}
         for end in ("", "_low", "_high"):
             if found.get(entry + end) is not None:
                 flat[name + end] = found[entry + end]

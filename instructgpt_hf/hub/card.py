@@ -1,7 +1,7 @@
 """Model cards, rendered from `stage.json` and nothing else.
 
 `python -m instructgpt_hf.hub.card RUN_FOLDER OUT_DIR` writes the card of every finished stage of a run, beside the
-record it was rendered from.
+record it was rendered from and the evaluation that it shows.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import json
 import re
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,6 +44,8 @@ _TAGS = {
 _SOURCE = re.compile(r"(ours|TRL|paper|App|section|§|[A-F]\.\d)", re.IGNORECASE)
 _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "rollout_log_samples", "hub_", "push_to")
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
+# What the reward model's card shows and names; the stage writes them beside its record.
+_SHOWN_FILES = ("evaluation.json", "evaluation.png")
 _ROLES = {
     "demonstrations": "Demonstrations",
     "demonstrations_test": "Demonstrations, held back",
@@ -281,7 +284,8 @@ def _lineage(artifact: StageArtifact, part: str, links: dict[str, str]) -> list[
 def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
     """Write `<stage>.stage.json` and `<stage>.md` for every finished stage of a run.
 
-    The record is written without local paths and without the training log, which no card shows.
+    The record is written without local paths and without the training log, which no card shows. The evaluation's
+    files are copied where a stage has them.
 
     Raises:
         InstructGPTError: if no stage of the run is finished.
@@ -299,7 +303,8 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
         record = saved.replace(out / f"{stage}.stage.json")
         card = out / f"{stage}.md"
         card.write_text(card_of_record(record), encoding="utf-8")
-        written += [record, card]
+        shown = [run / stage / name for name in _SHOWN_FILES if (run / stage / name).is_file()]
+        written += [record, card, *(Path(shutil.copy(path, out)) for path in shown)]
     return written
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from instructgpt_hf.artifacts import StageArtifact
 
-# name in stage.json: (label, how it is printed). Order is the order of the table.
+# name in stage.json: (label, how it is printed). Order is the order of the table; {} stands for a number in the name.
 LABELS: dict[str, tuple[str, str]] = {
     "eval_loss": ("Loss on held-out demonstrations (nats per token)", "number"),
     "eval_perplexity": ("Perplexity on held-out demonstrations", "number"),
@@ -16,8 +17,24 @@ LABELS: dict[str, tuple[str, str]] = {
     "eval_pretraining_loss": ("Loss on pretraining text (nats per token)", "number"),
     "eval_accuracy": ("Pairwise accuracy on held-out rankings", "share"),
     "length_baseline_accuracy": ("Pairwise accuracy of preferring the longer completion", "share"),
+    "above_length_baseline": ("Difference of these two accuracies", "share"),
+    "labeler_agreement": ("Pairs that two labelers order alike", "share"),
+    "eval_accuracy_k{}": ("Pairwise accuracy where a prompt has {} completions", "share"),
+    "eval_accuracy_gap{}": ("Pairwise accuracy of completions {} apart in rank", "share"),
+    "eval_kendall_tau": ("Kendall's tau-b of scores and ranks, mean over prompts", "number"),
+    "length_baseline_kendall_tau": ("Kendall's tau-b of lengths and ranks, mean over prompts", "number"),
+    "eval_ece": ("Expected calibration error", "share"),
+    "eval_ece_by_chance": ("Calibration error that chance gives a calibrated model", "share"),
+    "eval_overconfidence": ("Mean confidence above accuracy", "share"),
+    "longer_scores_higher": ("Pairs in which the longer completion has the higher score", "share"),
+    "longer_ranks_higher": ("The same pairs: the longer completion has the better rank", "share"),
+    "score_length_correlation": ("Spearman's correlation of score and length, mean over prompts", "number"),
+    "rank_length_correlation": ("Spearman's correlation of rank and length (better is higher)", "number"),
     "eval_pairs": ("Strictly ordered pairs in that measurement", "count"),
     "eval_prompts": ("Prompts in that measurement", "count"),
+    "tied_pairs": ("Pairs left out because they tie", "count"),
+    "equal_scores": ("Pairs to which the model gives equal scores", "count"),
+    "demonstrations_scored": ("Demonstrations whose mean score is the shift", "count"),
     "reward_mean_on_demonstrations": ("Mean shifted reward of the demonstrations", "number"),
     "win_rate_vs_sft": ("Win rate against the SFT model", "share"),
     "judge": ("Judge of the win rate", "text"),
@@ -70,15 +87,27 @@ def plain_number(value: Any) -> float | int | None:
 
 def result_rows(metrics: dict[str, Any], stage: str) -> tuple[list[Row], list[Row]]:
     """Rows of the known metrics in the order of `LABELS`, and of the others by name; unknown values make no row."""
-    known = []
-    for name, (label, kind) in LABELS.items():
-        row = _row(metrics, name, _STAGE_LABELS.get((stage, name), label), kind)
-        if row is not None:
-            known.append(row)
+    known, shown = [], set()
+    for entry, (label, kind) in LABELS.items():
+        for name, number in _numbered(metrics, entry):
+            shown.add(name)
+            row = _row(metrics, name, _STAGE_LABELS.get((stage, name), label).format(number), kind)
+            if row is not None:
+                known.append(row)
     bounds = {name + end for name in metrics for end in ("_low", "_high") if name + end in metrics}
-    rest = sorted(set(metrics) - set(LABELS) - bounds)
+    rest = sorted(set(metrics) - shown - bounds)
     other = [row for name in rest if (row := _row(metrics, name, f"`{name}`", "number")) is not None]
     return known, other
+
+
+def _numbered(metrics: dict[str, Any], entry: str) -> list[tuple[str, int]]:
+    """The names that an entry of `LABELS` stands for, with their number, in the order of the numbers."""
+    if "{}" not in entry:
+        return [(entry, 0)]
+    pattern = re.compile(entry.replace("{}", r"(\d+)"))
+    return sorted(
+        ((name, int(found[1])) for name in metrics if (found := pattern.fullmatch(name))), key=lambda x: x[1]
+    )
 
 
 def _row(metrics: dict[str, Any], name: str, label: str, kind: str) -> Row | None:

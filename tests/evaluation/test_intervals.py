@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from instructgpt_hf.evaluation.intervals import bootstrap_mean, bootstrap_ratio, paired_difference, wilson
+from instructgpt_hf.evaluation.intervals import (
+    bootstrap_mean,
+    bootstrap_ratio,
+    bounded_ratio,
+    paired_difference,
+    resampled_sums,
+    wilson,
+)
 
 
 def test_wilson_known_values():
@@ -76,6 +83,26 @@ def test_pairing_sees_what_separate_intervals_hide():
     assert estimate.value == pytest.approx(first.mean() - second.mean())
     assert estimate.low > 0
     assert wilson(first.sum(), 300).low < wilson(second.sum(), 300).high
+
+
+def test_units_without_pairs_do_not_count():
+    some = bounded_ratio(np.array([1.0, 0.0, 3.0, 0.0]), np.array([2, 0, 3, 1]))
+    assert some == bootstrap_ratio([1, 3, 0], [2, 3, 1])
+
+
+def test_where_all_units_agree_the_interval_is_wilsons():
+    assert bounded_ratio(np.array([2.0] * 20), np.array([2] * 20))[1:] == wilson(20, 20)[1:]
+    # Correlations of -0.5 lie a quarter of the way from -1 to 1.
+    found = bounded_ratio(np.array([-0.5] * 20), np.ones(20), lowest=-1.0)
+    assert found == pytest.approx((-0.5, 2 * wilson(5, 20).low - 1, 2 * wilson(5, 20).high - 1))
+
+
+def test_resampled_sums_draw_as_many_rows_as_there_are():
+    sums = resampled_sums(np.column_stack([np.ones(7), np.arange(7)]), seed=1, resamples=500)
+    assert sums.shape == (500, 2)
+    assert (sums[:, 0] == 7).all()
+    assert sums[:, 1].mean() == pytest.approx(21, abs=1)
+    assert sums[:, 1].std() == pytest.approx(np.arange(7).std() * 7**0.5, rel=0.1)
 
 
 def test_bad_arguments_are_refused():

@@ -342,6 +342,8 @@ def test_labeler_agreement_equals_the_loop():
     assert found["agreement"] == pytest.approx(alike / pairs)
     assert (found["pairs"], found["tied_pairs"]) == (pairs, tied)
     assert found["agreement_low"] < found["agreement"] < found["agreement_high"]
+    flat = flat_metrics({**evaluate_rankings(SCORES, RANKS, LENGTHS), "labelers": found})
+    assert (flat["labeler_agreement"], flat["labeler_agreement_low"]) == (found["agreement"], found["agreement_low"])
 
 
 def test_without_labelers_or_shared_pairs_there_is_no_agreement():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import METRICS, record
+from tiny_run import METRICS, PICTURE, record
 
 from instructgpt_hf.artifacts import STAGES, StageArtifact
 from instructgpt_hf.errors import InstructGPTError
@@ -87,6 +87,24 @@ def test_metrics_are_labelled_and_the_others_kept() -> None:
     assert "Pairwise loss" in str(render_card(record("reward", metrics={"eval_loss": 0.5})))
     counts = str(render_card(record("reward")))
     assert "| Strictly ordered pairs in that measurement | 1,200 |" in counts
+
+
+def test_reward_model_shows_its_evaluation() -> None:
+    card = str(render_card(record("reward")))
+    lines = card.splitlines()
+    expected = [
+        "| Pairs that two labelers order alike | 73.0 % |",
+        "| Pairwise accuracy where a prompt has 4 completions | 70.0 % |",
+        "| Pairwise accuracy where a prompt has 10 completions | 75.0 % |",
+        "| Pairwise accuracy of completions 1 apart in rank | 62.0 % |",
+        "| Kendall's tau-b of scores and ranks, mean over prompts | 0.41 |",
+        "| Expected calibration error | 4.5 % (95 % interval 2.0 % to 7.0 %) |",
+    ]
+    assert [line for line in lines if line in expected] == expected
+    assert "](evaluation.png)" in card and "`evaluation.json`" in card
+    assert "eval_accuracy_k" not in card
+    assert "evaluation.png" not in str(render_card(record("reward", metrics={"eval_accuracy": 0.7})))
+    assert "evaluation.png" not in str(render_card(record("ppo")))
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, None])
@@ -222,4 +240,8 @@ def test_command_writes_records_and_cards(tmp_path: Path, capsys: pytest.Capture
     assert str(tmp_path) not in written
     assert "log" not in StageArtifact(**json.loads(written)).training
     assert (tmp_path / "cards" / "reward.md").read_text() == card_of_record(tmp_path / "cards" / "reward.stage.json")
+    for name in ("evaluation.png", "evaluation.json"):
+        (run / "reward" / name).write_bytes(PICTURE)
+    assert main([str(run), str(tmp_path / "cards")]) == 0
+    assert {(tmp_path / "cards" / f"evaluation.{end}").read_bytes() for end in ("png", "json")} == {PICTURE}
     assert main([str(tmp_path / "nothing"), str(tmp_path / "cards")]) == 2

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hub_client import READ_TOKEN, TOKEN, Client
 from local_hub import Fault, LocalHub, Repo
-from tiny_run import SHIFT, record
+from tiny_run import PICTURE, SHIFT, record
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.publish import push_run, push_stage
@@ -71,6 +71,10 @@ def test_run_round_trip(hub: LocalHub, client: Client, tiny_run: Path) -> None:
     from_hub = client.value(LOAD, json.dumps(pushed))
     assert from_hub == expected
     assert from_hub["reward"][1] == SHIFT
+    evaluation = hub.repos[pushed["reward"]].at("main").files
+    assert evaluation["evaluation.png"].data == PICTURE
+    assert evaluation["evaluation.json"].data == (tiny_run / "reward" / "evaluation.json").read_bytes()
+    assert "](evaluation.png)" in hub.text(pushed["reward"], "README.md")
 
     policy = metadata(hub.text(pushed["ppo-ptx"], "README.md"))
     assert policy["base_model"] == pushed["sft"]

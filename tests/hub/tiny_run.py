@@ -17,6 +17,7 @@ FORMAT = {
     "pad_token": "<pad>",
     "sha256": "0123456789abcdef",
 }
+PICTURE = b"\x89PNG\r\n\x1a\n stands for a picture"
 METRICS: dict[str, dict[str, Any]] = {
     "sft": {"eval_loss": 1.25},
     "reward": {
@@ -24,6 +25,14 @@ METRICS: dict[str, dict[str, Any]] = {
         "eval_accuracy_low": 0.66,
         "eval_accuracy_high": 0.76,
         "length_baseline_accuracy": 0.52,
+        "eval_accuracy_k4": 0.7,
+        "eval_accuracy_k10": 0.75,
+        "eval_accuracy_gap1": 0.62,
+        "eval_ece": 0.045,
+        "eval_ece_low": 0.02,
+        "eval_ece_high": 0.07,
+        "eval_kendall_tau": 0.41,
+        "labeler_agreement": 0.73,
         "eval_pairs": 1200,
         "eval_prompts": 200,
         "reward_mean_on_demonstrations": 0.0,
@@ -132,5 +141,8 @@ def write_run(run: Path) -> Path:
             scorer.save_pretrained(folder / "value_model")
             tokenizer.save_pretrained(folder / "value_model")
             policy.save_pretrained(folder / "ema")
+        if stage == "reward":
+            (folder / "evaluation.png").write_bytes(PICTURE)
+            (folder / "evaluation.json").write_text('{"accuracy": {"accuracy": 0.71}}\n')
         record(stage, run).save(folder)
     return run

@@ -89,7 +89,10 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> Any:
     if getattr(base, "hf_quantizer", None) is not None:
         base = base.dequantize()
     base = base.cpu().float()
-    model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    try:
+        model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise InstructGPTError(f"{adapter}: cannot be merged: {str(error).splitlines()[0]}") from error
     outputs = model.get_output_embeddings()
     if outputs is not None and outputs.weight is not model.get_input_embeddings().weight:
         # An adapter that trained one of two tied matrices has untied them.

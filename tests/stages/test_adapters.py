@@ -13,6 +13,7 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.models.loading import load_tokenizer
+from instructgpt_hf.models.merging import merge_adapter
 from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, score_token_lists
 
 COMMON = {
@@ -52,11 +53,9 @@ DATA = {
 SEQUENCES = [[5, 6, 7, 1], [8, 9, 10, 11, 1], [12, 1]]
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, tokenizer):
-    """A finished run of adapters; beside the stages' folders, what was seen of them on the way."""
-    root = tmp_path_factory.mktemp("adapters")
-    write_model(root / "base", tokenizer)
+def _prepare(root, tokenizer, **changes):
+    """A base model whose rows fill the blocks of 4-bit weights, the data, and a recipe."""
+    write_model(root / "base", tokenizer, hidden_size=64)
     for name, rows in DATA.items():
         write_rows(root / f"{name}.jsonl", rows)
     own = {
@@ -67,12 +66,19 @@ def run(tmp_path_factory, tokenizer):
     write_recipe(
         root / "recipe",
         {
-            stage: {**COMMON, **values, **own[stage], "dataset_name": f"{root}/{stage}.jsonl"}
+            stage: {**COMMON, **values, **own[stage], **changes, "dataset_name": f"{root}/{stage}.jsonl"}
             for stage, values in STAGES.items()
         },
     )
+    return load_recipe(root / "recipe")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, tokenizer):
+    """A finished run of adapters; beside the stages' folders, what was seen of them on the way."""
+    root = tmp_path_factory.mktemp("adapters")
+    recipe = _prepare(root, tokenizer)
     before = _bytes(root / "base")
-    recipe = load_recipe(root / "recipe")
     with pytest.MonkeyPatch.context() as patch:
         seen = _watch_the_start_of_ppo(patch)
         for stage in ("sft", "reward", "ppo"):
@@ -189,3 +195,43 @@ def test_value_model_loads(run):
     reward = load_reward_model(run / "reward")
     assert reward_shift(value_model) == reward_shift(reward)
     assert score_token_lists(value_model, SEQUENCES, 0, 2) != score_token_lists(reward, SEQUENCES, 0, 2)
+
+
+def test_merged_models_run_the_next_stages(run, tmp_path):
+    """The reward stage on the merged SFT model, and PPO on merged models, without an adapter in sight."""
+    sft, reward = (str(merge_adapter(run / stage, tmp_path / stage)) for stage in ("sft", "reward"))
+    expected = score_token_lists(load_reward_model(run / "reward"), SEQUENCES, 0, 2)
+    assert score_token_lists(load_reward_model(reward), SEQUENCES, 0, 2) == pytest.approx(expected, abs=1e-4)
+    changes = ["--sft_model_path", sft, "--use_peft=false"]
+    recipe = load_recipe(run / "recipe", changes, stages=["reward"])
+    pipeline.run_stage(recipe, "reward", tmp_path / "new")
+    recipe = load_recipe(run / "recipe", [*changes, "--reward_model_path", reward], stages=["ppo"])
+    pipeline.run_stage(recipe, "ppo", tmp_path / "new")
+    for stage in ("reward", "ppo-ptx"):
+        assert StageArtifact.load(tmp_path / "new" / stage).model["kind"] == "full"
+    record = StageArtifact.load(tmp_path / "new" / "ppo-ptx")
+    assert record.previous["reward"]["source"] == reward
+    assert record.model["reward_shift"] == StageArtifact.load(run / "reward").model["reward_shift"]
+
+
+def test_4_bit_run(tmp_path, tokenizer, monkeypatch):
+    """Scores at the end of training are those of the folder, and of the merged model."""
+    from instructgpt_hf.stages import reward
+
+    seen, save = {}, reward.save_reward_model
+
+    def watched(model, folder):
+        seen["trained"] = score_token_lists(model, SEQUENCES, 0, 2)
+        save(model, folder)
+
+    monkeypatch.setattr(reward, "save_reward_model", watched)
+    recipe = _prepare(tmp_path, tokenizer, load_in_4bit=True)
+    for stage in ("sft", "reward"):
+        pipeline.run_stage(recipe, stage, tmp_path)
+    merged = merge_adapter(tmp_path / "reward", tmp_path / "merged")
+    for folder in (tmp_path / "reward", merged):
+        found = score_token_lists(load_reward_model(folder), SEQUENCES, 0, 2)
+        assert found == pytest.approx(seen["trained"], abs=1e-4), folder
+    unquantised = load_reward_model(tmp_path / "reward", quantization_config=None)
+    assert score_token_lists(unquantised, SEQUENCES, 0, 2) != pytest.approx(seen["trained"], abs=1e-3)
+    assert StageArtifact.load(merged).model["kind"] == "full"

@@ -133,9 +133,8 @@ def _all_pairs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _dense_ranks(ranks: np.ndarray, prompt: np.ndarray) -> np.ndarray:
     """[M]: the distinct ranks of the prompt numbered in order, from any start: 1, 3, 3, 7 may become 4, 5, 5, 6."""
     order = np.lexsort((ranks, prompt))
-    steps = (np.diff(ranks[order]) != 0) & (np.diff(prompt[order]) == 0)
     dense = np.empty(len(ranks), dtype=np.int64)
-    dense[order] = np.concatenate([[0], np.cumsum(steps)])
+    dense[order] = np.concatenate([[0], np.cumsum(np.diff(ranks[order]) != 0)])
     return dense
 
 

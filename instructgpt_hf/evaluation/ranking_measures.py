@@ -126,7 +126,7 @@ def calibration(
     value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
     high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
     ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
-    result = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
+    result: dict[str, Any] = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
     result["ece_by_chance"] = float(noise.mean())
     result |= named("overconfidence", bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples))
     result["bins"] = []

@@ -67,7 +67,7 @@ class CompletionScorer:
             inputs["attention_mask"] = batch["attention_mask"]
         else:
             inputs["attention_mask"] = attention_masks(self.classifier, batch, dtype or self.classifier.dtype)
-        if "position_ids" in inspect.signature(self.classifier.forward).parameters:
+        if takes_positions(self.classifier):
             inputs["position_ids"] = batch["position_ids"]
         self._index = batch["score_index"]
         try:
@@ -75,6 +75,11 @@ class CompletionScorer:
         finally:
             self._index = self._scores = None
         return scores
+
+
+def takes_positions(classifier: Any) -> bool:
+    """Whether a sequence classifier can be told the position of every token."""
+    return "position_ids" in inspect.signature(classifier.forward).parameters
 
 
 def attention_masks(model: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
@@ -124,6 +129,8 @@ def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: to
     config = model.config.get_text_config()
     if config._attn_implementation not in _IMPLEMENTATIONS:
         return f"attention {config._attn_implementation!r} takes no masks; {' or '.join(_IMPLEMENTATIONS)} does"
+    if not takes_positions(model):
+        return f"{type(model).__name__} cannot be told the positions of its tokens"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if unknown:
         return f"its layers of type {', '.join(unknown)} are not plain attention"

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 from typing import Any
+
+from datasets import IterableDataset
 
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.model import peft_config
@@ -12,7 +16,8 @@ from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.evaluation.metrics import PairwiseAccuracy
+from instructgpt_hf.evaluation.pictures_rankings import draw_rankings
+from instructgpt_hf.evaluation.rankings import evaluate_rankings, flat_metrics, labeler_agreement
 from instructgpt_hf.models.loading import count_parameters, load_config, load_tokenizer, unwrap_peft
 from instructgpt_hf.models.reward_model import (
     create_reward_model,
@@ -59,8 +64,8 @@ def run_reward(run: StageRun) -> StageArtifact:
     limits = {"max_length": args.max_length, "max_prompt_length": arguments.max_prompt_length}
     rows, dropped = tokenize_rankings(train_rows, prompt_format, tokenizer, where="rankings", **limits)
     held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)
-    run.data["rankings"].update(dropped)
-    run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
+    if not isinstance(rows, IterableDataset):  # of a stream nothing is known before it is read
+        run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
 
     demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, args.max_length)
 
@@ -76,17 +81,31 @@ def run_reward(run: StageRun) -> StageArtifact:
     run.prepare_work(mark)
     from instructgpt_hf.trainers.reward import RewardTrainer
 
+    measured: dict[str, Any] = {}
+
+    def compute_metrics(found: Any) -> dict[str, float]:
+        measured.update(evaluate_rankings(found.predictions, found.label_ids, found.inputs))
+        return {name.removeprefix("eval_"): value for name, value in flat_metrics(measured).items()}
+
     trainer = RewardTrainer(
-        model=model, args=args, train_dataset=rows, eval_dataset=held_back, processing_class=tokenizer
+        model=model,
+        args=args,
+        train_dataset=rows,
+        eval_dataset=held_back,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
     )
     training = train(trainer, run)
-    batch_size = args.per_device_eval_batch_size
+    trainer.evaluate()
+    run.data["rankings"].update(dropped)
     metrics: dict[str, Any] = {}
     if demonstrated:
-        scores = score_token_lists(model, demonstrated, tokenizer.pad_token_id, batch_size)
+        scores = score_token_lists(model, demonstrated, tokenizer.pad_token_id, args.per_device_eval_batch_size)
         unwrap_peft(model).config.reward_shift = sum(scores) / len(scores)
         metrics["demonstrations_scored"] = len(scores)
-    metrics.update(_measure(model, held_back, tokenizer.pad_token_id, batch_size))
+    metrics.update(flat_metrics(measured))
+    if "labeler" in (train_rows.column_names or ()) and not isinstance(train_rows, IterableDataset):
+        measured["labelers"] = labeler_agreement(itertools.chain(train_rows, test_rows))
     artifact = run.artifact(
         mark,
         prompt_format=prompt_format.to_dict(),
@@ -106,6 +125,10 @@ def run_reward(run: StageRun) -> StageArtifact:
     def save(folder: Path) -> None:
         save_reward_model(model, folder)
         tokenizer.save_pretrained(folder)
+        (folder / "evaluation.json").write_text(
+            json.dumps(measured, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+        )
+        draw_rankings(measured, folder / "evaluation.png")
 
     run.say(
         f"held-back accuracy {metrics['eval_accuracy']:.3f} "
@@ -113,21 +136,6 @@ def run_reward(run: StageRun) -> StageArtifact:
         f"{metrics['length_baseline_accuracy']:.3f}), shift {reward_shift(model):+.3f}"
     )
     return run.finish(artifact, save)
-
-
-def _measure(model: Any, held_back: Any, pad_token_id: int, batch_size: int) -> dict[str, Any]:
-    """Pairwise accuracy on held-out rankings, beside that of preferring the longer completion."""
-    rows = list(held_back)
-    sequences = [ids for row in rows for ids in row["completions_ids"]]
-    scores = iter(score_token_lists(model, sequences, pad_token_id, batch_size))
-    found = PairwiseAccuracy().compute(
-        predictions=[[next(scores) for _ in row["ranks"]] for row in rows],
-        references=[row["ranks"] for row in rows],
-        lengths=[[len(ids) - row["prompt_length"] for ids in row["completions_ids"]] for row in rows],
-    )
-    renamed = {"accuracy": "eval_accuracy", "accuracy_low": "eval_accuracy_low", "accuracy_high": "eval_accuracy_high"}
-    renamed |= {"pairs": "eval_pairs", "prompts": "eval_prompts"}
-    return {renamed.get(key, key): value for key, value in found.items()}
 
 
 def _start(run: StageRun, sft_folder: Path, sft: StageArtifact) -> tuple[Path, dict[str, Any]]:

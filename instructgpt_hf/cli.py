@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_output_dir(made, "runs/<recipe>; this stage writes its own folder inside, and finds the earlier ones")
     _add_recipes(verb("recipes", "list, show or copy recipes", "instructgpt-hf recipes list", _print_help))
     _add_push(verb("push", "upload a run's stages to the Hub", "instructgpt-hf push runs/tiny-cpu", _push))
+    _add_data(verb("data", "look at a dataset", "instructgpt-hf data inspect lab:rankings", _print_help))
     lab = verb("lab", "write the generated data of the lab", "instructgpt-hf lab data --seed 0", _lab)
     lab.add_argument("folder", metavar="DIR", help="where the files go")
     lab.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
@@ -93,6 +94,33 @@ def _add_recipes(parser: argparse.ArgumentParser) -> None:
     copy.add_argument("name", metavar="NAME")
     copy.add_argument("folder", metavar="DIR", help="must not exist, or be empty")
     copy.set_defaults(action=_copy_recipe)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(parser=parser)
+    verbs = parser.add_subparsers(dest="data_verb", metavar="COMMAND", parser_class=_Parser)
+    inspect = verbs.add_parser(
+        "inspect",
+        help="what the reward stage will see of a dataset of rankings or pairs",
+        epilog="Example: instructgpt-hf data inspect lab:rankings --tokenizer lab --prompt_template user-assistant",
+        allow_abbrev=False,
+    )
+    inspect.set_defaults(action=_inspect)
+    inspect.add_argument("dataset", metavar="DATASET", help="Hub id, local file or folder, or lab:rankings")
+    inspect.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
+    inspect.add_argument("--split", default="train", metavar="NAME", help="split to read (default train)")
+    inspect.add_argument("--tokenizer", metavar="MODEL", help="Hub id or folder (default: lengths in words)")
+    inspect.add_argument("--prompt_template", metavar="NAME", help="as in sft.yaml (default chat, or the stage's)")
+    inspect.add_argument("--max_length", type=_count, metavar="N", help="as in reward.yaml (default 2048)")
+    inspect.add_argument("--max_prompt_length", type=_count, metavar="N", help="as in reward.yaml (default 1024)")
+    inspect.add_argument("--limit", type=_count, metavar="N", help="read only the first N rows of the source")
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{word}: must be 1 or greater")
+    return number
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
@@ -179,6 +207,24 @@ def _push(arguments: argparse.Namespace, overrides: list[str]) -> None:
         stages=arguments.stages,
         console=Console(),
     )
+
+
+def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from rich.console import Console
+
+    from instructgpt_hf.stages.inspection import inspect_rankings, show
+
+    summary = inspect_rankings(
+        arguments.dataset,
+        arguments.dataset_config,
+        arguments.split,
+        tokenizer=arguments.tokenizer,
+        prompt_template=arguments.prompt_template,
+        max_length=arguments.max_length,
+        max_prompt_length=arguments.max_prompt_length,
+        limit=arguments.limit,
+    )
+    show(summary, Console())
 
 
 def _lab(arguments: argparse.Namespace, overrides: list[str]) -> None:

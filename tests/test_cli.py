@@ -13,7 +13,7 @@ import instructgpt_hf
 from instructgpt_hf import cli
 
 HEAVY = ["torch", "transformers", "trl", "peft", "datasets", "numpy", "bitsandbytes", "accelerate", "yaml", "rich"]
-VERBS = ["run", "sft", "reward", "ppo", "recipes", "push", "lab"]
+VERBS = ["run", "sft", "reward", "ppo", "recipes", "push", "data", "lab"]
 
 
 @pytest.fixture
@@ -70,7 +70,8 @@ def test_no_argument_prints_help(capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [[verb] for verb in VERBS] + [["recipes", verb] for verb in ("list", "show", "copy")]
+    "words",
+    [[verb] for verb in VERBS] + [["recipes", verb] for verb in ("list", "show", "copy")] + [["data", "inspect"]],
 )
 def test_every_help_has_an_example(words, capsys):
     with pytest.raises(SystemExit) as done:
@@ -126,6 +127,11 @@ class TestRunning:
         (["recipes", "show", "tiny-cpu", "pppo.yaml"], "did you mean 'ppo.yaml'?"),
         (["recipes", "copy", "tiny", "x"], "no recipe"),
         (["recipes", "list", "--long"], "--long"),
+        (["data", "inspect"], "DATASET"),
+        (["data", "inspect", "no/such.jsonl"], "no/such.jsonl: no such file or folder"),
+        (["data", "inspect", "lab:ranking"], "did you mean 'rankings'?"),
+        (["data", "inspect", "lab:rankings", "--limit", "0"], "must be 1 or greater"),
+        (["data", "inspect", "lab:rankings", "--limits", "1"], "--limits"),
         (["lab", "--sed", "3", "x"], "--sed"),
         (["lab", "x", "--seed", "many"], "invalid int"),
     ],

@@ -55,7 +55,7 @@ def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, R
     """The schema of a dataset, by its columns, and its first row.
 
     Raises:
-        InstructGPTError: if no schema has these columns; it names the nearest one's missing columns and lists all.
+        InstructGPTError: if no schema has these columns; it lists all, and what the nearest form of one's own misses.
     """
     first = next(iter(dataset), None)
     if first is None:
@@ -64,13 +64,15 @@ def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, R
     for schema in SCHEMAS:
         if columns.issuperset(schema.columns) and schema.matches(columns, first):
             return schema, first
-    closest = max(SCHEMAS, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
+    own = [schema for schema in SCHEMAS if schema.strict]
+    closest = max(own, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
     missing = [name for name in closest.columns if name not in columns]
     hints = ", ".join(f"{name!r} ({nearest(name, columns)})" for name in missing)
-    known = "".join(f"\n  - {schema.name}: {', '.join(schema.columns)} ({schema.source})" for schema in SCHEMAS)
+    formats = {schema.name: schema for schema in reversed(SCHEMAS)}  # the first of a name
+    known = [f"{x.name}: {', '.join(x.columns)} ({x.source})" for x in reversed(formats.values())]
     raise InstructGPTError(
         f"{where}: missing column {hints}; it has {', '.join(map(repr, first))}. Rankings are read in these "
-        f"formats:{known}"
+        f"formats:\n  - " + "\n  - ".join(known)
     )
 
 

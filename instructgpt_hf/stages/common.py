@@ -127,9 +127,7 @@ class StageRun:
         return dataset
 
     def _lab_file(self, name: str, split: str, role: str) -> tuple[str, str]:
-        kind = name.removeprefix(LAB_PREFIX)
-        if kind not in LAB_DATASETS:
-            raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
+        kind = lab_kind(name, role)
         return str(lab_folder(self.run_folder, self.seed) / f"{kind}.{split}.jsonl"), split
 
     def test_split(self) -> str | None:
@@ -288,6 +286,18 @@ class StageRun:
 
 def _matters(key: str) -> bool:
     return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_"))
+
+
+def lab_kind(name: str, role: str) -> str:
+    """The dataset of the lab that `lab:<kind>` names.
+
+    Raises:
+        InstructGPTError: if the lab has no such dataset.
+    """
+    kind = name.removeprefix(LAB_PREFIX)
+    if kind not in LAB_DATASETS:
+        raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
+    return kind
 
 
 def lab_folder(run_folder: Path, seed: int) -> Path:

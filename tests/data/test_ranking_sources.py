@@ -343,10 +343,11 @@ class TestFiles:
 
 def test_unknown_schema_lists_the_known_ones():
     with pytest.raises(InstructGPTError) as caught:
-        recognise(Dataset.from_list([{"question": "a", "answer": "b"}]), "my data")
+        recognise(Dataset.from_list([{"prompt": "a", "answer": "b"}]), "my data")
     message = str(caught.value)
-    assert message.startswith("my data: missing column ")
-    assert all(f"- {schema.name}: {', '.join(schema.columns)} (" in message for schema in SCHEMAS)
+    assert message.startswith("my data: missing column 'completions' (choose from answer, prompt), 'ranks'")
+    assert "\n  - nectar: prompt, answers (berkeley-nest/Nectar)\n" in message
+    assert message.count("long-ranks") == 1 and all(f"\n  - {schema.name}: " in message for schema in SCHEMAS)
 
 
 def test_ranks_come_before_scores_where_both_are_there():

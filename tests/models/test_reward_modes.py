@@ -117,10 +117,10 @@ def raw_scores(model):
         return [model(input_ids=torch.tensor([ids])).logits[0, 0].item() for ids in SEQUENCES]
 
 
-def piped(model, tokenizer):
+def piped(model, tokenizer, **options):
     """Scores of text by transformers' pipeline, one batch of all."""
     texts = [" ".join(tokenizer.convert_ids_to_tokens(ids)) for ids in SEQUENCES]
-    classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none")
+    classifier = pipeline("text-classification", model=model, tokenizer=tokenizer, function_to_apply="none", **options)
     return [found["score"] for found in classifier(texts, batch_size=4)]
 
 
@@ -167,6 +167,9 @@ def test_scores_survive(create, make_trainer, tokenizer, tmp_path, mode, start):
     assert raw_scores(plain) == pytest.approx(expected, abs=1e-5)
     assert plain.config.reward_shift == SHIFT and plain.config.pad_token_id == 0
     assert piped(plain, tokenizer) == pytest.approx(expected, abs=1e-4)
+    if mode == "lora":
+        found = piped(str(folder), tokenizer, model_kwargs={"num_labels": 1, "pad_token_id": 0})
+        assert found == pytest.approx(expected, abs=1e-4)
     if mode == "full":
         return
 

@@ -1,4 +1,4 @@
-"""A reward adapter on a 4-bit base on the Hub: by its id it loads with this package and with plain transformers, and merges."""
+"""A reward adapter of a 4-bit base, by its Hub id: this package and plain transformers load it, and it merges."""
 
 from __future__ import annotations
 

@@ -6,7 +6,14 @@ import torch
 from bitsandbytes.functional import has_avx512bf16
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoConfig, AutoModelForSequenceClassification, BitsAndBytesConfig, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    LlamaConfig,
+    pipeline,
+)
 
 import instructgpt_hf
 from instructgpt_hf.config.stages import RewardConfig
@@ -49,13 +56,11 @@ def options(mode):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory, tokenizer):
     """SFT models: whole, an adapter on a base, and a larger one. Quantised blocks have 64 weights of one row."""
-    from conftest import tiny_config
-    from transformers import AutoModelForCausalLM
-
     root = tmp_path_factory.mktemp("sft")
     for name, width in (("whole", 64), ("other size", 128)):
         torch.manual_seed(width)
-        config = tiny_config(hidden_size=width, intermediate_size=width)
+        sizes = dict(hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=4)
+        config = LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, **sizes)
         AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
     tokenizer.save_pretrained(root / "whole")
     policy = load_policy(root / "whole", tokenizer, peft_config=lora("CAUSAL_LM"))

@@ -18,6 +18,8 @@ from instructgpt_hf.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE, STYL
 _MODEL: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5.5, "linewidth": 1.8}
 _LENGTH: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4.5, "linewidth": 1.4, "linestyle": ":"}
 _LABELS: dict[str, Any] = {"color": GREEN, "marker": "D", "markersize": 4.5, "linewidth": 1.4, "linestyle": "--"}
+# Size of the text under columns that may be many.
+_SMALL = 8.5
 
 
 def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
@@ -60,7 +62,7 @@ def _draw_strata(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, title: 
     _series(axes, [place - 0.08 for place in places], rows, "accuracy", "reward model", _MODEL)
     _series(axes, [place + 0.08 for place in places], rows, "length_baseline_accuracy", "longer is better", _LENGTH)
     axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
-    axes.set_xticks(places, [f"{row[key]}\n{_short(row['pairs'])}" for row in rows])
+    axes.set_xticks(places, [f"{row[key]}\n{_short(row['pairs'])}" for row in rows], fontsize=_SMALL)
     _percent_axis(axes, "pairs ordered right", len(rows))
     axes.set_title(title)
     axes.set_xlabel(f"{label}; below: number of pairs")
@@ -127,7 +129,7 @@ def _draw_length(axes: Any, found: Mapping[str, Any]) -> None:
         axes.text(0.5, 0.5, "no pair of unequal length", ha="center", color=GREY, transform=axes.transAxes)
     axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
     ticks = [f"{_range(row['low'], row['high'])}\n{_short(row['pairs'])}" for row in rows]
-    axes.set_xticks(places, ticks)
+    axes.set_xticks(places, ticks, fontsize=_SMALL)
     _percent_axis(axes, "pairs of unequal length", len(rows))
 
 
@@ -187,7 +189,8 @@ def _percent_axis(axes: Any, label: str, places: int = 0, lowest: int | None = N
 
 
 def _short(count: int) -> str:
-    return f"{count:,}" if count < 10_000 else f"{count / 1000:,.0f}k"
+    """999, 1.2k, 12k: short enough for eight columns."""
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:,.0f}k"
 
 
 def _range(low: int, high: int) -> str:

@@ -84,9 +84,10 @@ class RewardTrainer(RankingTrainer):
             last = number == len(forwards)
             with contextlib.nullcontext() if last else self.without_gradient_sync(model):
                 loss += super().training_step(model, {"forwards": [item]}, num_items_in_batch)
-        for name, value in self._seen.summary(self.accelerator.gather).items():
-            self.record(name, value)
-        self._seen = _Seen()
+        if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
+            for name, value in self._seen.summary(self.accelerator.gather).items():
+                self.record(name, value)
+            self._seen = _Seen()
         return loss
 
     def compute_loss(

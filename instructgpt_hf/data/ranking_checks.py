@@ -64,7 +64,7 @@ def row_problem(raw: dict[str, Any], schema: Schema) -> str | None:
     if column == "ranks" and any(value < 1 or value != int(value) for value in given):
         return f"ranks: found {values}, expected whole numbers from 1 (the best)"
     if column == "ranks" and _skips(given):
-        return f"ranks: found {values}, which skip a rank; after two firsts comes 3 (the place) or 2 (the next rank)"
+        return f"ranks: found {values}, which skip a rank; ranks run 1, 2, 3, and with a tie 1, 1, 3 or 1, 1, 2"
     return _completion_problem(completions, values) if schema.strict else None
 
 

@@ -127,8 +127,10 @@ def _scored_pair(row: Row) -> Row:
 
 
 def _turns(text: str) -> list[dict[str, str]]:
-    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without a last turn that is empty."""
+    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without an empty last turn."""
     parts = _TURNS.split(text)
+    if parts[0].strip():
+        return []
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [
         {"role": roles[role], "content": said.strip()} for role, said in zip(parts[1::2], parts[2::2], strict=True)

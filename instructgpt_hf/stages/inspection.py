@@ -104,7 +104,7 @@ def _encoder(source: str, template: str | None) -> Any:
 def show(summary: dict[str, Any], console: Console) -> None:
     """Print what `inspect_rankings` returns."""
     read, labelers = summary["read"], summary["labelers"]
-    console.print(f"{summary['dataset']}, split {summary['split']}, read as {summary['schema']}", highlight=False)
+    console.print(Text(f"{summary['dataset']}, split {summary['split']}, read as {summary['schema']}"))
     counts = _table("", "count")
     counts.add_row("prompts read", _number(read["prompts"]))
     counts.add_row("completions read", _number(read["completions"]))
@@ -124,8 +124,9 @@ def show(summary: dict[str, Any], console: Console) -> None:
         counts.add_row("labelers", _number(labelers["count"]))
         counts.add_row("prompts ranked by several labelers", _number(labelers["shared_prompts"]))
         for labeler, rankings in list(labelers["rankings"].items())[:LABELERS_SHOWN]:
-            counts.add_row(f"rankings by {labeler}", _number(rankings))
+            counts.add_row(Text(f"rankings by {labeler}"), _number(rankings))
     console.print(counts)
+    console.print()
     lengths = _table(f"length in {summary['unit']}", "median", "95 %", "max")
     for what, name in (("prompt", "prompt"), ("completion", "completion"), ("together", "prompt + completion")):
         lengths.add_row(name, *(_number(value) for value in summary["lengths"][what].values()))
@@ -147,6 +148,7 @@ def _show_example(number: int, example: dict[str, Any], console: Console) -> Non
     table.add_row("prompt", _short(prompt))
     for rank, completion in sorted(zip(example["ranks"], example["completions"], strict=True)):
         table.add_row(f"rank {rank}", _short(completion))
+    console.print()
     console.print(table)
 
 

@@ -1,6 +1,7 @@
 """Hand-written rows in the real schemas of published rankings, and what they mean."""
 
 import json
+from pathlib import Path
 
 import pytest
 from datasets import Dataset, load_dataset
@@ -8,7 +9,7 @@ from datasets import Dataset, load_dataset
 from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.ranking_sources import SCHEMAS, recognise
-from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings import COUNTS, ranking_rows, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError
 
 
@@ -100,6 +101,10 @@ class TestNectar:
     def test_several_turns(self):
         found = one("nectar", self.row("\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: A fruit?\n\nAssistant: "))
         assert found["prompt"] == [user("Hi."), assistant("Hello."), user("A fruit?")]
+
+    def test_prompt_that_is_no_transcript_stays_text(self):
+        prompts = ["Name a fruit.", "Be brief.\n\nHuman: A fruit?\n\nAssistant: "]
+        assert [row["prompt"] for row in read("nectar", *map(self.row, prompts))] == prompts
 
     def test_answer_without_a_rank(self):
         found = one("nectar", self.row(ranks=(2.0, float("nan"), 1.0)))
@@ -339,6 +344,12 @@ class TestFiles:
         data = load_dataset("csv", data_files=str(path), split="train")
         with pytest.raises(InstructGPTError, match="row 0: is not a row of the format 'rankings'"):
             ranking_rows(data, "here")
+
+
+def test_documentation_names_every_format_and_count():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert all(f"`{schema.name}`" in page for schema in SCHEMAS)
+    assert all(f"| `{name}` |" in page for name in COUNTS)
 
 
 def test_unknown_schema_lists_the_known_ones():

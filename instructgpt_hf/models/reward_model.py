@@ -192,10 +192,14 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
         raise InstructGPTError(
             f"{folder}: transformers has no sequence classifier for this architecture: {str(error).splitlines()[0]}"
         ) from error
-    if not isinstance(getattr(model, HEAD, None), torch.nn.Linear) or getattr(model, HEAD).out_features != 1:
-        raise InstructGPTError(f"{folder}: {type(model).__name__} has no scalar `{HEAD}` head.")
+    except (OSError, RuntimeError) as error:
+        raise InstructGPTError(f"{folder}: cannot be loaded with one score: {str(error).splitlines()[0]}") from error
+    head = getattr(model, HEAD, None)
+    # A subclass may be a quantised layer, where the file of the base already holds quantised weights.
+    if type(head) is not torch.nn.Linear or head.out_features != 1:
+        raise InstructGPTError(f"{folder}: {type(model).__name__} has no plain scalar `{HEAD}` head.")
     # Its weights and their names stay.
-    getattr(model, HEAD).__class__ = ScoreHead
+    head.__class__ = ScoreHead
     return model
 
 

@@ -140,6 +140,14 @@ class TestHead:
         with pytest.raises(InstructGPTError, match="transformers has no sequence classifier for this architecture"):
             create_reward_model(tmp_path, tokenizer, seed=0)
 
+    def test_architecture_with_another_head(self, tmp_path, tokenizer):
+        from transformers import BertConfig
+
+        sizes = dict(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=64)
+        AutoModelForSequenceClassification.from_config(BertConfig(num_labels=1, **sizes)).save_pretrained(tmp_path)
+        with pytest.raises(InstructGPTError, match="BertForSequenceClassification has no plain scalar `score` head"):
+            create_reward_model(tmp_path, tokenizer, seed=0)
+
 
 class TestScores:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -251,6 +259,27 @@ class TestSaved:
         model = load_reward_model(tmp_path, trainable=trainable)
         assert not model.training
         assert all(item.requires_grad == trainable for item in model.parameters())
+
+    @pytest.mark.parametrize(
+        ("damage", "message"),
+        [
+            (lambda folder: (folder / "model.safetensors").unlink(), "cannot be loaded with one score"),
+            (lambda folder: (folder / "config.json").unlink(), "transformers has no sequence classifier"),
+        ],
+        ids=["no weights", "no config"],
+    )
+    def test_incomplete(self, make_scorer, tmp_path, damage, message):
+        make_scorer().save_pretrained(tmp_path)
+        damage(tmp_path)
+        with pytest.raises(InstructGPTError, match=message):
+            load_reward_model(tmp_path)
+
+    def test_classifier_of_several_labels(self, make_scorer, tmp_path):
+        config = copy.deepcopy(make_scorer().config)
+        config.num_labels = 3
+        AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+        with pytest.raises(InstructGPTError, match="cannot be loaded with one score"):
+            load_reward_model(tmp_path)
 
     def test_missing(self, tmp_path):
         with pytest.raises(InstructGPTError, match=r"reward model: .*no such folder"):

@@ -124,6 +124,13 @@ class Contender:
         self.trainer.remove_callback(PrinterCallback)
         self.trainer.add_callback(self.watch)
 
+    def in_float32(self) -> Contender:
+        """Itself, with what it trains in float32: both trainers hold the adapters of a 4-bit model in bfloat16."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        return self
+
     def steps(self, count: int) -> float:
         """Take optimizer steps; seconds per step."""
         self.trainer.args.max_steps = count
@@ -154,6 +161,7 @@ def load(setup: Setup) -> tuple[Any, Any]:
         )
         options["device_map"] = {"": "cuda:0" if setup.cuda else "cpu"}
         adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    torch.manual_seed(0)  # of the adapter
     model = create_reward_model(folder, tokenizer, seed=0, peft_config=adapter, **options)
     if setup.cuda and adapter is None:
         model.to("cuda")
@@ -247,7 +255,7 @@ def make_random(name: str, folder: Path) -> Path:
     """A random model of a few billion parameters on disk, with the lab's tokenizer."""
     tokenizer = load_tokenizer(lab.base_model_path())
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(common.device_name()):
         config = AutoConfig.for_model("llama", **RANDOM[name], pad_token_id=tokenizer.pad_token_id)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)

@@ -29,10 +29,11 @@ def describe(found: dict[str, Any]) -> str:
         seconds, line = found["seconds"][name], f"  {title:24}"
         line += f"{seconds['min']:9.3f} s min {seconds['median']:9.3f} s median {found['peak_mib'][name]:8.0f} MiB"
         if name != TRL:
-            faster, same = found["times_faster"][name], found["equality"][name]
+            faster, equality = found["times_faster"][name], found["equality"]
+            same = equality.get("exact", equality["measured"])[name]
             line += f"  {faster['min']:6.1f}x min {faster['median']:6.1f}x median"
-            line += f", memory {found['memory_of_trl'][name]:.2f}x; loss and gradient differ by {same['loss']:.0e}"
-            line += f" and {same['gradient']:.0e}"
+            line += f", memory {found['memory_of_trl'][name]:.2f}x"
+            line += f"; loss and gradient in float32 differ by {same['loss']:.0e} and {same['gradient']:.0e}"
         lines.append(line)
     return "\n".join(lines)
 

@@ -77,7 +77,11 @@ class TestOpenAssistant:
         assert found["unranked"] == 1 and len(found["completions"]) == 3
 
     def test_conversation_without_its_beginning(self):
-        assert len(read("oasst", *self.tree()[:4], *self.tree()[5:])) == 1
+        """The second turn's question is missing in one, the answer before it in the other."""
+        tree = self.tree()
+        assert len(read("oasst", *tree[:4], *tree[5:])) == 1
+        (found,) = read("oasst", *tree[:2], *tree[3:])
+        assert found["prompt"] == [user("text of a")] and found["completions"] == ["text of a1", "text of a3"]
 
     def test_nothing_ranked(self):
         with pytest.raises(InstructGPTError, match="here: no prompt has two ranked completions"):

@@ -193,6 +193,10 @@ class TestTokens:
         assert rows[0]["ranks"] == [1, 3] and [len(ids) for ids in rows[0]["completion_ids"]] == [2, 2]
         assert counts == {**NOTHING, "dropped_completions": 1}
 
+    def test_the_limit_counts_prompt_completion_and_eos(self, tokenizer):
+        rows, counts = self.tokenize(tokenizer, ("a a a", ["b", "b c", "b c d"], [1, 2, 3]), max_length=6)
+        assert rows[0]["ranks"] == [1, 2] and counts == {**NOTHING, "dropped_completions": 1}
+
     def test_duplicate_is_kept_once_and_counted(self, tokenizer):
         rows, counts = self.tokenize(tokenizer, ("a", ["b", "c", " b ", "b"], [2, 1, 2, 2]))
         assert rows[0]["ranks"] == [2, 1] and len(rows[0]["completion_ids"]) == 2
@@ -233,7 +237,7 @@ class TestTokens:
 
     def test_long_prompt_leaves_with_its_ranking(self, tokenizer):
         rows, counts = self.tokenize(
-            tokenizer, ("a a a", ["b", "c"], [1, 2]), ("a", ["b", "c"], [1, 2]), max_prompt_length=2
+            tokenizer, ("a a a", ["b", "c"], [1, 2]), ("a a", ["b", "c"], [1, 2]), max_prompt_length=2
         )
         assert len(rows) == 1 and counts["dropped_too_few"] == 1 and counts["dropped_completions"] == 2
 

@@ -81,7 +81,8 @@ class RewardConfig(trl.RewardConfig):
     max_tokens_per_forward: int = setting(
         16_384,
         "Tokens of one forward and backward pass, padding included. The prompts of a micro-batch are sorted by length "
-        "and go through the model in as many passes as they need; a single ranking may exceed it.",
+        "and go through the model in as many passes as they need; a ranking that exceeds one is computed in parts, at "
+        "the price of another forward pass.",
         "ours: bounds memory",
     )
 

@@ -45,11 +45,13 @@ class Forward:
 
     def room(self, row: int) -> int:
         """Tokens that row still takes without becoming longer than the longest."""
-        return self.width - sum(block.length for block in self.rows[row])
+        return self.width - _row_length(self.rows[row])
 
 
-def split_completions(prompt: int, completions: Sequence[int], hidden_size: int | None) -> list[list[int]]:
-    """Which completions of a ranking share a row, so that the row costs least.
+def split_completions(
+    prompt: int, completions: Sequence[int], hidden_size: int | None, max_tokens: int
+) -> list[list[int]]:
+    """Which completions of a ranking share a row, so that the rows cost least.
 
     Sharing saves the prompt's tokens, but attention computes every pair of tokens of a row, so long completions of a
     short prompt are cheaper apart.
@@ -58,6 +60,7 @@ def split_completions(prompt: int, completions: Sequence[int], hidden_size: int 
         prompt: tokens of the prompt.
         completions: [K] tokens of each completion.
         hidden_size: of the model; None puts every completion into a row of its own.
+        max_tokens: longest row that completions share.
 
     Returns:
         Indices of the completions, row by row.
@@ -66,9 +69,10 @@ def split_completions(prompt: int, completions: Sequence[int], hidden_size: int 
     if hidden_size is None:
         return [[index] for index in range(count)]
 
-    def cost(rows: list[list[int]]) -> int:
+    def cost(rows: list[list[int]]) -> tuple[bool, int]:
         lengths = [prompt + sum(completions[index] for index in row) for row in rows]
-        return sum(length * (_MATRIX_COST * hidden_size + length) for length in lengths)
+        too_long = len(rows) < count and max(lengths) > max_tokens
+        return too_long, sum(length * (_MATRIX_COST * hidden_size + length) for length in lengths)
 
     # Neighbours in length share a row, in as even numbers as possible.
     order = sorted(range(count), key=lambda index: completions[index])
@@ -86,7 +90,7 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
 
     Args:
         rankings: the blocks of each ranking.
-        max_tokens: rows x width of one pass; only a ranking that is longer on its own exceeds it.
+        max_tokens: rows x width of one pass; only a ranking that is larger on its own exceeds it.
         pack: whether a row may hold several blocks.
     """
     passes: list[Forward] = []
@@ -100,6 +104,20 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
             _place(opened, ordered, max(max_tokens, opened.width * len(ordered)), pack)
             passes.append(opened)
     return passes
+
+
+def split_forward(item: Forward, max_tokens: int) -> list[Forward]:
+    """The rows of a pass in parts of at most `max_tokens` each; a part of one row may be longer."""
+    parts: list[Forward] = []
+    for row in sorted(item.rows, key=_row_length, reverse=True):
+        if not parts or (len(parts[-1].rows) + 1) * parts[-1].width > max_tokens:
+            parts.append(Forward(width=_row_length(row)))
+        parts[-1].rows.append(row)
+    return parts
+
+
+def _row_length(row: list[Block]) -> int:
+    return sum(block.length for block in row)
 
 
 def _place(item: Forward, blocks: list[Block], max_tokens: int, pack: bool) -> bool:
@@ -130,43 +148,55 @@ class RankingCollator:
 
     Args:
         pad_token_id: padding id.
-        max_tokens: tokens of one forward pass, padding included; a single ranking may exceed it.
+        max_tokens: tokens of one forward pass, padding included; a single sequence may exceed it.
         hidden_size: of a model that takes shared rows; None gives every completion a row of its own, with an ordinary
             attention mask.
-        padding_side: of rows without sharing, `"right"` or `"left"`; the scores do not depend on it.
+        padding_side: `"right"` or `"left"`; the scores do not depend on it.
+        whole_rankings: keep a ranking in one pass, also where it exceeds `max_tokens`.
     """
 
     def __init__(
-        self, pad_token_id: int, max_tokens: int, hidden_size: int | None = None, padding_side: str = "right"
+        self,
+        pad_token_id: int,
+        max_tokens: int,
+        hidden_size: int | None = None,
+        padding_side: str = "right",
+        whole_rankings: bool = False,
     ) -> None:
         self.pad_token_id = pad_token_id
         self.max_tokens = max_tokens
         self.hidden_size = hidden_size
         self.padding_side = padding_side
+        self.whole_rankings = whole_rankings
 
     def __call__(self, rankings: list[dict[str, Any]]) -> dict[str, Any]:
         """G rankings with `prompt_ids`, `completion_ids` [K] and `ranks` [K].
 
         Returns:
-            `labels` [G], one zero for each prompt, which is how the Trainer counts a batch; and `forwards`, a list of
-            batches with B rows of L tokens that hold M completions: `input_ids`, `position_ids` [B, L]; `blocks` and
-            `segments` [B, L] (the block of a token, -1 for padding; 0 for the prompt, else the completion's number in
-            its block) or, where no row is shared, `attention_mask` [B, L]; `score_index` [M], the places of the
-            completions' last tokens in the flattened rows; `ranks`, `lengths` [M] and `groups` [M], the prompt's index
-            in `rankings`. Completions are in order of prompt, then of their place in the ranking.
+            `labels` [G], one zero for each prompt, which is how the Trainer counts a batch; and `forwards`, the
+            passes, each a list of parts: one, or more where a single ranking exceeds the tokens of a pass. A part has
+            B rows of L tokens that hold M completions: `input_ids`, `position_ids` [B, L]; `blocks` and `segments`
+            [B, L] (the block of a token, -1 for padding; 0 for the prompt, else the completion's number in its block)
+            or, where no row is shared, `attention_mask` [B, L]; `score_index` [M], the places of the completions' last
+            tokens in the flattened rows; `ranks`, `lengths` [M]; `groups` [M], the prompt's index in `rankings`, and
+            `places` [M], the completion's index in its ranking, in increasing order.
         """
         blocks = [self._blocks(index, ranking) for index, ranking in enumerate(rankings)]
         plan = plan_forwards(blocks, self.max_tokens, pack=self.hidden_size is not None)
         return {
             "labels": torch.zeros(len(rankings), dtype=torch.long),
-            "forwards": [self._batch(item, rankings) for item in plan],
+            "forwards": [[self._batch(part, rankings) for part in self._parts(item)] for item in plan],
         }
+
+    def _parts(self, item: Forward) -> list[Forward]:
+        whole = self.whole_rankings or len(item.rows) * item.width <= self.max_tokens
+        return [item] if whole else split_forward(item, self.max_tokens)
 
     def _blocks(self, index: int, ranking: dict[str, Any]) -> list[Block]:
         prompt, lengths = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
         return [
             Block(index, completions, prompt + sum(lengths[item] for item in completions))
-            for completions in split_completions(prompt, lengths, self.hidden_size)
+            for completions in split_completions(prompt, lengths, self.hidden_size, self.max_tokens)
         ]
 
     def _batch(self, item: Forward, rankings: list[dict[str, Any]]) -> Batch:
@@ -196,6 +226,7 @@ class RankingCollator:
             "ranks": torch.tensor([rankings[index]["ranks"][number] for index, number in members]),
             "lengths": torch.tensor([len(rankings[index]["completion_ids"][number]) for index, number in members]),
             "groups": torch.tensor([index for index, _ in members]),
+            "places": torch.tensor([number for _, number in members]),
         }
         if all(len(contents) == 1 and len(contents[0].completions) == 1 for contents in item.rows):
             return {**batch, "attention_mask": (blocks != NO_BLOCK).long()}

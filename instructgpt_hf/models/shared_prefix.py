@@ -59,7 +59,7 @@ class CompletionScorer:
 
         Args:
             model: the classifier, or what is wrapped around it.
-            batch: one of the `forwards` of `RankingCollator`.
+            batch: a part of the `forwards` of `RankingCollator`.
             dtype: what attention computes in, if autocast makes it another than the model's.
         """
         inputs = {"input_ids": batch["input_ids"], "use_cache": False}
@@ -165,7 +165,7 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
     ]
 
     def scores(hidden_size: int | None) -> torch.Tensor:
-        (batch,) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
+        ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
         return scorer(model, {name: item.to(device) for name, item in batch.items()}, dtype)
 
     apart, shared = scores(None), scores(_PROBE_TOKENS)

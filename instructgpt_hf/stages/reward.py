@@ -103,9 +103,9 @@ def run_reward(run: StageRun) -> StageArtifact:
         scores = score_token_lists(model, demonstrated, tokenizer.pad_token_id, args.per_device_eval_batch_size)
         unwrap_peft(model).config.reward_shift = sum(scores) / len(scores)
         metrics["demonstrations_scored"] = len(scores)
-    metrics.update(flat_metrics(measured))
     if "labeler" in (train_rows.column_names or ()) and not isinstance(train_rows, IterableDataset):
         measured["labelers"] = labeler_agreement(itertools.chain(train_rows, test_rows))
+    metrics.update(flat_metrics(measured))
     artifact = run.artifact(
         mark,
         prompt_format=prompt_format.to_dict(),

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from torch.utils.checkpoint import checkpoint
 from transformers import EvalPrediction
 
 from instructgpt_hf._compat import RankingTrainer, use_one_device
-from instructgpt_hf.data.ranking_batches import RankingCollator
+from instructgpt_hf.data.ranking_batches import Batch, RankingCollator
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
 from instructgpt_hf.models.shared_prefix import CompletionScorer, shared_prefix_refusal
 
@@ -63,8 +64,10 @@ class RewardTrainer(RankingTrainer):
             logger.warning(
                 "Every completion is computed with a copy of its prompt, because %s.", self.shared_prefix_refusal
             )
+        # Where processes hold parts of the model, all of them call it in the same order.
+        collator.whole_rankings = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._seen = _Seen()
-        self._evaluated: list[_Scored] = []
+        self._evaluated: list[tuple[float, list[float], list[int], list[int]]] = []
 
     @property
     def _attention_dtype(self) -> torch.dtype | None:
@@ -78,7 +81,11 @@ class RewardTrainer(RankingTrainer):
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         """Forward and backward passes of one micro-batch; gradients are synchronised after the last one."""
-        forwards = self._as_many_as_others(inputs["forwards"])
+        forwards = inputs["forwards"]
+        if len(forwards[-1]) > 1 and self.accelerator.num_processes > 1:
+            # Parts are computed again during the backward pass, which must not meet the synchronisation of gradients.
+            forwards = [*forwards, _tied(forwards[-1][-1:])]
+        forwards = self._as_many_as_others(forwards)
         loss = torch.zeros((), device=self.args.device)
         for number, item in enumerate(forwards, start=1):
             last = number == len(forwards)
@@ -109,10 +116,24 @@ class RewardTrainer(RankingTrainer):
             loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, found) if return_outputs else loss
 
-    def _score(self, model: Any, item: dict[str, torch.Tensor]) -> _Scored:
-        scores = self.scorer(model, item, self._attention_dtype)
-        self._seen.add(scores.detach(), item["ranks"], item["groups"])
-        return _Scored(all_pairs_loss(scores, item["ranks"], item["groups"]), scores.detach(), item)
+    def _score(self, model: Any, parts: list[Batch]) -> _Scored:
+        """Losses and scores of one pass.
+
+        A ranking that is larger than a pass goes through the model part by part. No part's activations are kept: they
+        are computed again when the gradients of the scores are known.
+        """
+        dtype = self._attention_dtype
+        if len(parts) == 1:
+            (batch,), scores = parts, self.scorer(model, parts[0], dtype)
+        else:
+            scores = torch.cat([checkpoint(self.scorer, model, part, dtype, use_reentrant=False) for part in parts])
+            batch = {
+                name: torch.cat([part[name] for part in parts]) for name in ("ranks", "lengths", "groups", "places")
+            }
+            order = (batch["groups"] * len(scores) + batch["places"]).argsort()
+            scores, batch = scores[order], {name: item[order] for name, item in batch.items()}
+        self._seen.add(scores.detach(), batch["ranks"], batch["groups"])
+        return _Scored(all_pairs_loss(scores, batch["ranks"], batch["groups"]), scores.detach(), batch)
 
     def prediction_step(
         self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -149,18 +170,21 @@ class RewardTrainer(RankingTrainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
-    def _as_many_as_others(self, forwards: list[Any]) -> list[Any]:
+    def _as_many_as_others(self, forwards: list[list[Batch]]) -> list[list[Batch]]:
         """Forward passes preceded by repeated ones, up to the number that the busiest process takes.
 
-        Processes that shard a model must call it equally often. The repeated passes hold tied ranks only, so they add
-        no loss and no gradient, and waiting for the busiest process would take as long.
+        Processes that shard a model must call it equally often; waiting for the busiest process would take as long.
         """
         if self.accelerator.num_processes == 1:
             return forwards
         most = self.accelerator.gather(torch.tensor([len(forwards)], device=self.args.device)).max().item()
-        shortest = min(forwards, key=lambda item: item["input_ids"].numel())
-        tied = {**shortest, "ranks": torch.ones_like(shortest["ranks"])}
-        return [tied] * (int(most) - len(forwards)) + forwards
+        shortest = min(forwards, key=lambda parts: sum(part["input_ids"].numel() for part in parts))
+        return [_tied(shortest[-1:])] * (int(most) - len(forwards)) + forwards
+
+
+def _tied(parts: list[Batch]) -> list[Batch]:
+    """The same pass with tied ranks only, which adds no loss and no gradient."""
+    return [{**part, "ranks": torch.ones_like(part["ranks"])} for part in parts]
 
 
 @dataclass
@@ -169,7 +193,7 @@ class _Scored:
 
     losses: torch.Tensor
     scores: torch.Tensor
-    batch: dict[str, torch.Tensor]
+    batch: Batch
 
     def by_prompt(self) -> list[tuple[float, list[float], list[int], list[int]]]:
         """Loss, scores, ranks and lengths of every prompt."""

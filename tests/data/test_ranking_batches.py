@@ -28,6 +28,10 @@ def sequences(rankings):
     ]
 
 
+def parts(batch):
+    return [part for item in batch["forwards"] for part in item]
+
+
 def read_back(batch):
     """What each completion sees, read off a batch token by token: ids and positions, and its rank and group."""
     found = []
@@ -57,7 +61,7 @@ def read_back(batch):
 def test_every_completion_sees_its_own_sequence(hidden_size, side, max_tokens):
     batch = RankingCollator(PAD, max_tokens, hidden_size, side)(MIXED)
     assert batch["labels"].tolist() == [0] * len(MIXED)
-    found = [item for one in batch["forwards"] for item in read_back(one)]
+    found = [item for one in parts(batch) for item in read_back(one)]
     assert sorted((ids, rank) for ids, rank, _ in found) == sorted(sequences(MIXED))
     for ids, _, group in found:
         assert ids[0] == MIXED[group]["prompt_ids"][0]
@@ -65,23 +69,36 @@ def test_every_completion_sees_its_own_sequence(hidden_size, side, max_tokens):
 
 @pytest.mark.parametrize("hidden_size", [None, 16, 10_000])
 def test_a_ranking_stays_together_and_in_order(hidden_size):
-    for batch in RankingCollator(PAD, 80, hidden_size)(MIXED)["forwards"]:
+    for (batch,) in RankingCollator(PAD, 80, hidden_size, whole_rankings=True)(MIXED)["forwards"]:
         for group in set(batch["groups"].tolist()):
             own = batch["groups"] == group
+            assert batch["places"][own].tolist() == list(range(len(MIXED[group]["ranks"])))
             assert batch["ranks"][own].tolist() == MIXED[group]["ranks"]
             assert batch["lengths"][own].tolist() == [len(ids) for ids in MIXED[group]["completion_ids"]]
 
 
+def _members(part):
+    return zip(part["groups"].tolist(), part["places"].tolist(), strict=True)
+
+
 @pytest.mark.parametrize("hidden_size", [None, 16, 10_000])
-@pytest.mark.parametrize("max_tokens", [50, 100, 400])
+@pytest.mark.parametrize("max_tokens", [20, 50, 100, 400])
 def test_budget_of_tokens(hidden_size, max_tokens):
-    """Only a ranking that is longer on its own exceeds it."""
-    for batch in RankingCollator(PAD, max_tokens, hidden_size)(MIXED)["forwards"]:
-        assert batch["input_ids"].numel() <= max_tokens or len(set(batch["groups"].tolist())) == 1
+    """Only a sequence that is longer on its own exceeds it; a ranking that does is computed in parts."""
+    forwards = RankingCollator(PAD, max_tokens, hidden_size)(MIXED)["forwards"]
+    for item in forwards:
+        for batch in item:
+            assert batch["input_ids"].numel() <= max_tokens or len(batch["ranks"]) == 1
+        members = sorted((group, place) for part in item for group, place in _members(part))
+        expected = [
+            (group, place) for group in {group for group, _ in members} for place in range(len(MIXED[group]["ranks"]))
+        ]
+        assert members == sorted(expected)
+    assert any(len(item) > 1 for item in forwards) == (max_tokens < 100) or hidden_size != 16
 
 
 def test_padding_is_no_ones():
-    batch = RankingCollator(PAD, 10_000, 10_000)(MIXED)["forwards"][0]
+    ((batch,),) = RankingCollator(PAD, 10_000, 10_000)(MIXED)["forwards"]
     padding = batch["blocks"] == -1
     assert padding.any() and (batch["input_ids"][padding] == PAD).all() and (batch["input_ids"][~padding] != PAD).all()
 
@@ -114,23 +131,27 @@ def test_no_row_overflows():
 
 class TestSplit:
     def test_a_long_prompt_is_shared_by_all(self):
-        assert split_completions(200, [10] * 5, 128) == [[0, 1, 2, 3, 4]]
+        assert split_completions(200, [10] * 5, 128, 10_000) == [[0, 1, 2, 3, 4]]
 
     def test_long_completions_of_a_short_prompt_stay_apart(self):
-        assert split_completions(5, [500] * 4, 128) == [[0], [1], [2], [3]]
+        assert split_completions(5, [500] * 4, 128, 10_000) == [[0], [1], [2], [3]]
 
     def test_in_between(self):
         """Two rows of three cost 2 x 260 x (3 x 64 + 260) = 235,040; six cost 249,600 and one 309,120."""
-        assert [len(row) for row in split_completions(80, [60] * 6, 64)] == [3, 3]
+        assert [len(row) for row in split_completions(80, [60] * 6, 64, 10_000)] == [3, 3]
 
     def test_neighbours_in_length_share(self):
-        assert split_completions(80, [70, 50, 70, 50, 70, 50], 80) == [[1, 3, 5], [0, 2, 4]]
+        assert split_completions(80, [70, 50, 70, 50, 70, 50], 80, 10_000) == [[1, 3, 5], [0, 2, 4]]
+
+    def test_no_row_of_several_is_longer_than_a_pass(self):
+        assert [len(row) for row in split_completions(200, [10] * 6, 128, 230)] == [3, 3]
+        assert [len(row) for row in split_completions(200, [10] * 3, 128, 100)] == [1, 1, 1]
 
     def test_architectures_without_sharing(self):
-        assert split_completions(200, [10] * 3, None) == [[0], [1], [2]]
+        assert split_completions(200, [10] * 3, None, 10_000) == [[0], [1], [2]]
 
 
 def test_plain_rows_have_a_plain_mask():
     """Where no row is shared, attention can use its fast causal kernel."""
-    for batch in RankingCollator(PAD, 10_000, None)(MIXED)["forwards"]:
+    for (batch,) in RankingCollator(PAD, 10_000, None)(MIXED)["forwards"]:
         assert "blocks" not in batch and torch.equal(batch["attention_mask"], (batch["input_ids"] != PAD).long())

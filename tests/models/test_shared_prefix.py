@@ -77,7 +77,7 @@ def alone(model):
 
 def together(model, hidden_size=10_000, side="right", read=None):
     """The same scores from rows that hold several completions of several prompts."""
-    (batch,) = RankingCollator(PAD, 10_000, hidden_size, side)(RANKINGS)["forwards"]
+    ((batch,),) = RankingCollator(PAD, 10_000, hidden_size, side)(RANKINGS)["forwards"]
     read = read or CompletionScorer(model)
     return read(model, batch)
 
@@ -140,7 +140,7 @@ class TestScores:
         with torch.no_grad():
             model.score.weight.mul_(1000)
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            (batch,) = RankingCollator(PAD, 10_000, 10_000)(RANKINGS)["forwards"]
+            ((batch,),) = RankingCollator(PAD, 10_000, 10_000)(RANKINGS)["forwards"]
             found = CompletionScorer(model)(model, batch, torch.bfloat16)
         assert found.dtype == torch.float32
         assert not torch.equal(found, found.bfloat16().float())

@@ -1,7 +1,7 @@
 """One optimizer step of the reward model: this package against trl.RewardTrainer fed every pair of the same rankings.
 
     python benchmarks/reward_model.py                                  # the lab's base model, six shapes of rankings
-    python benchmarks/reward_model.py --model ../smollm2 --prompts 1
+    python benchmarks/reward_model.py --model ../smollm2 --prompts 1 --micro_batches 2 6
     python benchmarks/reward_model.py --model random-1b --train qlora  # needs a GPU
     python benchmarks/reward_model.py --draw                           # the chart of what has been measured
 
@@ -24,6 +24,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def run_case(setup: Setup, case: Case, sizes: list[int], rounds: int, steps: int
     equality["measured"] = check(iter(contenders.items()), bound)
     computed = {name: contender.watch.tokens for name, contender in contenders.items()}
     seconds = common.interleave(
-        {name: lambda own=contender: own.steps(steps) for name, contender in contenders.items()}, rounds
+        {name: partial(contender.steps, steps) for name, contender in contenders.items()}, rounds
     )
     return {
         **asdict(case),

@@ -11,8 +11,11 @@ from instructgpt_hf.data.ranking_sources import Schema, ranks_from_scores
 
 
 def is_prompt(prompt: Any) -> bool:
-    """Whether a prompt is non-empty text, or chat messages whose contents are text."""
-    return is_text(prompt) and (isinstance(prompt, str) or all(isinstance(turn["content"], str) for turn in prompt))
+    """Whether a prompt is non-empty text, or chat messages of text that are not all empty."""
+    if isinstance(prompt, str) or not is_text(prompt):
+        return is_text(prompt)
+    said = [turn["content"] for turn in prompt]
+    return all(isinstance(text, str) for text in said) and any(text.strip() for text in said)
 
 
 def _text(completion: Any) -> str:

@@ -24,6 +24,7 @@ UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # wh
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURNS = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURNS = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 _RATED = ("overall_score", "fine-grained_score")
 
 
@@ -81,13 +82,17 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
     return [1 + sum(other > score for other in scores) for score in scores]
 
 
+def _parsed(value: Any) -> Any:
+    """A value as it is; from CSV, which has no lists, the messages that its text holds as JSON."""
+    return json.loads(value) if isinstance(value, str) and _WRITTEN_MESSAGES.match(value) else value
+
+
 def _listed(row: Row) -> Row:
-    """Lists as they are; from CSV, which has none, their JSON."""
     found: Row = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
     for name in ("completions", "ranks", "scores"):
         if isinstance(found.get(name), str):
             found[name] = json.loads(found[name])
-    return found
+    return found | {"prompt": _parsed(row["prompt"])}
 
 
 def _number(value: Any) -> float | None:
@@ -106,6 +111,7 @@ def _negative(value: Any) -> float | None:
 
 def _pair(row: Row) -> Row:
     """TRL's preference pairs. A conversation holds its prompt; the column `prompt` may then be missing or shorter."""
+    row = {name: _parsed(row[name]) for name in ("prompt", "chosen", "rejected") if name in row}
     if "prompt" not in row and isinstance(row["chosen"], str):
         row = extract_prompt(row)
     chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
@@ -215,11 +221,14 @@ def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]],
         for number, row in enumerate(rows):
             key = json.dumps([row[prompt], row.get("labeler")])
             named = {"labeler": row["labeler"]} if "labeler" in row else {}
-            start = {"prompt": row[prompt], "completions": [], form: [], **named}
-            _, ranking = found.setdefault(key, (number, start))
+            _, ranking = found.setdefault(key, (number, {"prompt": row[prompt], "completions": [], form: [], **named}))
             ranking["completions"].append(row[completion])
             ranking[form].append(row[value])
-        yield from found.values()
+        for number, ranking in found.values():
+            try:
+                yield number, ranking | {"prompt": _parsed(ranking["prompt"])}
+            except ValueError as error:
+                yield number, ranking | {"problem": f"prompt: holds messages that are not JSON ({error})"}
 
     return group
 
@@ -227,7 +236,7 @@ def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]],
 def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     """HelpSteer and HelpSteer2: ranked by `helpfulness`, 0 to 4; equal ratings tie."""
     for number, ranking in _long("prompt", "response", "helpfulness")(rows):
-        first, *rest = _HELPSTEER_TURNS.split(ranking["prompt"])
+        first, *rest = _HELPSTEER_TURNS.split(ranking["prompt"] or "")
         if rest:
             said = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
             turns = [{"role": role.lower(), "content": text.strip()} for role, text in said]

@@ -86,6 +86,7 @@ class _Form:
     def __init__(self, schema: Schema, first: dict[str, Any]) -> None:
         self.schema = schema
         raw = self._read(first)
+        self.readable = is_prompt(raw.get("prompt")) or not schema.strict  # else what follows tells nothing of others
         self.chat = isinstance(raw.get("prompt"), list)
         self.features: dict[str, Any] = {
             "prompt": _MESSAGES if self.chat else Value("string"),
@@ -115,7 +116,8 @@ class _Form:
         if self.chat and isinstance(raw["prompt"], str):
             found["prompt"] = [{"role": "user", "content": raw["prompt"]}]
         elif not self.chat and isinstance(raw["prompt"], list):
-            found |= {"prompt": None, "problem": "prompt: found messages, but the first row's prompt is text"}
+            other = "prompt: found messages, but the first row's prompt is text"
+            found |= {"prompt": None, "problem": other if self.readable else None}
         return found
 
     def _read(self, source: dict[str, Any]) -> dict[str, Any]:

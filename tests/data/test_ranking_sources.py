@@ -277,8 +277,10 @@ class TestHelpSteer:
         assert second["completions"] == ["e"]  # nothing to compare with; the tokenization counts it
 
     def test_several_turns(self):
+        """The second prompt is missing: in published data it leaves with its count."""
         prompt = "a\n<extra_id_1>Assistant\nb\n<extra_id_1>User\nc"
-        (found,) = read("helpsteer", self.row(prompt, "d", 1), self.row(prompt, "e", 3))
+        found, lost = read("helpsteer", self.row(prompt, "d", 1), self.row(prompt, "e", 3), self.row(None, "f", 1))
+        assert lost["completions"] == [] and lost["unranked"] == 1
         assert found["prompt"] == [user("a"), assistant("b"), user("c")]
 
 
@@ -341,6 +343,28 @@ class TestFiles:
         assert ranking_rows(data, "here").to_list() == [
             {"prompt": "a", "completions": ["b", "d"], "ranks": [2, 1], "unranked": 1}
         ]
+
+    def test_messages_in_csv_are_json(self, tmp_path):
+        turns = [user("a, b")]
+        rows = [{"prompt": json.dumps(turns), "completions": '["c", "d"]', "ranks": "[2, 1]"}]
+        Dataset.from_list(rows).to_csv(str(tmp_path / "chat.csv"))
+        found = ranking_rows(load_split(str(tmp_path / "chat.csv"), "train"), "here").to_list()
+        assert found == [{"prompt": turns, "completions": ["c", "d"], "ranks": [2, 1], "unranked": 0}]
+
+    def test_pairs_of_conversations_in_csv(self, tmp_path):
+        rows = [{key: json.dumps([user("a"), assistant(key)]) for key in ("chosen", "rejected")}]
+        Dataset.from_list(rows).to_csv(str(tmp_path / "chat.csv"))
+        (found,) = ranking_rows(load_split(str(tmp_path / "chat.csv"), "train"), "here").to_list()
+        assert found["prompt"] == [user("a")] and found["completions"] == ["chosen", "rejected"]
+
+    def test_messages_that_python_wrote_are_no_prompt_in_long_form_either(self):
+        rows = [{"prompt": prompt, "completion": "b", "rank": 1} for prompt in ("a", str([user("a")]))]
+        with pytest.raises(InstructGPTError, match="row 1: prompt: holds messages that are not JSON"):
+            read("long-ranks", *rows)
+
+    def test_messages_that_python_wrote_are_no_prompt(self):
+        with pytest.raises(InstructGPTError, match="row 0: is not a row of the format 'rankings'"):
+            read("rankings", {"prompt": str([user("a")]), "completions": ["b", "c"], "ranks": [1, 2]})
 
     def test_csv_whose_lists_are_not_json(self, tmp_path):
         path = tmp_path / "wrong.csv"

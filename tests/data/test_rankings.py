@@ -157,7 +157,21 @@ class TestWrongRows:
         found = problem_of({"prompt": "a", "completions": ["b", "c", "b"], "scores": [1.0, 2.0, 3.0]})
         assert "row 0: completions: numbers 0 and 2 are the same text, ranked 1.0 and 3.0" in found
 
-    def test_messages_among_text_prompts(self):
+    def test_messages_among_text_prompts(self, tmp_path):
+        prompts = ["a", [{"role": "user", "content": "a"}]]
+        path = tmp_path / "mixed.jsonl"
+        path.write_text("\n".join(json.dumps({"prompt": x, "chosen": "b", "rejected": "c"}) for x in prompts))
+        with pytest.raises(
+            InstructGPTError, match="row 1: prompt: found messages, but the first row's prompt is text"
+        ):
+            ranking_rows(load_dataset("json", data_files=str(path), split="train"), "here")
+
+    def test_only_the_first_row_is_wrong(self):
+        turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": text}] for text in "bc"]
+        found = problem_of({"chosen": None, "rejected": turns[0]}, {"chosen": turns[0], "rejected": turns[1]})
+        assert "row 0: " in found and "row 1" not in found
+
+    def test_a_column_that_is_missing_in_a_row(self):
         rows = [{"chosen": "a b", "rejected": "a c"}, {"chosen": "a d", "rejected": None}]
         assert "row 1: is not a row of the format 'pairs' (" in problem_of(*rows)
 

@@ -118,3 +118,15 @@ class TestStreams:
         other[229]["ranks"] = [2, 1]
         write_rows(tmp_path / "data.jsonl", other)
         assert read(path, streaming=True)[0].fingerprint({}) != first
+
+    def test_fingerprint_of_a_hub_stream_is_its_revision(self, monkeypatch):
+        from instructgpt_hf.stages import common
+
+        assert common.describe_stream("nobody-here/no-such-dataset", "train", None)["revision"] is None  # offline
+        marks = set()
+        for commit in ("abc", "abc", "def"):
+            monkeypatch.setattr(common, "hub_revision", lambda name, commit=commit: commit)
+            noted = common.describe_stream("org/rankings", "train", None)
+            assert noted["revision"] == commit
+            marks.add(noted["fingerprint"])
+        assert len(marks) == 2 and common.describe_stream("org/rankings", "test", None)["fingerprint"] not in marks

@@ -6,9 +6,12 @@ import types
 import pytest
 from datasets import IterableDataset
 from rich.console import Console
-from stage_files import write_rows
+from stage_files import write_model, write_recipe, write_rows
 
+from instructgpt_hf import pipeline
+from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.data import RewardArguments
+from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.data.rankings import ranking_rows
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.common import StageRun
@@ -130,3 +133,32 @@ class TestStreams:
             assert noted["revision"] == commit
             marks.add(noted["fingerprint"])
         assert len(marks) == 2 and common.describe_stream("org/rankings", "test", None)["fingerprint"] not in marks
+
+
+def test_a_stage_on_a_stream(tmp_path, tokenizer):
+    """What it leaves out is counted as it is read; a second run finds it finished."""
+    write_model(tmp_path / "base", tokenizer)
+    demonstrations = [{"prompt": f"a {word}", "completion": word} for word in "bcdefghijk"]
+    rows = [
+        {"prompt": f"a w{index % 30}", "completions": ["b", "c d", "e f g"], "ranks": [2, 1, 1 if index % 2 else None]}
+        for index in range(230)
+    ]
+    common = {"use_cpu": True, "max_length": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    sft = {"model_name_or_path": str(tmp_path / "base"), "prompt_template": "raw", "max_steps": 1}
+    data = write_rows(tmp_path / "demonstrations.jsonl", demonstrations), write_rows(tmp_path / "r.jsonl", rows)
+    stages = {
+        "sft": {**common, **sft, "dataset_name": data[0]},
+        "reward": {**common, "dataset_name": data[1], "streaming": True, "max_steps": 3},
+    }
+    recipe = write_recipe(tmp_path / "recipe", stages)
+    for stage in ("sft", "reward"):
+        pipeline.run_stage(load_recipe(recipe, stages=[stage]), stage, tmp_path / "run")
+    record = StageArtifact.load(tmp_path / "run" / "reward")
+    noted = record.data["rankings"]
+    assert record.training["steps"] == 3 and noted["rows"] is None and noted["held_back"] == 200
+    # Every second row has an unranked completion, every other one loses its longest: 2 + 4 tokens are too many.
+    assert noted["dropped_unranked"] + noted["dropped_completions"] >= 12 and noted["dropped_unranked"] >= 6
+    assert noted["dropped_too_few"] == noted["dropped_ties"] == 0
+    console = Console(file=io.StringIO(), width=200)
+    pipeline.run_stage(load_recipe(recipe, stages=["reward"]), "reward", tmp_path / "run", console)
+    assert "already finished and unchanged" in console.file.getvalue()

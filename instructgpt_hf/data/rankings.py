@@ -16,14 +16,15 @@ Rows: TypeAlias = Dataset | IterableDataset
 
 CANONICAL = ("prompt", "completions", "ranks", "unranked")
 # What may leave a dataset on the way to the trainer; the first four are completions, the last two prompts.
-COUNTS = (
-    "dropped_unranked",
-    "dropped_duplicates",
-    "dropped_contradictions",
-    "dropped_completions",
-    "dropped_too_few",
-    "dropped_ties",
-)
+DROPPED = {
+    "dropped_unranked": "completions without a rank",
+    "dropped_duplicates": "completions listed twice",
+    "dropped_contradictions": "completions that render equal but rank differently",
+    "dropped_completions": "completions over a length limit",
+    "dropped_too_few": "prompts left with fewer than two completions",
+    "dropped_ties": "prompts with only ties",
+}
+COUNTS = tuple(DROPPED)
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 
 

@@ -20,18 +20,10 @@ from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.ranking_sources import recognise
 from instructgpt_hf.data.ranking_summary import summarize_rankings, words_of
-from instructgpt_hf.data.rankings import encode_ranking, ranking_rows
+from instructgpt_hf.data.rankings import DROPPED, encode_ranking, ranking_rows
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.stages.common import LAB_MODEL, LAB_PREFIX, lab_kind
 
-DROPPED = {
-    "dropped_unranked": "completions without a rank",
-    "dropped_duplicates": "completions listed twice",
-    "dropped_contradictions": "completions that render equal but rank differently",
-    "dropped_completions": "completions over a length limit",
-    "dropped_too_few": "prompts left with fewer than two completions",
-    "dropped_ties": "prompts with only ties",
-}
 SHOWN = 100  # characters of an example's text
 LABELERS_SHOWN = 5
 

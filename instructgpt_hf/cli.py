@@ -65,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_recipes(verb("recipes", "list, show or copy recipes", "instructgpt-hf recipes list", _print_help))
     _add_push(verb("push", "upload a run's stages to the Hub", "instructgpt-hf push runs/tiny-cpu", _push))
     _add_data(verb("data", "look at a dataset", "instructgpt-hf data inspect lab:rankings", _print_help))
+    _add_merge(verb("merge", "make an adapter a whole model", "instructgpt-hf merge runs/mine/reward merged", _merge))
     lab = verb("lab", "write the generated data of the lab", "instructgpt-hf lab data --seed 0", _lab)
     lab.add_argument("folder", metavar="DIR", help="where the files go")
     lab.add_argument("--seed", type=int, default=0, help="the same seed gives the same bytes (default 0)")
@@ -128,6 +129,12 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the logged-in user)")
     parser.add_argument("--public", action="store_true", help="make the repositories public (default: private)")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="which stages (default: every finished one)")
+
+
+def _add_merge(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FOLDER", help="folder or Hub id of a stage that is an adapter")
+    parser.add_argument("target", metavar="OUT", help="folder to write; must not exist, or be empty")
+    parser.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16 or float16")
 
 
 def _run(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -225,6 +232,15 @@ def _inspect(arguments: argparse.Namespace, overrides: list[str]) -> None:
         limit=arguments.limit,
     )
     show(summary, Console())
+
+
+def _merge(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from instructgpt_hf._compat import quiet_environment
+    from instructgpt_hf.models.merging import merge_adapter
+
+    with quiet_environment():
+        folder = merge_adapter(arguments.source, arguments.target, arguments.dtype)
+    print(f"Merged {arguments.source} into {folder}")
 
 
 def _lab(arguments: argparse.Namespace, overrides: list[str]) -> None:

@@ -128,7 +128,7 @@ def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: to
     model = scorer.classifier
     config = model.config.get_text_config()
     if config._attn_implementation not in _IMPLEMENTATIONS:
-        return f"attention {config._attn_implementation!r} takes no masks; {' or '.join(_IMPLEMENTATIONS)} does"
+        return f"attn_implementation {config._attn_implementation!r} is not {' or '.join(_IMPLEMENTATIONS)}"
     if not takes_positions(model):
         return f"{type(model).__name__} cannot be told the positions of its tokens"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)

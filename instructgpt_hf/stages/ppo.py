@@ -12,7 +12,13 @@ from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rollout_prompts import prompt_rows
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import count_parameters, load_policy, load_tokenizer, unwrap_peft
+from instructgpt_hf.models.loading import (
+    check_adapter_settings,
+    count_parameters,
+    load_policy,
+    load_tokenizer,
+    unwrap_peft,
+)
 from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, save_reward_model
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
@@ -28,6 +34,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     arguments, args = run.settings.arguments, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     reward_folder, reward = previous_stage(arguments.reward_model_path, run.run_folder / "reward", "reward")
+    check_adapter_settings([sft_folder, reward_folder], run.settings.values, "ppo.yaml")
     tokenizer = load_tokenizer(sft_folder)
     prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
     prompt_format.check_same(PromptFormat.from_dict(reward.prompt_format), f"{reward_folder}: reward model")

@@ -14,11 +14,17 @@ from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings import DROPPED, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.pictures_rankings import draw_rankings
 from instructgpt_hf.evaluation.rankings import evaluate_rankings, flat_metrics, labeler_agreement
-from instructgpt_hf.models.loading import count_parameters, load_config, load_tokenizer, unwrap_peft
+from instructgpt_hf.models.loading import (
+    check_adapter_settings,
+    count_parameters,
+    load_config,
+    load_tokenizer,
+    unwrap_peft,
+)
 from instructgpt_hf.models.reward_model import (
     create_reward_model,
     reward_shift,
@@ -51,11 +57,10 @@ def run_reward(run: StageRun) -> StageArtifact:
     arguments, args = run.settings.arguments, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     start, base = _start(run, sft_folder, sft)
+    check_adapter_settings([start], run.settings.values, "reward.yaml")
     tokenizer = load_tokenizer(start)
     prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "reward.yaml: prompt_template")
     train_rows, test_rows = run.train_and_test("rankings")
-    train_rows = ranking_rows(train_rows, f"rankings: {arguments.dataset_name}")
-    test_rows = ranking_rows(test_rows, f"rankings: {arguments.dataset_name} (held back)")
     demonstrations = _demonstrations(run, sft) if args.center_on_demonstrations else None
     mark = run.fingerprint({"sft": sft.fingerprint, "base": base["fingerprint"]})
     if (done := run.finished(mark)) is not None:
@@ -65,7 +70,8 @@ def run_reward(run: StageRun) -> StageArtifact:
     rows, dropped = tokenize_rankings(train_rows, prompt_format, tokenizer, where="rankings", **limits)
     held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)
     if not isinstance(rows, IterableDataset):  # of a stream nothing is known before it is read
-        run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; {_describe(dropped)}")
+        left_out = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count) or "nothing"
+        run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; left out: {left_out}")
 
     demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, args.max_length)
 
@@ -79,24 +85,7 @@ def run_reward(run: StageRun) -> StageArtifact:
         **model_options(run.settings),
     )
     run.prepare_work(mark)
-    from instructgpt_hf.trainers.reward import RewardTrainer
-
-    measured: dict[str, Any] = {}
-
-    def compute_metrics(found: Any) -> dict[str, float]:
-        measured.update(evaluate_rankings(found.predictions, found.label_ids, found.inputs))
-        return {name.removeprefix("eval_"): value for name, value in flat_metrics(measured).items()}
-
-    trainer = RewardTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        eval_dataset=held_back,
-        processing_class=tokenizer,
-        compute_metrics=compute_metrics,
-    )
-    training = train(trainer, run)
-    trainer.evaluate()
+    measured, training = _train(run, model, tokenizer, rows, held_back)
     run.data["rankings"].update(dropped)
     metrics: dict[str, Any] = {}
     if demonstrated:
@@ -136,6 +125,35 @@ def run_reward(run: StageRun) -> StageArtifact:
         f"{metrics['length_baseline_accuracy']:.3f}), shift {reward_shift(model):+.3f}"
     )
     return run.finish(artifact, save)
+
+
+def _train(
+    run: StageRun, model: Any, tokenizer: Any, rows: Any, held_back: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train, and measure on the held-back rankings.
+
+    Returns:
+        What was measured at the end, and what `train` returns.
+    """
+    from instructgpt_hf.trainers.reward import RewardTrainer
+
+    measured: dict[str, Any] = {}
+
+    def compute_metrics(found: Any) -> dict[str, float]:
+        measured.update(evaluate_rankings(found.predictions, found.label_ids, found.inputs))
+        return {name.removeprefix("eval_"): value for name, value in flat_metrics(measured).items()}
+
+    trainer = RewardTrainer(
+        model=model,
+        args=run.training_arguments(),
+        train_dataset=rows,
+        eval_dataset=held_back,
+        processing_class=tokenizer,
+        compute_metrics=compute_metrics,
+    )
+    training = train(trainer, run)
+    trainer.evaluate()
+    return measured, training
 
 
 def _start(run: StageRun, sft_folder: Path, sft: StageArtifact) -> tuple[Path, dict[str, Any]]:
@@ -224,10 +242,3 @@ def _demonstrated_ids(
             "center_on_demonstrations: false."
         )
     return kept
-
-
-def _describe(dropped: dict[str, int]) -> str:
-    return (
-        f"dropped {dropped['dropped_completions']} completions over the length limit, "
-        f"{dropped['dropped_too_few']} prompts left with fewer than two, {dropped['dropped_ties']} with only ties"
-    )

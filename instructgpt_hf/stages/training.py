@@ -174,8 +174,7 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
 def _match_precision(trainer: Any) -> None:
     """Keep trained weights in float32 unless training runs in bfloat16.
 
-    TRL casts the adapters of a quantised model to bfloat16, and a model loaded in float16 has a float16 head; the
-    gradient scaler of float16 refuses both.
+    A model loaded in half precision has trained weights in it, which the gradient scaler of float16 refuses.
     """
     if trainer.args.bf16:
         return

@@ -33,7 +33,7 @@ from instructgpt_hf.functional import (
     whiten_rewards,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
-from instructgpt_hf.models.loading import disable_dropout
+from instructgpt_hf.models.loading import disable_dropout, keep_trained_weights
 from instructgpt_hf.models.reward_model import sequence_scores
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.rollouts import Batch, by_length, model_batch, pad_rollouts, place, select
@@ -141,14 +141,15 @@ class PPOTrainer(OnPolicyTrainer):
         # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
         # adds to a PEFT policy.
         beta, args.beta = args.beta, 0.0
-        super().__init__(
-            model=model,
-            reward_funcs=functions,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            **kwargs,
-        )
+        with keep_trained_weights(model):
+            super().__init__(
+                model=model,
+                reward_funcs=functions,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
         self.beta = args.beta = beta
         self.ref_model = self._frozen(ref_model)
         for item in models:
@@ -528,6 +529,8 @@ def _freeze_reference_adapter(policy: Any) -> None:
     for name, parameter in policy.named_parameters():
         if f".{REFERENCE_ADAPTER}." in name:
             parameter.requires_grad_(False)
+            # Of a quantised model, TRL may have rounded the copy.
+            parameter.data = policy.get_parameter(name.replace(f".{REFERENCE_ADAPTER}.", ".default.")).data.clone()
 
 
 def _trainable(module: nn.Module) -> dict[str, Tensor]:

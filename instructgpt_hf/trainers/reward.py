@@ -16,6 +16,7 @@ from transformers import EvalPrediction
 from instructgpt_hf._compat import RankingTrainer, use_one_device
 from instructgpt_hf.data.ranking_batches import Batch, RankingCollator
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
+from instructgpt_hf.models.loading import keep_trained_weights, restore_cpu_gradients
 from instructgpt_hf.models.shared_prefix import CompletionScorer, shared_prefix_refusal
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,11 @@ class RewardTrainer(RankingTrainer):
         use_one_device(args)
         pad_token_id = processing_class.pad_token_id
         collator = RankingCollator(pad_token_id, args.max_tokens_per_forward)
-        super().__init__(model=model, args=args, processing_class=processing_class, data_collator=collator, **kwargs)
+        restore_cpu_gradients(model)
+        with keep_trained_weights(model):
+            super().__init__(
+                model=model, args=args, processing_class=processing_class, data_collator=collator, **kwargs
+            )
         self.scorer = CompletionScorer(self.model)
         # Every process lays out its batches the same way, also where only the first one holds the weights yet.
         answer = [shared_prefix_refusal(self.scorer, pad_token_id, self._attention_dtype)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from instructgpt_hf._compat import SupervisedTrainer
+from instructgpt_hf.models.loading import keep_trained_weights
 
 # Where each architecture keeps the dropout on its residual branches, and the other dropouts that the paper does not
 # mention, which are switched off so that only the residual one acts.
@@ -53,5 +54,9 @@ class SFTTrainer(SupervisedTrainer):
     """trl.SFTTrainer on token ids and labels that `instructgpt_hf.data.demonstrations` made.
 
     Difference to TRL: no model card of TRL's; tokenization happened before, with the prompt rendering that all stages
-    share.
+    share; the trained weights of a quantised model are not rounded to bfloat16.
     """
+
+    def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+        with keep_trained_weights(model):
+            super().__init__(model=model, args=args, **kwargs)

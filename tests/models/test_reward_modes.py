@@ -17,7 +17,7 @@ from transformers import (
 
 import instructgpt_hf
 from instructgpt_hf.config.stages import RewardConfig
-from instructgpt_hf.models.loading import keep_trained_weights, load_policy, restore_cpu_gradients, unwrap_peft
+from instructgpt_hf.models.loading import load_policy, restore_cpu_gradients, unwrap_peft
 from instructgpt_hf.models.merging import merge_adapter
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model, score_token_lists
 from instructgpt_hf.trainers.reward import RewardTrainer
@@ -103,14 +103,13 @@ def make_trainer(tokenizer, tmp_path):
             disable_tqdm=True,
         )
         data = Dataset.from_list(ROWS)
-        with keep_trained_weights(model):
-            return RewardTrainer(
-                model,
-                RewardConfig(**{**settings, **changes}),
-                processing_class=tokenizer,
-                train_dataset=data,
-                eval_dataset=data,
-            )
+        return RewardTrainer(
+            model,
+            RewardConfig(**{**settings, **changes}),
+            processing_class=tokenizer,
+            train_dataset=data,
+            eval_dataset=data,
+        )
 
     return build
 

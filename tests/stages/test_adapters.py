@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.merging import merge_adapter
 from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, score_token_lists
@@ -212,6 +213,13 @@ def test_merged_models_run_the_next_stages(run, tmp_path):
     record = StageArtifact.load(tmp_path / "new" / "ppo-ptx")
     assert record.previous["reward"]["source"] == reward
     assert record.model["reward_shift"] == StageArtifact.load(run / "reward").model["reward_shift"]
+
+
+@pytest.mark.parametrize("stage", ["reward", "ppo"])
+def test_settings_of_another_adapter_are_refused(run, stage):
+    recipe = load_recipe(run / "recipe", ["--lora_r", "8", "--use_peft=false"], stages=[stage])
+    with pytest.raises(InstructGPTError, match=rf"{stage}.yaml: this stage continues(.|\n)*use_peft(.|\n)*lora_r = 8"):
+        pipeline.run_stage(recipe, stage, run)
 
 
 def test_4_bit_run(tmp_path, tokenizer, monkeypatch):

@@ -65,7 +65,8 @@ def main(model, tokenizer, output, batch, accumulation):
     evaluated = trainer.evaluate()
     if trainer.accelerator.is_main_process:
         log = [record for record in trainer.state.log_history if "loss" in record]
-        save_file({name: item.detach() for name, item in trainer.model.named_parameters()}, f"{output}/end.safetensors")
+        weights = {name: item.detach() for name, item in trainer.model.named_parameters()}
+        save_file(weights, f"{output}/end.safetensors")
         record = {"log": log, "evaluation": evaluated, "processes": trainer.accelerator.num_processes}
         Path(output, "log.json").write_text(json.dumps(record), encoding="utf-8")
     trainer.end()

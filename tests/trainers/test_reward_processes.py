@@ -14,16 +14,11 @@ SCRIPT = Path(__file__).parent / "reward_step.py"
 METRICS = ("loss", "accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward", "grad_norm")
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+@pytest.fixture
+def runs(make_scorer, tmp_path):
     """One process, and two with half of the prompts each, started by torchrun with gloo."""
-    from transformers import AutoModelForSequenceClassification
-
-    from conftest import tiny_config
-
-    folder = tmp_path_factory.mktemp("processes")
-    torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(tiny_config(num_labels=1)).save_pretrained(folder / "model")
+    folder = tmp_path
+    make_scorer().save_pretrained(folder / "model")
 
     def run(name, launcher, batch, accumulation, tokenizer):
         (folder / name).mkdir()

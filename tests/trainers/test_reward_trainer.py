@@ -121,6 +121,25 @@ class TestLoss:
             math.log1p(math.exp(-1)), rel=1e-6
         )
 
+    def test_gradient_by_finite_differences(self, make_scorer, trainer):
+        """Through the head, and through the body below it."""
+        made = trainer(make_scorer())
+        with torch.no_grad():
+            made.model.score.weight.normal_(generator=torch.Generator().manual_seed(0))
+        batch = made.data_collator(ROWS)
+        made.compute_loss(made.model, batch).backward()
+        step = 1e-2
+        for name in ("score.weight", "model.layers.0.mlp.down_proj.weight", "model.embed_tokens.weight"):
+            weight = made.model.get_parameter(name)
+            direction = weight.grad / weight.grad.norm()
+            ends = []
+            with torch.no_grad():
+                for sign in (1, -1):
+                    weight += sign * step * direction
+                    ends.append(made.compute_loss(made.model, batch).item())
+                    weight -= sign * step * direction
+            assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(weight.grad.norm().item(), rel=1e-2), name
+
     @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
     @pytest.mark.parametrize("side", ["right", "left"])
     @pytest.mark.parametrize("shared", [True, False])

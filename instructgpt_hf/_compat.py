@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from accelerate.state import GradientState
+from peft.tuners.tuners_utils import BaseTunerLayer
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
-from trl.trainer.utils import disable_dropout_in_model, pad, use_adapter
+from trl.trainer.utils import disable_dropout_in_model, pad
 
 # name -> (object that has it, its parameters). A change here means: read TRL's diff, adapt this file, move the bound.
 CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -40,20 +41,42 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
     "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
     "GradientState._set_sync_gradients": (GradientState, ("self", "sync_gradients")),
-    "use_adapter": (use_adapter, ("model", "adapter_name")),
     "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
 RLOO_ATTRIBUTES = ("_metrics", "_logs", "_step", "_buffered_inputs", "ref_model", "reward_weights", "eos_token_ids")
 REFERENCE_ADAPTER = "ref"
+# What a layer of PEFT reads, in every forward pass, to know which adapters to apply: a name or a list of names.
+ADAPTER_CHOICE = "_active_adapter"
 
-__all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout_in_model", "pad", "use_adapter"]
+__all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout_in_model", "pad"]
 
 
 def dataset_fingerprint(dataset: Any) -> str:
     """The hash that `datasets` keeps of how a dataset came about, for data that are not local files."""
     return str(dataset._fingerprint)
+
+
+def adapter_layers(model: Any) -> list[Any]:
+    """The layers of a PEFT model that carry adapters."""
+    names = tuple(model.peft_config)
+    kept = model.__dict__.get("_instructgpt_adapter_layers")
+    if kept is None or kept[0] != names:  # another adapter may have wrapped more layers
+        kept = names, [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        model.__dict__["_instructgpt_adapter_layers"] = kept
+    return kept[1]
+
+
+def applied_adapters(layers: list[Any]) -> list[str]:
+    """Names of the adapters that the layers apply; it is the same in all of them."""
+    return list(layers[0].active_adapters)
+
+
+def apply_adapters(layers: list[Any], names: list[str]) -> None:
+    """Choose the adapters of the layers, and leave alone which weights are trained."""
+    for layer in layers:
+        setattr(layer, ADAPTER_CHOICE, names)
 
 
 def use_one_device(args: Any) -> None:

@@ -47,3 +47,23 @@ def test_datasets_have_a_fingerprint():
 
     first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
     assert _compat.dataset_fingerprint(first) != _compat.dataset_fingerprint(second)
+
+
+def test_layers_of_peft_apply_the_adapters_that_are_chosen():
+    """`apply_adapters` writes what the layers read, also an empty list, and freezes nothing."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
+    model.add_adapter("other", LoraConfig(target_modules=["0"]))
+    layers = _compat.adapter_layers(model)
+    assert len(layers) == 1 and _compat.applied_adapters(layers) == ["default"]
+    for name, item in model.named_parameters():
+        if "lora_B.other" in name:
+            torch.nn.init.ones_(item)
+    base, trained = model(torch.ones(1, 2)), [item.requires_grad for item in model.parameters()]
+    _compat.apply_adapters(layers, ["other"])
+    assert not torch.equal(model(torch.ones(1, 2)), base)
+    _compat.apply_adapters(layers, [])
+    assert torch.equal(model(torch.ones(1, 2)), layers[0].base_layer(torch.ones(1, 2)))
+    assert [item.requires_grad for item in model.parameters()] == trained

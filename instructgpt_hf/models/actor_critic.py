@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from instructgpt_hf.functional import token_entropy, token_log_probs
-from instructgpt_hf.models.loading import unwrap_peft
+from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
 
 
@@ -28,11 +29,12 @@ class ActorCriticOutput(NamedTuple):
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value model side by side. They share no weights.
+    """A policy and a value model side by side. They train no common weights.
 
     Args:
         policy: causal language model.
-        value_model: sequence classifier with a scalar head, started from the reward model (InstructGPT §3.5).
+        value_model: sequence classifier with a scalar head, started from the reward model (InstructGPT §3.5), or an
+            `AdapterScorer` on the policy's base.
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
     """
 
@@ -69,6 +71,43 @@ class ActorCritic(nn.Module):
         """Value [B, T] of the state before each of the last T tokens."""
         return token_scores(self.value_model, input_ids, attention_mask)[:, -completion_length - 1 : -1]
 
+    def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        """The trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
+        return {
+            name: item
+            for name, item in self.named_parameters()
+            if item.requires_grad and (_is_value(name) == (role == "value_model"))
+        }
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """Recompute activations in the backward pass, of both models, each block under the adapter of its forward.
+
+        Raises:
+            ValueError: for reentrant checkpointing of adapters on a shared base: their gradients would be wrong.
+        """
+        hosts = [self.policy, getattr(self.value_model, "host", self.value_model)]
+        shared = hosts[0] is hosts[1]
+        for host in hosts[: 1 if shared else 2]:
+            settings = dict(activation_checkpointing_kwargs or {"use_reentrant": False})
+            if hasattr(host, "peft_config"):
+                if not settings.get("use_reentrant", False):
+                    settings.update(use_reentrant=False, context_fn=recompute_with_same_adapter(host))
+                elif shared:
+                    raise ValueError(
+                        "gradient_checkpointing_kwargs: use_reentrant=True gives wrong gradients with policy and "
+                        "value model as adapters on one base; set use_reentrant to False."
+                    )
+                host.enable_input_require_grads()
+            enable_checkpointing(unwrap_peft(host), settings, **options)
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        """The older name of `activation_checkpointing_enable`, which TRL uses."""
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
     # What generation and the Trainer ask of "the model" is the policy's to answer.
     @property
     def generation_config(self) -> Any:
@@ -84,6 +123,10 @@ class ActorCritic(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("policy"), name)
+
+
+def _is_value(name: str) -> bool:
+    return name.startswith("value_model.") or adapter_of(name) == VALUE_ADAPTER
 
 
 def completion_log_probs(

@@ -13,9 +13,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.pytorch_utils import Conv1D
 
 from instructgpt_hf._compat import disable_dropout_in_model
 from instructgpt_hf.errors import InstructGPTError, Problems
+from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 
 # Tokens that models reserve for padding, or that text never contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
@@ -217,6 +219,24 @@ def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
             parameter.data = data
 
 
+def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Store the linear layers of a frozen float32 model in half precision.
+
+    Autocast rounds exactly these weights in every forward pass, so results under autocast stay the same bit for bit.
+    Embeddings, norms, heads with a forward pass of their own and tied weights stay as they are.
+
+    Args:
+        model: frozen; used under autocast in `dtype` only.
+        dtype: bfloat16 or float16.
+    """
+    tied = {id(item.weight) for item in model.modules() if isinstance(item, torch.nn.Embedding)}
+    for module in model.modules():
+        if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in tied:
+            for parameter in module.parameters(recurse=False):
+                if parameter.dtype == torch.float32:
+                    parameter.data = parameter.data.to(dtype)
+
+
 FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
 
 
@@ -229,14 +249,29 @@ def disable_dropout(model: torch.nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
+def enable_checkpointing(model: Any, settings: dict[str, Any], **options: Any) -> None:
+    """Switch activation checkpointing on under the name that the installed transformers has for it.
+
+    Args:
+        model: a transformers model.
+        settings: for `torch.utils.checkpoint.checkpoint`.
+        options: what else transformers' method takes.
+    """
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **options)
+
+
 def unwrap_peft(model: Any) -> Any:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Numbers of all and of trainable parameters."""
+    """Numbers of all and of trainable parameters, without the adapters of other roles on the same base."""
+    own = [item for name, item in model.named_parameters() if adapter_of(name) == POLICY_ADAPTER]
     return {
-        "parameters": sum(item.numel() for item in model.parameters()),
-        "trainable_parameters": sum(item.numel() for item in model.parameters() if item.requires_grad),
+        "parameters": sum(item.numel() for item in own),
+        "trainable_parameters": sum(item.numel() for item in own if item.requires_grad),
     }

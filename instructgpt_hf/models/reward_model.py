@@ -108,15 +108,19 @@ def save_reward_model(model: Any, folder: Path) -> None:
     model.save_pretrained(folder)
     if not isinstance(model, PeftModel):
         return
-    inner = unwrap_peft(model)
-    config = copy.deepcopy(inner.config)
-    config.architectures = [type(inner).__name__]
-    quantizer = getattr(inner, "hf_quantizer", None)
+    classifier_record(unwrap_peft(model)).save_pretrained(folder / CLASSIFIER_FOLDER)
+
+
+def classifier_record(classifier: Any) -> Any:
+    """The config that an adapter's folder keeps of its classifier."""
+    config = copy.deepcopy(classifier.config)
+    config.architectures = [type(classifier).__name__]
+    quantizer = getattr(classifier, "hf_quantizer", None)
     if quantizer is not None and not quantizer.pre_quantized:
         # As `quantization_config` it would say that the base's file holds quantised weights.
         setattr(config, BASE_QUANTIZATION, config.quantization_config.to_dict())
         del config.quantization_config
-    config.save_pretrained(folder / CLASSIFIER_FOLDER)
+    return config
 
 
 def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:
@@ -155,7 +159,7 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> Any:
     Raises:
         InstructGPTError: if the record in `classifier/` or the base model is missing.
     """
-    saved = _load_classifier_config(folder)
+    saved = load_classifier_config(folder)
     model_kwargs.setdefault("dtype", saved.dtype or "auto")
     quantization = getattr(saved, BASE_QUANTIZATION, None)
     if quantization is not None:
@@ -170,7 +174,12 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> Any:
     return base
 
 
-def _load_classifier_config(folder: Path) -> Any:
+def load_classifier_config(folder: Path) -> Any:
+    """The classifier's config that the folder of a reward or value adapter holds.
+
+    Raises:
+        InstructGPTError: if it is missing.
+    """
     try:
         return AutoConfig.from_pretrained(folder / CLASSIFIER_FOLDER)
     except (OSError, ValueError):
@@ -276,7 +285,8 @@ def model_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tens
         attention_mask: [B, S]; padding on either side.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    if "position_ids" in inspect.signature(unwrap_peft(model).forward).parameters:
+    # Of a scorer on a shared base, the base's.
+    if "position_ids" in inspect.signature(unwrap_peft(getattr(model, "host", model)).forward).parameters:
         inputs["position_ids"] = position_ids(attention_mask)
     return inputs
 

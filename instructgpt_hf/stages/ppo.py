@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from peft import get_peft_model
 
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.model import peft_config
@@ -19,7 +16,8 @@ from instructgpt_hf.models.loading import (
     load_tokenizer,
     unwrap_peft,
 )
-from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, save_reward_model
+from instructgpt_hf.models.reward_model import reward_shift
+from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
 from instructgpt_hf.stages.training import train
@@ -55,11 +53,8 @@ def run_ppo(run: StageRun) -> StageArtifact:
     show_loading_progress(reward_folder)
     options = model_options(run.settings)
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
-    reward_model = load_reward_model(reward_folder, **options)
-    value_model = load_reward_model(reward_folder, trainable=True, **options)
     adapter = peft_config(run.settings.model, "SEQ_CLS")
-    if adapter is not None and not hasattr(value_model, "peft_config"):
-        value_model = get_peft_model(value_model, adapter)
+    reward_model, value_model = load_scorers(policy, reward_folder, peft_config=adapter, **options)
     run.prepare_work(mark)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
@@ -86,7 +81,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
             "kind": "adapter" if hasattr(policy, "peft_config") else "full",
             "architecture": type(unwrap_peft(policy)).__name__,
             "value_model": "value_model",
-            "value_model_architecture": type(unwrap_peft(value_model)).__name__,
+            "value_model_architecture": value_model.config.architectures[0],
             "license": sft.base_model.get("license"),
             "published_weights": args.publish_weights if args.ema_decay else "raw",
             "reward_shift": reward_shift(reward_model),
@@ -97,12 +92,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     )
     last = artifact.metrics
     run.say(f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats")
-    return run.finish(artifact, lambda folder: _save(trainer, value_model, folder))
-
-
-def _save(trainer: Any, value_model: Any, folder: Path) -> None:
-    trainer.save_pretrained(folder)
-    save_reward_model(value_model, folder / "value_model")
+    return run.finish(artifact, trainer.save_pretrained)
 
 
 def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tuple[Any, dict[str, int]]:

@@ -19,13 +19,13 @@ class WeightAverage(TrainerCallback):
     The paper does not state whether it averages per minibatch or per iteration; here it is per optimizer step.
 
     Args:
-        model: its trainable parameters at construction start the average.
+        parameters: the policy's trained parameters by name; they start the average.
         decay: weight of the past, in (0, 1).
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
         self.decay = decay
-        self.parameters = {name: item for name, item in model.named_parameters() if item.requires_grad}
+        self.parameters = parameters
         self.averages = {name: item.detach().float().clone() for name, item in self.parameters.items()}
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer, use_adapter
+from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.functional import (
@@ -33,8 +33,9 @@ from instructgpt_hf.functional import (
     whiten_rewards,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
-from instructgpt_hf.models.loading import disable_dropout, keep_trained_weights
-from instructgpt_hf.models.reward_model import sequence_scores
+from instructgpt_hf.models.adapters import using_adapter
+from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
+from instructgpt_hf.models.reward_model import save_reward_model, sequence_scores
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.rollouts import Batch, by_length, model_batch, pad_rollouts, place, select
 from instructgpt_hf.trainers.sampler import EpisodeSampler
@@ -157,15 +158,11 @@ class PPOTrainer(OnPolicyTrainer):
         if args.disable_dropout:
             for item in (model, value_model):
                 disable_dropout(item)
-        if args.gradient_checkpointing:
-            # The Trainer asks the whole module, which answers for the policy.
-            value_model.gradient_checkpointing_enable(args.gradient_checkpointing_kwargs)
-            if hasattr(value_model, "peft_config"):
-                value_model.enable_input_require_grads()
         _freeze_reference_adapter(model)
         self.actor_critic = ActorCritic(model, value_model.to(self.accelerator.device).train(), self.temperature)
         self.model = self.model_wrapped = self.actor_critic
-        self.average = WeightAverage(model, args.ema_decay) if args.ema_decay else None
+        policy_parameters = self.actor_critic.role_parameters("policy")
+        self.average = WeightAverage(policy_parameters, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(self.average)
         self.pretraining = self._pretraining_stream(pretraining_dataset)
@@ -175,6 +172,8 @@ class PPOTrainer(OnPolicyTrainer):
         if model is None:
             return None
         model.requires_grad_(False)
+        if self.args.bf16 or self.args.fp16:
+            keep_half(model, torch.bfloat16 if self.args.bf16 else torch.float16)
         return self.accelerator.prepare_model(model.eval(), evaluation_mode=True)
 
     def _pretraining_stream(self, dataset: Any) -> PretrainingStream | None:
@@ -292,7 +291,7 @@ class PPOTrainer(OnPolicyTrainer):
     def _reference_log_probs(self, policy: Any, ids: Tensor, mask: Tensor, length: int) -> Tensor:
         if self.ref_model is not None:
             return completion_log_probs(self.ref_model, ids, mask, length, self.temperature)[0]
-        with use_adapter(policy, REFERENCE_ADAPTER):
+        with using_adapter(policy, REFERENCE_ADAPTER):
             return completion_log_probs(policy, ids, mask, length, self.temperature)[0]
 
     def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
@@ -390,7 +389,7 @@ class PPOTrainer(OnPolicyTrainer):
         self._pretraining_backward(model, self.pretraining)
         if not measure:
             return super().training_step(model, inputs, num_items_in_batch)
-        parameters = [item for item in self.actor_critic.policy.parameters() if item.requires_grad]
+        parameters = list(self.actor_critic.role_parameters("policy").values())
         pretraining = [item.grad for item in parameters]
         for item in parameters:
             item.grad = None
@@ -424,20 +423,12 @@ class PPOTrainer(OnPolicyTrainer):
             decayed = set(self.get_decay_parameter_names(module))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
             groups: dict[tuple[str, bool], dict[str, Any]] = {}
-            for name, parameter in module.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                role = name.split(".")[0]
-                key = (role, name in decayed)
-                groups.setdefault(
-                    key,
-                    {
-                        "params": [],
-                        "role": role,
-                        "lr": self.args.value_learning_rate if role == "value_model" else self.args.learning_rate,
-                        "weight_decay": self.args.weight_decay if key[1] else 0.0,
-                    },
-                )["params"].append(parameter)
+            rates = {"policy": self.args.learning_rate, "value_model": self.args.value_learning_rate}
+            for role, rate in rates.items():
+                for name, parameter in module.role_parameters(role).items():
+                    decay = self.args.weight_decay if name in decayed else 0.0
+                    group = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
+                    groups.setdefault((role, name in decayed), group)["params"].append(parameter)
             self.optimizer = optimizer_class(list(groups.values()), **options)
         return self.optimizer
 
@@ -501,7 +492,7 @@ class PPOTrainer(OnPolicyTrainer):
         With `publish_weights: raw` the averaged policy goes to `ema/`, with `ema` the last one goes to `raw/`.
         """
         policy, value_model = self.actor_critic.policy, self.actor_critic.value_model
-        value_model.save_pretrained(folder / "value_model")
+        save_reward_model(value_model, folder / "value_model")
         if self.average is None:
             _save_policy(policy, folder)
         else:

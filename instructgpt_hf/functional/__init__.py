@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from instructgpt_hf.functional.advantages import gae, token_rewards, whiten_rewards
 from instructgpt_hf.functional.ema import ema_update
-from instructgpt_hf.functional.log_probs import token_entropy, token_log_probs
+from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.functional.masked import masked_mean, masked_var, masked_whiten
 from instructgpt_hf.functional.ppo import (
     PolicyLoss,
@@ -25,6 +25,7 @@ __all__ = [
     "gae",
     "kl_estimate",
     "lm_loss",
+    "log_probs_and_entropy",
     "masked_mean",
     "masked_var",
     "masked_whiten",
@@ -33,7 +34,6 @@ __all__ = [
     "policy_loss",
     "predicted_mask",
     "strict_pairs",
-    "token_entropy",
     "token_log_probs",
     "token_rewards",
     "value_loss",

@@ -34,51 +34,56 @@ def token_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Te
     Raises:
         ValueError: if the shapes do not fit or the temperature is not positive.
     """
-    _check(logits, temperature)
-    if ids.shape != logits.shape[:2]:
-        raise ValueError(f"Expected ids [B, T] for logits [B, T, V], got {list(ids.shape)} and {list(logits.shape)}.")
-    result: Tensor = _TokenLogProbs.apply(logits, ids, temperature)
-    return result
+    _check(logits, ids, temperature)
+    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(logits, ids, temperature, False)
+    return result[0]
 
 
-def token_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy in nats of each token's distribution.
+def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_log_probs`, and the entropy in nats of the distribution that each token was drawn from.
+
+    Both come from one exponential of the logits. The entropy carries no gradient; a logit of minus infinity counts as
+    probability 0.
 
     Args:
-        logits: [B, T, V], any floating dtype.
+        logits: [B, T, V], as in `token_log_probs`.
+        ids: [B, T].
         temperature: > 0, divides the logits.
 
     Returns:
-        Float32 [B, T] (float64 for float64 logits). Logits of minus infinity count as probability 0.
+        Log-probabilities and entropy, each float32 [B, T] (float64 for float64 logits).
 
     Raises:
-        ValueError: if `logits` has not three dimensions or the temperature is not positive.
+        ValueError: if the shapes do not fit or the temperature is not positive.
     """
-    _check(logits, temperature)
-    rows = []
-    for block in _blocks(logits):
-        wide = _widen(logits[block], temperature)
-        log_total = wide.logsumexp(-1)
-        probabilities = torch.exp(wide - log_total[..., None])
-        rows.append(log_total - (probabilities * wide.masked_fill(probabilities == 0, 0.0)).sum(-1))
-    return torch.cat([row.flatten() for row in rows]).view(logits.shape[:2])
+    _check(logits, ids, temperature)
+    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(logits, ids, temperature, True)
+    return result
 
 
 class _TokenLogProbs(torch.autograd.Function):
     """`logits[ids] - logsumexp(logits)` that saves the logits as they came and recomputes the softmax by blocks."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, ids: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         chosen = _widen(logits.gather(-1, ids[..., None]).squeeze(-1), temperature)
         log_total = torch.empty_like(chosen)
+        entropy = torch.empty_like(chosen)
         for block in _blocks(logits):
-            log_total[block] = _widen(logits[block], temperature).logsumexp(-1)
+            wide = _widen(logits[block], temperature)
+            if with_entropy:
+                log_total[block], entropy[block] = _log_total_and_entropy(wide)
+            else:
+                log_total[block] = wide.logsumexp(-1)
         ctx.save_for_backward(logits, ids, log_total)
         ctx.temperature = temperature
-        return chosen - log_total
+        ctx.mark_non_differentiable(entropy)
+        return chosen - log_total, entropy
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _entropy: Any) -> tuple[Tensor, None, None, None]:
         logits, ids, log_total = ctx.saved_tensors
         scaled = gradient / ctx.temperature
         result = torch.empty_like(logits)
@@ -87,7 +92,7 @@ class _TokenLogProbs(torch.autograd.Function):
             wide = torch.exp(_widen(logits[block], ctx.temperature) - log_total[block][..., None]).mul_(-part)
             wide.scatter_add_(-1, ids[block][..., None], part)
             result[block] = wide.masked_fill_(part == 0, 0.0)
-        return result, None, None
+        return result, None, None, None
 
 
 def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
@@ -100,13 +105,26 @@ def _blocks(logits: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + rows), slice(step, step + steps)
 
 
+def _log_total_and_entropy(wide: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp and entropy over the last dimension; entropy = log total - mean of the logits."""
+    largest = wide.amax(-1, keepdim=True)
+    weights = torch.exp(wide - largest)
+    total = weights.sum(-1)
+    log_total = largest.squeeze(-1) + total.log()
+    # 0 times minus infinity is not a number; 0 times the smallest number is 0.
+    mean = torch.linalg.vecdot(weights, wide.clamp(min=torch.finfo(wide.dtype).min)) / total
+    return log_total, log_total - mean
+
+
 def _widen(logits: Tensor, temperature: float) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide if temperature == 1.0 else wide / temperature
 
 
-def _check(logits: Tensor, temperature: float) -> None:
+def _check(logits: Tensor, ids: Tensor, temperature: float) -> None:
     if logits.ndim != 3:
         raise ValueError(f"Expected logits [B, T, V], got {list(logits.shape)}.")
+    if ids.shape != logits.shape[:2]:
+        raise ValueError(f"Expected ids [B, T] for logits [B, T, V], got {list(ids.shape)} and {list(logits.shape)}.")
     if not temperature > 0:
         raise ValueError(f"Expected a temperature > 0, got {temperature}.")

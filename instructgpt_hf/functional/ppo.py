@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from instructgpt_hf.functional.log_probs import token_entropy, token_log_probs
+from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.functional.masked import check_same_shape, masked_mean, masked_var
 
 __all__ = [
@@ -20,9 +20,9 @@ __all__ = [
     "ValueLoss",
     "kl_estimate",
     "lm_loss",
+    "log_probs_and_entropy",
     "policy_loss",
     "predicted_mask",
-    "token_entropy",
     "token_log_probs",
     "value_loss",
 ]

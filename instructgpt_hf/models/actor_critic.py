@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from instructgpt_hf.functional import token_entropy, token_log_probs
+from instructgpt_hf.functional import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
@@ -158,8 +157,7 @@ def completion_log_probs(
         logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
     else:
         logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
-    logps = token_log_probs(logits, input_ids[:, -completion_length:], temperature)
-    if not with_entropy:
-        return logps, None
-    with torch.no_grad():
-        return logps, token_entropy(logits.detach(), temperature)
+    ids = input_ids[:, -completion_length:]
+    if with_entropy:
+        return log_probs_and_entropy(logits, ids, temperature)
+    return token_log_probs(logits, ids, temperature), None

@@ -37,7 +37,15 @@ from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
 from instructgpt_hf.models.reward_model import save_reward_model, sequence_scores
 from instructgpt_hf.trainers.ema import WeightAverage
-from instructgpt_hf.trainers.rollouts import Batch, by_length, model_batch, pad_rollouts, place, select
+from instructgpt_hf.trainers.rollouts import (
+    Batch,
+    by_length,
+    model_batch,
+    pad_rollouts,
+    place,
+    select,
+    sorted_by_length,
+)
 from instructgpt_hf.trainers.sampler import EpisodeSampler
 
 TRAINABLE_FILE = "trainable.safetensors"
@@ -325,15 +333,17 @@ class PPOTrainer(OnPolicyTrainer):
     # Optimization
 
     def minibatches(self, batch: Batch) -> list[Batch]:
-        """The rollouts in random order as micro-batches; each carries its minibatch's number of tokens.
+        """The rollouts in random order as minibatches, each split into micro-batches of rows of similar length, which
+        carry their minibatch's number of tokens.
 
         With that count as denominator, gradients do not depend on how a minibatch is split.
         """
         order = torch.randperm(batch["completion_ids"].shape[0]).to(self.accelerator.device)
-        pieces = [select(batch, rows) for rows in order.split(self.args.per_device_train_batch_size)]
-        steps = self.args.gradient_accumulation_steps
-        for start in range(0, len(pieces), steps):
-            minibatch = pieces[start : start + steps]
+        size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        pieces = []
+        for rows in order.split(size * steps):
+            minibatch = [select(batch, part) for part in sorted_by_length(batch, rows).split(size)]
+            pieces += minibatch
             tokens = torch.stack([piece["completion_mask"].sum() for piece in minibatch]).sum().float()
             # Gradients are averaged over processes, so each uses the mean count.
             denominator = self.accelerator.reduce(tokens, reduction="mean")

@@ -57,9 +57,15 @@ def by_length(batch: Batch, size: int) -> Iterator[tuple[Tensor, Batch]]:
 
     For passes without gradient, where the order of rows does not matter and padding is pure cost.
     """
-    lengths = batch["prompt_mask"].sum(1) + batch["completion_mask"].sum(1)
-    for rows in lengths.argsort(descending=True).split(size):
+    everything = torch.arange(batch["prompt_mask"].shape[0], device=batch["prompt_mask"].device)
+    for rows in sorted_by_length(batch, everything).split(size):
         yield rows, select(batch, rows)
+
+
+def sorted_by_length(batch: Batch, rows: Tensor) -> Tensor:
+    """The given rows, longest first, so that neighbours need little padding."""
+    lengths = batch["prompt_mask"][rows].sum(1) + batch["completion_mask"][rows].sum(1)
+    return rows[lengths.argsort(descending=True, stable=True)]
 
 
 def place(target: Tensor, rows: Tensor, values: Tensor) -> None:

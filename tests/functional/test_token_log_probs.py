@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Categorical
 
-from instructgpt_hf.functional import log_probs, token_entropy, token_log_probs
+from instructgpt_hf.functional import log_probs, log_probs_and_entropy, token_log_probs
 
 
 def case(seed=0, dtype=torch.float64, shape=(3, 5, 11)):
@@ -36,15 +36,18 @@ def test_log_probs_equal_log_softmax(block_elements, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_entropy_equals_the_distribution_s(block_elements, temperature):
-    logits, _ = case(2)
-    torch.testing.assert_close(token_entropy(logits, temperature), Categorical(logits=logits / temperature).entropy())
+    logits, ids = case(2)
+    logps, entropy = log_probs_and_entropy(logits.requires_grad_(), ids, temperature)
+    torch.testing.assert_close(entropy, Categorical(logits=logits.detach() / temperature).entropy())
+    torch.testing.assert_close(logps, token_log_probs(logits, ids, temperature))
+    assert logps.requires_grad and not entropy.requires_grad
 
 
 def test_gradients_by_finite_differences(block_elements):
     logits, ids = case(3, shape=(2, 2, 5))
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda item: token_log_probs(item, ids, 0.7), (logits,))
-    assert torch.autograd.gradcheck(lambda item: token_entropy(item, 0.7), (logits,))
+    assert torch.autograd.gradcheck(lambda item: log_probs_and_entropy(item, ids, 0.7)[0], (logits,))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -57,7 +60,9 @@ def test_half_precision_logits_are_computed_in_float32(dtype):
     actual.sum().backward()
     naive(wide, ids, 0.7).sum().backward()
     torch.testing.assert_close(logits.grad, wide.grad.to(dtype))
-    assert token_entropy(logits).dtype == torch.float32
+    logps, entropy = log_probs_and_entropy(logits, ids, 0.7)
+    assert entropy.dtype == logps.dtype == torch.float32
+    torch.testing.assert_close(entropy, Categorical(logits=logits.detach().float() / 0.7).entropy())
 
 
 def test_logits_need_not_be_contiguous():
@@ -67,7 +72,7 @@ def test_logits_need_not_be_contiguous():
 
 def test_impossible_tokens_have_entropy_zero_and_log_probability_minus_infinity():
     logits = torch.tensor([[[0.0, 0.0, -float("inf")]]], requires_grad=True)
-    torch.testing.assert_close(token_entropy(logits), torch.tensor([[2.0]]).log())
+    torch.testing.assert_close(log_probs_and_entropy(logits, torch.tensor([[0]]))[1], torch.tensor([[2.0]]).log())
     assert token_log_probs(logits, torch.tensor([[2]])).item() == -float("inf")
 
 
@@ -75,6 +80,7 @@ def test_large_logits_do_not_overflow():
     logits = torch.tensor([[[1e4, -1e4, 9e3]]])
     assert token_log_probs(logits, torch.tensor([[0]])).item() == 0
     assert token_log_probs(logits, torch.tensor([[1]])).item() == -2e4
+    assert log_probs_and_entropy(logits, torch.tensor([[1]]))[1].item() == 0
 
 
 def test_a_token_without_gradient_gives_none_even_where_its_logits_are_broken():
@@ -102,4 +108,4 @@ def test_bad_arguments_are_refused():
     with pytest.raises(ValueError, match="temperature > 0, got 0"):
         token_log_probs(torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long), 0.0)
     with pytest.raises(ValueError, match=r"logits \[B, T, V\], got \[3, 5\]"):
-        token_entropy(torch.zeros(3, 5))
+        log_probs_and_entropy(torch.zeros(3, 5), torch.zeros(3, 5))

@@ -14,11 +14,11 @@ from instructgpt_hf.functional import (
     all_pairs_loss,
     gae,
     kl_estimate,
+    log_probs_and_entropy,
     masked_mean,
     masked_var,
     masked_whiten,
     policy_loss,
-    token_entropy,
     token_log_probs,
     token_rewards,
     value_loss,
@@ -106,7 +106,8 @@ def test_whitening(case):
 def test_log_probabilities_and_entropy(case):
     given, expected, temperature = tensors(case, "inputs"), tensors(case, "outputs"), case["settings"]["temperature"]
     torch.testing.assert_close(token_log_probs(given["logits"], given["ids"], temperature), expected["logps"])
-    torch.testing.assert_close(token_entropy(given["logits"], temperature), expected["entropy"])
+    _, entropy = log_probs_and_entropy(given["logits"], given["ids"], temperature)
+    torch.testing.assert_close(entropy, expected["entropy"])
 
 
 @pytest.mark.parametrize("case", NUMBERS["ranking"], ids=["K = 2", "K = 4", "K = 9 with ties"])

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 
 from instructgpt_hf.data.documents import documents_of
 from instructgpt_hf.data.loading import check_rows, is_text, require_columns
+from instructgpt_hf.errors import InstructGPTError
 
 
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
@@ -25,6 +26,26 @@ def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
         lambda row: None if is_text(row["text"]) else f"text: found {row['text']!r}, expected non-empty text",
     )
     return dataset
+
+
+def split_stream(dataset: IterableDataset, held_back: int, where: str) -> tuple[IterableDataset, Dataset]:
+    """A stream of text without its first rows, and those of them that hold text.
+
+    Raises:
+        InstructGPTError: if the column `text` is missing, the first rows hold no text, or nothing follows them.
+    """
+    first = list(dataset.take(held_back))
+    require_columns(Dataset.from_list(first), ["text"], where)
+    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
+    if not texts:
+        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
+    rest = dataset.skip(held_back)
+    if next(iter(rest), None) is None:
+        raise InstructGPTError(
+            f"{where} has {len(first)} row{'s' * (len(first) > 1)}; a stream needs more, because its first "
+            f"{held_back} are held back for measuring. Set pretraining_streaming: false."
+        )
+    return rest, Dataset.from_dict({"text": texts})
 
 
 class PretrainingStream(Iterator[list[int]]):

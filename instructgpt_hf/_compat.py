@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import GradientState
 from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import Trainer
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model, pad
 
@@ -32,6 +37,13 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._save": (RLOOTrainer, ("self", "output_dir", "state_dict")),
     "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
     "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
+    "Trainer._load_optimizer_and_scheduler": (Trainer, ("self", "checkpoint")),
+    "Trainer._get_output_dir": (Trainer, ("self", "trial")),
+    "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
+    "rotate_checkpoints": (
+        rotate_checkpoints,
+        ("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime", "checkpoint_prefix"),
+    ),
     "RLOOTrainer.training_step": (RLOOTrainer, ("self", "model", "inputs", "num_items_in_batch")),
     "RewardTrainer._prepare_dataset": (
         RewardTrainer,
@@ -46,6 +58,8 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
 RLOO_ATTRIBUTES = ("_metrics", "_logs", "_step", "_buffered_inputs", "ref_model", "reward_weights", "eos_token_ids")
+# Attributes that the Trainer's training loop sets and this package reads or writes.
+LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 REFERENCE_ADAPTER = "ref"
 # What a layer of PEFT reads, in every forward pass, to know which adapters to apply: a name or a list of names.
 ADAPTER_CHOICE = "_active_adapter"
@@ -96,11 +110,70 @@ class QuietCard:
         """TRL calls this at every checkpoint."""
 
 
-class SupervisedTrainer(QuietCard, SFTTrainer):
+class WholeCheckpoints:
+    """A checkpoint's folder has its name once every process has written its part, and not before.
+
+    transformers writes into the folder with the final name, so a process that is killed leaves a folder that
+    `get_last_checkpoint` takes for a checkpoint.
+    """
+
+    UNFINISHED = ".unfinished"
+    _unfinished = False
+    args: Any
+    state: Any
+    accelerator: Any
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = str(super()._get_output_dir(trial))  # type: ignore[misc]
+        return os.path.join(folder, self.UNFINISHED) if self._unfinished else folder
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._unfinished:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial))
+        unfinished = folder / self.UNFINISHED
+        local_main = self.accelerator.is_local_main_process
+        if local_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._unfinished = False
+        self.accelerator.wait_for_everyone()
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.best_model_checkpoint == str(unfinished / name):
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
+        if local_main:
+            _move_into_place(unfinished / name, folder / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
+        if self.args.should_save:
+            rotate_checkpoints(
+                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+
+
+def _move_into_place(unfinished: Path, final: Path) -> None:
+    """Rename a folder. On a disk that machines share, the first one has done it for all."""
+    with contextlib.suppress(FileNotFoundError):
+        if final.exists() and unfinished.exists():
+            os.replace(final, unfinished.with_name("replaced"))
+        os.replace(unfinished, final)
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+
+
+class SupervisedTrainer(QuietCard, WholeCheckpoints, SFTTrainer):
     """TRL's SFTTrainer without its model card."""
 
 
-class RankingTrainer(QuietCard, RewardTrainer):
+class RankingTrainer(QuietCard, WholeCheckpoints, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -130,11 +203,11 @@ class RankingTrainer(QuietCard, RewardTrainer):
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, RLOOTrainer):
+class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
     Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,
-    `load_models`.
+    `load_models`, and `load_state`, which is all that is called where DeepSpeed reads the weights itself.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -169,6 +242,28 @@ class OnPolicyTrainer(QuietCard, RLOOTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         self.load_models(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.is_deepspeed_enabled:
+            self.load_state(checkpoint)
+
+    def unlogged(self) -> dict[str, Any]:
+        """What was measured since the last log, and the sum of the losses, as plain JSON."""
+        loss = {"sum": self._tr_loss.item(), "total": self._total_loss_scalar, "step": self._globalstep_last_logged}
+        return {"metrics": dict(self._metrics["train"]), "loss": loss}
+
+    def restore_unlogged(self, state: dict[str, Any]) -> None:
+        """Continue the next log where `unlogged` was taken; once the Trainer has set up its own."""
+        for name, values in state["metrics"].items():
+            self._metrics["train"][name] = list(values)
+        self._tr_loss += state["loss"]["sum"]
+        self._total_loss_scalar, self._globalstep_last_logged = state["loss"]["total"], state["loss"]["step"]
+
+    @property
+    def mean_loss(self) -> float:
+        """Of all steps; the Trainer's own is that of the steps since it was resumed."""
+        return float(self._total_loss_scalar / max(self.state.global_step, 1))
 
     def generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[list[int]], list[Any]]:
         """Sample one completion for each prompt.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from transformers import Trainer
 from trl import RLOOTrainer
 
 from instructgpt_hf import _compat
@@ -29,6 +30,12 @@ def test_attribute_is_set_by_the_constructor(name):
     assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat.py."
 
 
+@pytest.mark.parametrize("name", _compat.LOOP_ATTRIBUTES)
+def test_attribute_is_set_before_training_begins(name):
+    source = inspect.getsource(Trainer._inner_training_loop)
+    assert f"self.{name} = " in source.split("on_train_begin")[0], f"see {name} in instructgpt_hf/_compat.py"
+
+
 def test_the_reference_adapter_has_its_name():
     source = inspect.getsource(RLOOTrainer.__init__)
     assert f'add_adapter("{_compat.REFERENCE_ADAPTER}"' in source
@@ -40,6 +47,9 @@ def test_hooks_are_called_by_the_methods_that_stay_with_trl():
     assert "self._compute_loss(" in inspect.getsource(RLOOTrainer.compute_loss)
     assert "self._tokenize_prompts(" in inspect.getsource(RLOOTrainer._generate)
     assert "self._step += 1" in inspect.getsource(RLOOTrainer.training_step)
+    for name in ("_get_output_dir", "_push_from_checkpoint"):
+        assert f"self.{name}(" in inspect.getsource(Trainer._save_checkpoint)
+    assert "self._load_optimizer_and_scheduler(" in inspect.getsource(Trainer._prepare_for_training)
 
 
 def test_datasets_have_a_fingerprint():

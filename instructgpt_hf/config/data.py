@@ -49,6 +49,9 @@ class SFTArguments(DataArguments):
     pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+    pretraining_streaming: bool = setting(
+        False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
+    )
 
 
 @dataclass
@@ -83,4 +86,7 @@ class PPOArguments(DataArguments):
     pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+    pretraining_streaming: bool = setting(
+        False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
+    )
     eval_num_prompts: int = setting(200, "Held-out prompts answered for the evaluation.", "ours")

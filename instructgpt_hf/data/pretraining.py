@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from instructgpt_hf.data.documents import documents_of
 from instructgpt_hf.data.loading import check_rows, is_text, require_columns
+from instructgpt_hf.errors import InstructGPTError
 
 
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
@@ -27,75 +28,81 @@ def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
     return dataset
 
 
-class PretrainingStream(Iterator[list[int]]):
-    """Documents in a fresh random order each pass, joined by EOS and cut into blocks of equal length.
+def split_stream(dataset: IterableDataset, held_back: int, where: str) -> tuple[IterableDataset, Dataset]:
+    """A stream of text without its first rows, and those of them that hold text.
 
-    The stream is a function of its seed and of how many blocks were taken, so `state_dict` is small and a resumed
-    run continues with the very next token.
+    Raises:
+        InstructGPTError: if the column `text` is missing, the first rows hold no text, or nothing follows them.
+    """
+    first = list(dataset.take(held_back))
+    require_columns(Dataset.from_list(first), ["text"], where)
+    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
+    if not texts:
+        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
+    rest = dataset.skip(held_back)
+    if next(iter(rest), None) is None:
+        raise InstructGPTError(
+            f"{where} has {len(first)} row{'s' * (len(first) > 1)}; a stream needs more, because its first "
+            f"{held_back} are held back for measuring. Set pretraining_streaming: false."
+        )
+    return rest, Dataset.from_dict({"text": texts})
+
+
+class PretrainingStream(Iterator[list[int]]):
+    """Documents joined by EOS and cut into blocks of equal length.
+
+    The stream is a function of its seed. Its blocks are dealt out to the processes in turn, so that any number of
+    processes reads together what one process reads, and one that is resumed continues with the very next token,
+    whatever the number of processes was before.
 
     Args:
-        dataset: column `text`.
+        dataset: column `text`; shuffled anew in every pass (see `instructgpt_hf.data.documents`).
         tokenizer: its EOS token ends every document.
         block_length: tokens in a block.
         seed: order of the documents.
-        process_index: this process takes every `num_processes`-th document of a pass, starting here.
+        process_index: this process gets every `num_processes`-th block, starting with this one.
         num_processes: how many processes share the stream.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Dataset | IterableDataset,
         tokenizer: Any,
         block_length: int,
         seed: int,
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        self.dataset = dataset
+        self.documents = documents_of(dataset, seed)
         self.tokenizer = tokenizer
         self.block_length = block_length
-        self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
-        self.passes = 0
-        self.position = -1  # of the present document in the order of this pass
         self.cursor = 0  # of the next token in the present document
-        self._order = self._shuffled()
         self._document: list[int] = []
 
-    def _shuffled(self) -> list[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
-        order = torch.randperm(len(self.dataset), generator=generator).tolist()
-        # A process with no document of its own would wait for ever; sharing beats stopping.
-        return order[self.process_index :: self.num_processes] or order
-
-    def _read(self) -> list[int]:
-        text = self.dataset[self._order[self.position]]["text"]
+    def _encode(self, text: str) -> list[int]:
         return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
 
-    def _next_document(self) -> None:
-        self.position, self.cursor = self.position + 1, 0
-        if self.position == len(self._order):
-            self.passes, self.position = self.passes + 1, 0
-            self._order = self._shuffled()
-        self._document = self._read()
-
-    def __next__(self) -> list[int]:
+    def _block(self) -> list[int]:
         block: list[int] = []
         while len(block) < self.block_length:
             if self.cursor == len(self._document):
-                self._next_document()
+                self._document, self.cursor = self._encode(self.documents.advance()), 0
             piece = self._document[self.cursor : self.cursor + self.block_length - len(block)]
             block += piece
             self.cursor += len(piece)
         return block
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the stream stands, as plain JSON."""
-        return {"passes": self.passes, "position": self.position, "cursor": self.cursor}
+    def __next__(self) -> list[int]:
+        # Where a block starts depends on the lengths of all documents before it, so every process reads them all.
+        return [self._block() for _ in range(self.num_processes)][self.process_index]
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands, as plain JSON; the same on every process."""
+        return {"documents": self.documents.state_dict(), "cursor": self.cursor}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
-        self.passes, self.position, self.cursor = state["passes"], state["position"], state["cursor"]
-        self._order = self._shuffled()
-        self._document = self._read() if self.position >= 0 else []
+        text = self.documents.load_state_dict(state["documents"])
+        self._document, self.cursor = self._encode(text) if text is not None else [], state["cursor"]

@@ -9,6 +9,7 @@ from instructgpt_hf.functional.masked import masked_mean, masked_var, masked_whi
 from instructgpt_hf.functional.ppo import (
     PolicyLoss,
     ValueLoss,
+    explained_variance,
     kl_estimate,
     lm_loss,
     policy_loss,
@@ -22,6 +23,7 @@ __all__ = [
     "ValueLoss",
     "all_pairs_loss",
     "ema_update",
+    "explained_variance",
     "gae",
     "kl_estimate",
     "lm_loss",

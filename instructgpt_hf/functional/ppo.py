@@ -18,6 +18,7 @@ from instructgpt_hf.functional.masked import check_same_shape, masked_mean, mask
 __all__ = [
     "PolicyLoss",
     "ValueLoss",
+    "explained_variance",
     "kl_estimate",
     "lm_loss",
     "log_probs_and_entropy",
@@ -44,13 +45,11 @@ class PolicyLoss(NamedTuple):
 class ValueLoss(NamedTuple):
     """Scalars. Only `loss` carries a gradient; the others are about the real tokens of this call.
 
-    `clip_fraction` is the share of tokens where the clipped error is the larger one, `explained_variance` is
-    1 - Var(returns - values) / Var(returns), 0 where the returns do not vary.
+    `clip_fraction` is the share of tokens where the clipped error is the larger one.
     """
 
     loss: Tensor
     clip_fraction: Tensor
-    explained_variance: Tensor
 
 
 def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k3"] = "k1") -> Tensor:
@@ -156,13 +155,29 @@ def value_loss(
     free, clipped = (values - returns).square(), (limited - returns).square()
     loss = _over_tokens(0.5 * torch.max(free, clipped), real, denominator)
     with torch.no_grad():
-        spread = masked_var(returns, real)
-        unexplained = masked_var(returns - values, real) / torch.where(spread > 0, spread, 1.0)
-        return ValueLoss(
-            loss=loss,
-            clip_fraction=masked_mean((clipped > free).to(values.dtype), real),
-            explained_variance=torch.where(spread > 0, 1.0 - unexplained, 0.0),
-        )
+        # Inside the range the two differ by rounding only.
+        limits = (clipped > free) & ((values - old_values).abs() > clip)
+        return ValueLoss(loss=loss, clip_fraction=masked_mean(limits.to(values.dtype), real))
+
+
+def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over the real tokens: 1 is perfect, below 0 worse than a constant.
+
+    Args:
+        values: [B, T] predictions.
+        returns: [B, T] what came of it.
+        mask: [B, T], 1 on real tokens.
+
+    Returns:
+        A scalar; 0 where the returns do not vary.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    check_same_shape(values=values, returns=returns, mask=mask)
+    spread = masked_var(returns, mask)
+    unexplained = masked_var(returns - values, mask) / torch.where(spread > 0, spread, 1.0)
+    return torch.where(spread > 0, 1.0 - unexplained, 0.0)
 
 
 def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | float | None = None) -> Tensor:

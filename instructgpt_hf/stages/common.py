@@ -24,7 +24,7 @@ from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, f
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.loading import describe, hub_revision, load_split, local_file
-from instructgpt_hf.data.pretraining import pretraining_rows
+from instructgpt_hf.data.pretraining import pretraining_rows, split_stream
 from instructgpt_hf.errors import InstructGPTError, nearest
 from instructgpt_hf.models.loading import resolve_source
 from instructgpt_hf.stages.ranking_data import HELD_BACK_LIMIT, read_rankings
@@ -165,10 +165,11 @@ class StageRun:
         self.data[role]["held_back"] = held_back
         return parts["train"], parts["test"]
 
-    def pretraining_text(self, setting: str, value: float) -> tuple[Dataset, Dataset] | None:
+    def pretraining_text(self, setting: str, value: float) -> tuple[Dataset | IterableDataset, Dataset] | None:
         """Pretraining text to train on and some held back for measuring, or None if `value` is 0.
 
-        The split is the same in every stage, so no stage trains on what another one measures.
+        The split is the same in every stage, so no stage trains on what another one measures. Of a stream the first
+        rows are held back.
 
         Raises:
             InstructGPTError: if `value` is set but no dataset is.
@@ -181,10 +182,15 @@ class StageRun:
             raise InstructGPTError(
                 f"{setting} = {value}: needs pretraining_dataset_name, the text to mix in; {setting}: 0 does without."
             )
-        text = self.dataset(name, config, arguments.pretraining_dataset_split, "pretraining")
-        text = pretraining_rows(text, f"pretraining: {name}")
+        split, streaming = arguments.pretraining_dataset_split, arguments.pretraining_streaming
+        text, where = self.dataset(name, config, split, "pretraining", streaming), f"pretraining: {name}"
+        if not isinstance(text, IterableDataset):
+            text = pretraining_rows(text, where)
         if name.startswith(LAB_PREFIX):
-            return text, pretraining_rows(self.dataset(name, config, "test", "pretraining_test"), "pretraining test")
+            held_back = self.dataset(name, config, "test", "pretraining_test")
+            return text, pretraining_rows(held_back, "pretraining test")
+        if isinstance(text, IterableDataset):
+            return split_stream(text, HELD_BACK_LIMIT, where)
         if len(text) < 2:
             raise InstructGPTError(f"pretraining: {name} has {len(text)} document; at least 2 are needed.")
         parts = text.train_test_split(test_size=min(HELD_BACK_LIMIT, max(1, len(text) // 20)), seed=0)

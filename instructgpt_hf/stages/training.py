@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 from typing import Any
@@ -11,7 +10,6 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from transformers import PrinterCallback, TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -142,9 +140,6 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     Raises:
         Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
     """
-    for partial in run.work.glob("checkpoint-*"):
-        if not (partial / TRAINER_STATE_NAME).is_file():  # written last
-            shutil.rmtree(partial)
     checkpoint = get_last_checkpoint(str(run.work))
     if checkpoint is not None:
         run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")

@@ -22,6 +22,7 @@ from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.functional import (
+    explained_variance,
     gae,
     kl_estimate,
     lm_loss,
@@ -36,10 +37,12 @@ from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
 from instructgpt_hf.models.reward_model import save_reward_model, sequence_scores
+from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.rollouts import (
     Batch,
     by_length,
+    deal,
     model_batch,
     pad_rollouts,
     place,
@@ -196,6 +199,11 @@ class PPOTrainer(OnPolicyTrainer):
             self.accelerator.num_processes,
         )
 
+    @property
+    def iteration(self) -> int:
+        """Batches of rollouts used up so far."""
+        return int(self.state.global_step) // self.args.optimizer_steps_per_iteration
+
     # Rollouts
 
     def episode_sampler(self, dataset: Any) -> EpisodeSampler:
@@ -250,11 +258,10 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _keep_samples(self, prompts: list[Any], completions: list[Any], scores: Tensor) -> None:
         """Note the first few rollouts of the iteration for `rollouts.jsonl`."""
-        iteration = self.state.global_step // self.args.optimizer_steps_per_iteration + 1
         for row in range(min(self.args.rollout_log_samples, len(prompts))):
             self.samples.append(
                 {
-                    "iteration": iteration,
+                    "iteration": self.iteration + 1,
                     "prompt": prompts[row],
                     "completion": completions[row],
                     "score": scores[row].item(),
@@ -304,10 +311,11 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
         """Apply a batch statistic over the episodes of all processes and return this process's rows."""
-        everything = [
-            self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in (values, mask)
-        ]
-        return self._local(function(*everything))[:, : values.shape[1]]
+        return self._local(function(*self._gathered(values, mask)))[:, : values.shape[1]]
+
+    def _gathered(self, *tensors: Tensor) -> list[Tensor]:
+        """The rows of all processes, padded to the longest."""
+        return [self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in tensors]
 
     def _record_rollout(
         self, batch: Batch, scores: Tensor, reference: Tensor, completion_ids: list[list[int]]
@@ -329,6 +337,8 @@ class PPOTrainer(OnPolicyTrainer):
         for name, value in zip(names, means, strict=True):
             self.record(name, value)
         self.record("objective/scores_std", self.accelerator.gather(scores).std(unbiased=False).item())
+        explained = explained_variance(*self._gathered(batch["values"], batch["returns"], mask))
+        self.record("val/explained_variance", explained.item())
 
     # Optimization
 
@@ -338,11 +348,11 @@ class PPOTrainer(OnPolicyTrainer):
 
         With that count as denominator, gradients do not depend on how a minibatch is split.
         """
-        order = torch.randperm(batch["completion_ids"].shape[0]).to(self.accelerator.device)
-        size, steps = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        size = self.args.per_device_train_batch_size
         pieces = []
-        for rows in order.split(size * steps):
-            minibatch = [select(batch, part) for part in sorted_by_length(batch, rows).split(size)]
+        for rows in self._minibatch_rows():
+            rows = sorted_by_length(batch, rows.to(self.accelerator.device))
+            minibatch = [select(batch, part) for part in rows.split(size)]
             pieces += minibatch
             tokens = torch.stack([piece["completion_mask"].sum() for piece in minibatch]).sum().float()
             # Gradients are averaged over processes, so each uses the mean count.
@@ -350,6 +360,17 @@ class PPOTrainer(OnPolicyTrainer):
             for piece in minibatch:
                 piece["denominator"] = denominator
         return pieces
+
+    def _minibatch_rows(self) -> tuple[Tensor, ...]:
+        """This process's rows of each minibatch of the present iteration."""
+        args = self.args
+        return deal(
+            args.generation_batch_size,
+            args.generation_batch_size // args.minibatch_size,
+            args.seed * 1_000_003 + self.iteration,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
 
     def minibatch_loss(self, model: Any, inputs: Batch) -> Tensor:
         """Policy loss + vf_coef * value loss of one micro-batch."""
@@ -364,16 +385,17 @@ class PPOTrainer(OnPolicyTrainer):
         )
         loss = policy.loss + self.args.vf_coef * value.loss
         steps = self.args.gradient_accumulation_steps
+        # A micro-batch counts by its tokens, as in the losses.
+        share = 1.0 if denominator is None else real.sum() / denominator * steps
         self._record_means(
             {
                 "loss/policy": policy.loss * steps,
                 "loss/value": value.loss * steps,
-                "policy/clip_fraction": policy.clip_fraction,
-                "policy/approx_kl": policy.approx_kl,
-                "policy/ratio": policy.ratio_mean,
-                "val/clip_fraction": value.clip_fraction,
-                "val/explained_variance": value.explained_variance,
-                "objective/entropy": masked_mean(output.entropy, real),
+                "policy/clip_fraction": policy.clip_fraction * share,
+                "policy/approx_kl": policy.approx_kl * share,
+                "policy/ratio": policy.ratio_mean * share,
+                "val/clip_fraction": value.clip_fraction * share,
+                "objective/entropy": masked_mean(output.entropy, real) * share,
             }
         )
         return loss
@@ -465,6 +487,8 @@ class PPOTrainer(OnPolicyTrainer):
         iteration = self.state.global_step / self.args.optimizer_steps_per_iteration
         logs["iteration"] = iteration
         logs["episode"] = round(iteration * self.args.generation_batch_size)
+        if "train_loss" in logs:
+            logs["train_loss"] = self.mean_loss
         super().log(logs, start_time)
 
     # Saving
@@ -477,7 +501,7 @@ class PPOTrainer(OnPolicyTrainer):
         if self.average is not None:
             save_file(self.average.tensors(), folder / AVERAGE_FILE)
         stream = self.pretraining.state_dict() if self.pretraining is not None else None
-        state = {"pretraining": stream, "samples": self.samples}
+        state = {"pretraining": stream, "samples": self.samples, "unlogged": self.unlogged()}
         (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load_models(self, checkpoint: str) -> None:
@@ -488,10 +512,16 @@ class PPOTrainer(OnPolicyTrainer):
             for name, parameter in self.actor_critic.named_parameters():
                 if parameter.requires_grad:
                     parameter.copy_(saved[name])
+        self.load_state(checkpoint)
+
+    def load_state(self, checkpoint: str) -> None:
+        """Read what `save_models` wrote, apart from the trainable weights."""
+        folder = Path(checkpoint)
         if self.average is not None:
             self.average.load(load_file(folder / AVERAGE_FILE))
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self.samples = state["samples"]
+        self.add_callback(ContinueLog(self, state["unlogged"]))
         if self.pretraining is not None:
             self.pretraining.load_state_dict(state["pretraining"])
 

@@ -68,6 +68,31 @@ def sorted_by_length(batch: Batch, rows: Tensor) -> Tensor:
     return rows[lengths.argsort(descending=True, stable=True)]
 
 
+def deal(
+    episodes: int, minibatches: int, seed: int, process_index: int = 0, num_processes: int = 1
+) -> tuple[Tensor, ...]:
+    """Random minibatches that are the same for any number of processes.
+
+    Of every `minibatches` consecutive episodes, each minibatch gets one, drawn at random. Each process holds an equal
+    part of the consecutive episodes, so it holds an equal part of every minibatch, and nothing needs to be exchanged.
+
+    Args:
+        episodes: over all processes; a multiple of `minibatches * num_processes`.
+        minibatches: how many to make.
+        seed: the same on all processes.
+        process_index: holds the episodes from `process_index * episodes / num_processes`.
+        num_processes: that share the episodes.
+
+    Returns:
+        For each minibatch, its rows among the episodes of this process.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.rand(episodes // minibatches, minibatches, generator=generator).argsort(dim=1)
+    rows = order + torch.arange(0, episodes, minibatches)[:, None]
+    mine = rows.chunk(num_processes)[process_index] - process_index * (episodes // num_processes)
+    return mine.T.unbind()
+
+
 def place(target: Tensor, rows: Tensor, values: Tensor) -> None:
     """Write values [b, t] of some rows into a wider target [B, T], in place."""
     target[rows, : values.shape[1]] = values.to(target.dtype)

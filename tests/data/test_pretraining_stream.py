@@ -1,20 +1,31 @@
 """The pretraining stream: a function of its seed and position, whole documents, EOS between them."""
 
 import itertools
+import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
+from instructgpt_hf.data.documents import StreamedDocuments
+from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.pretraining import PretrainingStream, pretraining_rows
 from instructgpt_hf.errors import InstructGPTError
 
 DOCUMENTS = ["a b c", "d e", "f", "g h i j", "k l"]
 
 
-@pytest.fixture
-def stream(tokenizer):
-    def build(block_length=4, seed=0, documents=DOCUMENTS, **shard):
-        return PretrainingStream(Dataset.from_dict({"text": documents}), tokenizer, block_length, seed, **shard)
+def write(path, texts):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(params=["whole", "streamed"])
+def stream(tokenizer, tmp_path, request):
+    """Both ways to have a dataset."""
+    data = load_split(write(tmp_path / "text.jsonl", DOCUMENTS), "train", streaming=request.param == "streamed")
+
+    def build(block_length=4, seed=0, **shard):
+        return PretrainingStream(data, tokenizer, block_length, seed, **shard)
 
     return build
 
@@ -61,8 +72,6 @@ def test_resumes_at_the_next_token(stream, done):
 
 
 def test_state_is_plain_and_a_copy(stream):
-    import json
-
     first = stream()
     taken(first, 1)
     state = json.loads(json.dumps(first.state_dict()))
@@ -74,22 +83,85 @@ def test_state_is_plain_and_a_copy(stream):
     assert state == before
 
 
-def test_processes_share_a_pass_without_overlap(stream, tokenizer):
-    seen = []
-    for index in range(2):
-        shard = stream(block_length=1, process_index=index, num_processes=2)
-        tokens = []
-        while shard.passes == 0 and not (
-            shard.position == len(shard._order) - 1 and shard.cursor == len(shard._document)
-        ):
-            tokens += next(shard)
-        seen.append([text for text in documents_of(tokens, tokenizer) if text])
-    assert sorted(seen[0] + seen[1]) == sorted(DOCUMENTS)
-    assert abs(len(seen[0]) - len(seen[1])) <= 1
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_together_read_the_blocks_of_one(stream, processes):
+    alone = taken(stream(), 12)
+    shards = [stream(process_index=index, num_processes=processes) for index in range(processes)]
+    turns = [[next(shard) for shard in shards] for _ in range(12 // processes)]
+    assert [block for turn in turns for block in turn] == alone
+    states = [shard.state_dict() for shard in shards]
+    assert all(state == states[0] for state in states), "rank 0 saves the position of all"
 
 
-def test_more_processes_than_documents(stream):
-    assert len(taken(stream(documents=["a b"], process_index=3, num_processes=4), 5)) == 5
+def test_resumes_with_another_number_of_processes(stream):
+    expected = taken(stream(), 12)
+    two = [stream(process_index=index, num_processes=2) for index in range(2)]
+    assert [next(shard) for _ in range(3) for shard in two] == expected[:6]
+    three = [stream(process_index=index, num_processes=3) for index in range(3)]
+    for shard in three:
+        shard.load_state_dict(two[0].state_dict())
+    assert [next(shard) for _ in range(2) for shard in three] == expected[6:]
+
+
+class TestStreamed:
+    """What is particular to a dataset that is not there yet."""
+
+    @pytest.fixture
+    def documents(self, tmp_path):
+        def build(texts, window=3, seed=0):
+            path = write(tmp_path / "text.jsonl", texts)
+            return StreamedDocuments(load_split(path, "train", streaming=True), seed, window)
+
+        return build
+
+    def test_a_pass_holds_every_document_once(self, documents):
+        texts = [f"w{index}" for index in range(8)]
+        found = documents(texts)
+        passes = [[found.advance() for _ in texts] for _ in range(3)]
+        assert all(sorted(item) == texts for item in passes)
+        assert len({tuple(item) for item in passes}) == 3, "each pass has its own order"
+        # Windows of 3 follow the stream.
+        assert [sorted(passes[0][start : start + 3]) for start in (0, 3, 6)] == [texts[0:3], texts[3:6], texts[6:]]
+        assert passes[0] != [*sorted(passes[0])]
+        assert found.passes == 2
+
+    @pytest.mark.parametrize("done", [0, 1, 2, 3, 4, 7, 8, 9, 20])
+    def test_resumes_within_and_between_windows_and_passes(self, documents, done):
+        texts = [f"w{index}" for index in range(8)]
+        first = documents(texts)
+        last = [first.advance() for _ in range(done)][-1:]
+        state = json.loads(json.dumps(first.state_dict()))
+        expected = [first.advance() for _ in range(12)]
+        resumed = documents(texts)
+        assert [resumed.load_state_dict(state)] == (last or [None])
+        assert [resumed.advance() for _ in range(12)] == expected
+
+    def test_rows_without_text_are_left_out(self, documents):
+        found = documents(["a", "", None, "", "", " ", "b", ""])
+        assert sorted(found.advance() for _ in range(2)) == ["a", "b"]
+        assert sorted(found.advance() for _ in range(2)) == ["a", "b"]
+
+    def test_no_text_at_all_is_an_error(self, documents):
+        with pytest.raises(InstructGPTError, match="no row with text"):
+            documents(["", " ", ""]).advance()
+
+    def test_other_sources(self):
+        """Streams that `datasets` resumes by other means: a generator, a mapped and filtered one, several shards."""
+
+        def rows(names):
+            for name in names:
+                yield {"text": name, "more": 1}
+
+        made = IterableDataset.from_generator(rows, gen_kwargs={"names": [f"w{index}" for index in range(10)]})
+        mapped = made.map(lambda row: {"text": row["text"] + " a"}).filter(lambda row: row["text"] != "w3 a")
+        shards = Dataset.from_dict({"text": [f"w{index}" for index in range(10)]}).to_iterable_dataset(num_shards=3)
+        for dataset in (made, mapped, shards, mapped.skip(2)):
+            first = StreamedDocuments(dataset, 0, window=3)
+            for _ in range(5):
+                first.advance()
+            resumed = StreamedDocuments(dataset, 0, window=3)
+            resumed.load_state_dict(first.state_dict())
+            assert [resumed.advance() for _ in range(12)] == [first.advance() for _ in range(12)]
 
 
 class TestRows:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.trainers.ppo import PPOTrainer
-from instructgpt_hf.trainers.rollouts import by_length, model_batch, pad_rollouts, select
+from instructgpt_hf.trainers.rollouts import by_length, deal, model_batch, pad_rollouts, select
 from instructgpt_hf.trainers.sampler import EpisodeSampler
 
 PROMPTS = Dataset.from_dict(
@@ -301,6 +301,21 @@ def test_every_pass_has_its_own_order_that_a_resumed_run_continues():
     assert second != first
     steps = 6  # resumed in the middle of the second pass
     assert list(sampler) == second
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_minibatches_do_not_depend_on_the_number_of_processes(processes):
+    alone = [set(rows.tolist()) for rows in deal(48, 3, seed=7)]
+    assert sorted(row for rows in alone for row in rows) == list(range(48))
+    shares = [deal(48, 3, 7, index, processes) for index in range(processes)]
+    size = 48 // processes
+    assert all(len(rows) == 16 // processes for share in shares for rows in share)
+    together = [
+        {int(row) + index * size for index, share in enumerate(shares) for row in share[minibatch]}
+        for minibatch in range(3)
+    ]
+    assert together == alone
+    assert [set(rows.tolist()) for rows in deal(48, 3, seed=8)] != alone
 
 
 def test_too_few_prompts_are_refused(make_trainer):

@@ -169,11 +169,27 @@ def _move_into_place(unfinished: Path, final: Path) -> None:
     shutil.rmtree(unfinished.parent, ignore_errors=True)
 
 
-class SupervisedTrainer(QuietCard, WholeCheckpoints, SFTTrainer):
+class CleanEnd:
+    """Ends a run of several processes without a deadlock."""
+
+    model: Any
+    model_wrapped: Any
+
+    def end(self) -> None:
+        """Let go of the wrapped model, then do what the Trainer does at the end.
+
+        DDP's reducer holds the process group, and where it outlives `destroy_process_group` it destroys the group with
+        Python's lock taken: torch then waits for the group's thread, and that thread for the lock to free a tensor.
+        """
+        self.model_wrapped = self.model
+        super().end()  # type: ignore[misc]
+
+
+class SupervisedTrainer(QuietCard, WholeCheckpoints, CleanEnd, SFTTrainer):
     """TRL's SFTTrainer without its model card."""
 
 
-class RankingTrainer(QuietCard, WholeCheckpoints, RewardTrainer):
+class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -203,7 +219,7 @@ class RankingTrainer(QuietCard, WholeCheckpoints, RewardTrainer):
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
+class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
     Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,

@@ -3,6 +3,7 @@
 Usage: reward_step.py MODEL TOKENIZER OUTPUT PROMPTS_PER_DEVICE ACCUMULATION. Writes weights and the log to OUTPUT.
 """
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
+from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from instructgpt_hf.config.stages import RewardConfig
@@ -70,6 +72,8 @@ def main(model, tokenizer, output, batch, accumulation):
         record = {"log": log, "evaluation": evaluated, "processes": trainer.accelerator.num_processes}
         Path(output, "log.json").write_text(json.dumps(record), encoding="utf-8")
     trainer.end()
+    # A reducer that still holds the process group can deadlock when it goes.
+    assert not [item for item in gc.get_objects() if type(item) is DistributedDataParallel]
 
 
 if __name__ == "__main__":

@@ -4,44 +4,48 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import reward_step
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "reward_step.py"
 METRICS = ("loss", "accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward", "grad_norm")
 
 
 @pytest.fixture
-def runs(make_scorer, tmp_path):
-    """One process, and two with half of the prompts each, started by torchrun with gloo."""
-    folder = tmp_path
-    make_scorer().save_pretrained(folder / "model")
+def runs(make_scorer, tokenizer, tmp_path):
+    """The same steps by two processes with half of the prompts each, started by torchrun with gloo, and by this one."""
+    make_scorer().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
 
-    def run(name, launcher, batch, accumulation, tokenizer):
-        (folder / name).mkdir()
-        tokenizer.save_pretrained(folder / "tokenizer")
-        words = [str(SCRIPT), str(folder / "model"), str(folder / "tokenizer"), str(folder / name)]
-        done = subprocess.run(
-            [sys.executable, *launcher, *words, str(batch), str(accumulation)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return json.loads((folder / name / "log.json").read_text()), load_file(folder / name / "end.safetensors")
+    def words(name, batch, accumulation):
+        (tmp_path / name).mkdir()
+        folders = [str(tmp_path / folder) for folder in ("model", "tokenizer", name)]
+        return [*folders, str(batch), str(accumulation)]
 
-    return run
+    def results(name):
+        return json.loads((tmp_path / name / "log.json").read_text()), load_file(tmp_path / name / "end.safetensors")
 
-
-def test_two_processes_equal_one(runs, tokenizer):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    one, weights = runs("one", [], 8, 1, tokenizer)
-    two, others = runs("two", torchrun, 2, 2, tokenizer)
+    two = subprocess.Popen(
+        [sys.executable, *torchrun, reward_step.__file__, *words("two", 2, 2)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        reward_step.main(*words("one", 8, 1))
+        output, _ = two.communicate(timeout=300)
+    finally:
+        two.terminate()  # torchrun ends its processes with it
+    assert two.returncode == 0, output[-3000:]
+    return results("one"), results("two")
+
+
+def test_two_processes_equal_one(runs):
+    (one, weights), (two, others) = runs
     assert (one["processes"], two["processes"]) == (1, 2)
     assert len(one["log"]) == len(two["log"]) == 3
     for record, other in zip(one["log"], two["log"], strict=True):

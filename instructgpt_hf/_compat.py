@@ -57,7 +57,16 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
-RLOO_ATTRIBUTES = ("_metrics", "_logs", "_step", "_buffered_inputs", "ref_model", "reward_weights", "eos_token_ids")
+RLOO_ATTRIBUTES = (
+    "_metrics",
+    "_logs",
+    "_step",
+    "_buffered_inputs",
+    "ref_model",
+    "reward_weights",
+    "reward_func_names",
+    "eos_token_ids",
+)
 # Attributes that the Trainer's training loop sets and this package reads or writes.
 LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 REFERENCE_ADAPTER = "ref"
@@ -215,6 +224,7 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
     _buffered_inputs: list[dict[str, Any]] | None
     optimizer: Any
     lr_scheduler: Any
+    reward_func_names: list[str]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}

@@ -206,25 +206,6 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
     assert len(lengths) > 1, "the rows must differ in length to say anything about padding"
 
 
-def test_missing_eos_penalty_is_subtracted_from_unfinished_answers_only(make_trainer):
-    trainer = make_trainer(missing_eos_penalty=2.5)
-    rewards = torch.tensor([[1.0], [1.0]])
-    scores = trainer._scores(rewards, [[5, 5, 1], [5, 5, 5]])
-    assert scores.tolist() == [1.0, -1.5]
-
-
-def test_reward_model_sees_the_sampled_ids_with_eos(make_trainer, make_scorer):
-    reward_model = make_scorer(seed=5)
-    reward_model.config.reward_shift = 0.25
-    trainer = make_trainer(reward=reward_model)
-    scores = trainer.reward_funcs[0](prompts=["a b", "c"], completion_ids=[[5, 6, 1], [7, 1]])
-    for prompt, answer, score in (([3, 4], [5, 6, 1], scores[0]), ([5], [7, 1], scores[1])):
-        with torch.no_grad():
-            hidden = reward_model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state
-            expected = reward_model.score(hidden)[0, -1, 0].item() - 0.25
-        assert score == pytest.approx(expected, abs=1e-5)
-
-
 def test_learning_rates(make_trainer):
     """The policy warms up over iterations from a tenth of the peak, the value model's rate is fixed (C.4)."""
     trainer = make_trainer(

@@ -3,13 +3,14 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from ppo_trainer import PROMPTS, build_trainer, snapshot
 from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from instructgpt_hf.models.loading import load_policy
-from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.reward_model import load_reward_model, sequence_scores
+from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.trainers.rollouts import model_batch
 
 ARCHITECTURES = ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt"]
@@ -47,8 +48,8 @@ def _spread(model):
                 item.mul_(4)
 
 
-def adapter(task, heads=None):
-    return LoraConfig(task_type=task, r=4, target_modules="all-linear", modules_to_save=heads)
+def adapter(task):
+    return LoraConfig(task_type=task, r=4, target_modules="all-linear")
 
 
 @pytest.fixture(params=KINDS)
@@ -61,10 +62,8 @@ def trainer(request, kind, folders, tokenizer, tmp_path):
     root, options = folders(request.param), {"quantization_config": NF4} if kind == "nf4" else {}
     lora = kind != "full"
     policy = load_policy(root / "policy", tokenizer, peft_config=adapter("CAUSAL_LM") if lora else None, **options)
-    reward_model = load_reward_model(root / "reward", **options)
-    value_model = load_reward_model(root / "reward", trainable=True, **options)
-    if lora:
-        value_model = get_peft_model(value_model, adapter("SEQ_CLS", ["score"]))
+    value_adapter = adapter("SEQ_CLS") if lora else None
+    reward_model, value_model = load_scorers(policy, root / "reward", peft_config=value_adapter, **options)
     return build_trainer(
         policy,
         reward_model,
@@ -113,7 +112,20 @@ def check_rollout(trainer):
     torch.testing.assert_close(ratios, torch.ones_like(ratios), rtol=1e-4, atol=1e-4)
 
 
-def test_two_iterations(trainer, kind):
+@torch.no_grad()
+def check_saved_models(trainer, folder, options):
+    """Policy and value model of the folder are those that were trained."""
+    trainer.save_pretrained(folder)
+    ids = torch.tensor([[3, 4, 38, 5, 6, 1]])
+    actor_critic = trainer.actor_critic.eval()
+    expected = actor_critic.values(torch.cat([ids, ids[:, :1]], 1), torch.ones(1, 7, dtype=torch.long), 1)[0, 0]
+    value_model = load_reward_model(folder / "value_model", **options)
+    torch.testing.assert_close(sequence_scores(value_model, ids, torch.ones_like(ids))[0], expected)
+    policy = load_policy(folder, trainer.tokenizer, trainable=False, **options).eval()
+    torch.testing.assert_close(policy(ids).logits, actor_critic.policy(ids).logits)
+
+
+def test_two_iterations(trainer, kind, tmp_path):
     quantised = [item for item in trainer.actor_critic.modules() if isinstance(item, Linear4bit)]
     assert bool(quantised) == (kind == "nf4")
     check_rollout(trainer)
@@ -136,3 +148,4 @@ def test_two_iterations(trainer, kind):
     assert first["policy/ratio"] == pytest.approx(1, abs=1e-4)
     assert first["policy/clip_fraction"] == 0
     assert second["objective/kl"] != 0 and second["loss/ptx"] > 0
+    check_saved_models(trainer, tmp_path / "stage", {"quantization_config": NF4} if kind == "nf4" else {})

@@ -120,5 +120,5 @@ def _prompts(
 
 def _last_metrics(log: list[dict[str, Any]]) -> dict[str, Any]:
     records = [record for record in log if "objective/scores" in record]
-    wanted = ("objective/", "completions/", "val/", "loss/", "policy/")
+    wanted = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
     return {key: value for key, value in records[-1].items() if key.startswith(wanted)}

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import GradientState
+from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -62,6 +63,8 @@ RLOO_ATTRIBUTES = (
     "_logs",
     "_step",
     "_buffered_inputs",
+    "_pending_extra_logs",
+    "_pending_metrics",
     "ref_model",
     "reward_weights",
     "reward_func_names",
@@ -289,8 +292,22 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
     def rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
     ) -> torch.Tensor:
-        """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply."""
-        return self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply.
+
+        What a function passed to `log_metric` is recorded, what it passed to `log_extra` joins TRL's table.
+        """
+        found = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        for column, values in self._pending_extra_logs.items():
+            self._logs["extra"][column].extend(values)
+        self._pending_extra_logs.clear()
+        # In one order on all processes, which take part in every gathering.
+        for name in sorted(set(gather_object(list(self._pending_metrics)))):
+            values = self._pending_metrics.get(name, [])
+            sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
+            total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
+            self.record(name, total / count)
+        self._pending_metrics.clear()
+        return found
 
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""

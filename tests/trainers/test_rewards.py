@@ -297,6 +297,21 @@ class TestSeveral:
         assert names == ["rewards/count_c"]
 
 
+def test_what_a_function_logs_is_logged_once(make_trainer):
+    """Also in the second iteration, which must not see the first one's values."""
+
+    def chatty(completions, log_metric, log_extra, trainer_state, **_):
+        log_metric("mine/step", float(trainer_state.global_step))
+        log_metric("mine/step", float(trainer_state.global_step) + 1)
+        log_extra("words", [len(text.split()) for text in completions])
+        return [0.0] * len(completions)
+
+    trainer = make_trainer(reward=chatty)
+    trainer.train()
+    assert [record["mine/step"] for record in trainer.state.log_history[:2]] == [0.5, 2.5]
+    assert len(trainer._logs["extra"]["words"]) == 16, "those of the last iteration"
+
+
 def test_the_definitions_agree_with_the_rollout(make_trainer, make_scorer):
     """Score, KL and GAE of a rollout with several rewards are those of the formulas."""
     trainer = make_trainer(reward=[make_scorer(seed=5), count_c], beta=0.1, whiten_advantages=False)

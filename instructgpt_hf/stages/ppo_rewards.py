@@ -147,11 +147,14 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
 
 
 def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_format: PromptFormat) -> None:
-    advice = " Or set value_model_path to a model with the policy's tokenizer: this one then scores the answers' text."
+    advice = (
+        " The value model would start from it and read the policy's token ids. To score the text of answers with it, "
+        "set value_model_path to a model with the policy's tokenizer."
+    )
     try:
-        check_vocabulary(sft.base_model, source.record.base_model, "the reward model, where the value model starts,")
+        check_vocabulary(sft.base_model, source.record.base_model, "the reward model")
         recorded = PromptFormat.from_dict(source.record.prompt_format)
-        prompt_format.check_same(recorded, f"{source.folder}: reward model, where the value model starts")
+        prompt_format.check_same(recorded, f"{source.folder}: reward model")
     except InstructGPTError as error:
         raise InstructGPTError(str(error) + advice) from None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate.state import GradientState
+from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
@@ -57,7 +58,18 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
-RLOO_ATTRIBUTES = ("_metrics", "_logs", "_step", "_buffered_inputs", "ref_model", "reward_weights", "eos_token_ids")
+RLOO_ATTRIBUTES = (
+    "_metrics",
+    "_logs",
+    "_step",
+    "_buffered_inputs",
+    "_pending_extra_logs",
+    "_pending_metrics",
+    "ref_model",
+    "reward_weights",
+    "reward_func_names",
+    "eos_token_ids",
+)
 # Attributes that the Trainer's training loop sets and this package reads or writes.
 LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 REFERENCE_ADAPTER = "ref"
@@ -231,6 +243,7 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
     _buffered_inputs: list[dict[str, Any]] | None
     optimizer: Any
     lr_scheduler: Any
+    reward_func_names: list[str]
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
@@ -295,8 +308,22 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
     def rewards(
         self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
     ) -> torch.Tensor:
-        """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply."""
-        return self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply.
+
+        What a function passed to `log_metric` is recorded, what it passed to `log_extra` joins TRL's table.
+        """
+        found = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        for column, values in self._pending_extra_logs.items():
+            self._logs["extra"][column].extend(values)
+        self._pending_extra_logs.clear()
+        # In one order on all processes, which take part in every gathering.
+        for name in sorted(set(gather_object(list(self._pending_metrics)))):
+            values = self._pending_metrics.get(name, [])
+            sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
+            total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
+            self.record(name, total / count)
+        self._pending_metrics.clear()
+        return found
 
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""

@@ -38,11 +38,13 @@ class StageArtifact:
             or changes.
         prompt_format: how prompts become tokens; see `instructgpt_hf.data.prompts.PromptFormat.to_dict`.
         base_model: `{"id", "revision", "fingerprint"}` of the pretrained model the chain of stages started from.
-        previous: for each earlier stage this one read (`"sft"`, `"reward"`): `{"source", "fingerprint"}`.
+        previous: for each earlier stage this one read (`"sft"`, `"reward"`; in PPO also `"reward_2"`, ... and
+            `"value_start"`): `{"source", "fingerprint"}`.
         data: for each dataset role (`"demonstrations"`, `"rankings"`, `"prompts"`, `"pretraining"`): `{"source",
             "split", "rows", "fingerprint"}` and counts such as `"dropped_ties"`.
         model: `{"kind": "full" | "adapter", "architecture", "parameters", "trainable_parameters"}`; a reward model
-            adds `"reward_shift"`, a policy adds `"value_model"` (subfolder) and `"published_weights"`.
+            adds `"reward_shift"`, a policy adds `"value_model"` (subfolder), `"published_weights"` and `"rewards"`
+            (for each `{"kind", "name", "weight"}`).
         metrics: numbers measured after training on held-out data, by name.
         training: `{"steps", "epochs", "seconds", "log": [...]}`; the log holds the trainer's records.
         versions: package name -> version.

@@ -8,8 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-
-VOCABULARY = ["<pad>", "<eos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz", *[f"w{i}" for i in range(35)]]
+from tiny_models import VOCABULARY, tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -30,21 +29,6 @@ def tokenizer():
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
     )
-
-
-def tiny_config(architecture="llama", **changes):
-    """A config of a few thousand parameters; sizes are multiples of 32, which 4-bit layers need."""
-    from transformers import AutoConfig
-
-    sizes = {
-        "llama": dict(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
-        ),
-        "gpt2": dict(n_embd=32, n_layer=2, n_head=4, n_positions=128),
-        "gpt_neox": dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4),
-    }[architecture]
-    common = dict(vocab_size=len(VOCABULARY), pad_token_id=0, eos_token_id=1, bos_token_id=1)
-    return AutoConfig.for_model(architecture, **{**common, **sizes, **changes})
 
 
 @pytest.fixture

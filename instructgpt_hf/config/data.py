@@ -4,6 +4,8 @@ A dataset is a Hub id, a local file (`.jsonl`, `.json`, `.csv`, `.parquet`), a l
 datasets of the lab: `lab:demonstrations`, `lab:rankings`, `lab:prompts`, `lab:pretraining`.
 """
 
+# ruff: noqa: RUF009  `setting` returns a dataclass field.
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -79,6 +81,20 @@ class PPOArguments(DataArguments):
     )
     reward_model_path: str | None = setting(
         None, "Folder or Hub id of the reward model, which is the value model's start; this run's by default.", "§3.5"
+    )
+    extra_reward_model_paths: list[str] | None = setting(
+        None, "Folders or Hub ids of further reward models, whose scores are added; see reward_weights.", "ours"
+    )
+    reward_functions: list[str] | None = setting(
+        None,
+        "Python functions with TRL's reward function signature, as module:function, whose values are added to the "
+        "score. A module is found in the environment or in the current directory.",
+        "ours",
+    )
+    value_model_path: str | None = setting(
+        None,
+        "Folder or Hub id of the value model's start, of the policy's tokenizer; the reward model by default.",
+        "§3.5: the reward model",
     )
     prompt_template: str | None = setting(
         None, "Taken from the SFT stage; another value is an error.", "ours", list(PROMPT_TEMPLATES)

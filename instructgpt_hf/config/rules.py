@@ -162,6 +162,26 @@ def _comparison_needs_ptx(compare_without_ptx: bool, ptx_coef: float) -> str | N
     return None
 
 
+def _one_correction(missing_eos_score: float | None, missing_eos_penalty: float | None) -> str | None:
+    if missing_eos_score is not None and missing_eos_penalty is not None:
+        return "cannot be combined with missing_eos_penalty: one replaces the score, the other is subtracted from it"
+    return None
+
+
+def _one_weight_per_reward(
+    weights: list[float] | None, models: list[str] | None, functions: list[str] | None
+) -> str | None:
+    rewards = 1 + len(models or ()) + len(functions or ())
+    if weights is None or len(weights) == rewards > 1:
+        return None
+    if rewards == 1:
+        return "has no meaning with one reward; remove it, or set reward_functions or extra_reward_model_paths"
+    return (
+        f"must have {rewards} values: for the reward model, for each of extra_reward_model_paths, and for each of "
+        "reward_functions, in this order"
+    )
+
+
 def _minibatch_divides(generation: int, per_device: int, accumulation: int) -> str | None:
     processes = world_size()
     minibatch = per_device * accumulation * processes
@@ -222,6 +242,8 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
     "ppo": [
         (("pretraining_dataset_name", "ptx_coef"), _ptx_needs_text),
         (("compare_without_ptx", "ptx_coef"), _comparison_needs_ptx),
+        (("missing_eos_score", "missing_eos_penalty"), _one_correction),
+        (("reward_weights", "extra_reward_model_paths", "reward_functions"), _one_weight_per_reward),
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),

@@ -57,7 +57,7 @@ _RESERVED_PPO = {
     "eval_steps": _EVALUATED,
     "eval_on_start": _EVALUATED,
     "log_multimodal": "has no effect; prompts are text",
-    "mask_truncated_completions": "has no effect; see missing_eos_penalty",
+    "mask_truncated_completions": "has no effect; see missing_eos_penalty and missing_eos_score",
     "min_p": _WHOLE,
     "ref_model_mixup_alpha": _REFERENCE,
     "ref_model_sync_steps": _REFERENCE,
@@ -75,7 +75,6 @@ _RESERVED_PPO = {
     "num_generations": _ONE,
     "num_generations_eval": _ONE,
     "num_train_epochs": "does not set the length of PPO; set total_episodes or max_steps",
-    "reward_weights": "has no meaning with one reward model; remove it",
     "steps_per_generation": "follows from the batch sizes; set generation_batch_size",
     "warmup_steps": "is counted in iterations; set warmup_iterations",
 }

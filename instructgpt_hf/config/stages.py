@@ -153,6 +153,11 @@ class PPOConfig(trl.RLOOConfig):
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of an answer without end-of-text.", "ours: the paper does not state one"
     )
+    missing_eos_score: float | None = setting(
+        None,
+        "Score of an answer without end-of-text, in place of its own; not together with missing_eos_penalty.",
+        "ours: the paper does not state one; Huang et al. 2024 use -1",
+    )
     whiten_advantages: bool = setting(True, "Give advantages mean 0 and variance 1.", "ours: Ziegler et al. 2019")
     whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.", "ours: only the bias (§3.5)")
     kl_estimator: str = setting(

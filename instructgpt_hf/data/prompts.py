@@ -16,6 +16,8 @@ from instructgpt_hf.config.data import PLAIN_TEMPLATES
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
+# An answer that no template has in its own text, to find what a template writes behind an answer.
+_MARK = "[[answer]]"
 
 
 @dataclass(frozen=True)
@@ -104,34 +106,42 @@ class PromptFormat:
         text = self.prompt_text(prompt, tokenizer)
         return list(tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"])
 
-    def completion_ids(self, prompt: Prompt, completion: str | list[dict[str, str]], tokenizer: Any) -> list[int]:
+    def completion_ids(
+        self, prompt: Prompt, completion: str | list[dict[str, str]], tokenizer: Any, finished: bool = True
+    ) -> list[int]:
         """Token ids of a completion, ending with exactly one EOS token.
 
         A chat completion is what the template writes after the generation prompt; anything behind the first EOS (such
         as the newline after an end-of-turn token) is cut, because generation stops there.
 
+        Args:
+            prompt: what is answered.
+            completion: text, or one assistant message.
+            tokenizer: of the model that reads it.
+            finished: False for an answer that was cut short: without EOS, and without the template's end of turn.
+
         Raises:
             InstructGPTError: if the chat template does not render the answer as a continuation of the prompt.
         """
         answer = _answer(completion)
-        if self.name == "chat":
-            before = self.prompt_text(prompt, tokenizer)
-            whole = tokenizer.apply_chat_template(
-                [*_messages(prompt), {"role": "assistant", "content": answer}],
-                chat_template=self.template,
-                tokenize=False,
-            )
-            if not whole.startswith(before):
-                raise InstructGPTError(
-                    "the chat template does not render an answer as a continuation of its prompt (templates that "
-                    "drop earlier thinking blocks do this); choose a plain prompt_template instead."
-                )
-            text = whole[len(before) :]
-        else:
-            text = self.completion_prefix + answer
+        text = self._chat_answer(prompt, answer, tokenizer) if self.name == "chat" else self.completion_prefix + answer
+        if not finished and self.name == "chat":
+            text = text.removesuffix(self._chat_answer(prompt, _MARK, tokenizer).rpartition(_MARK)[2])
         text = text.split(self.eos_token)[0]
-        eos_token_id = tokenizer.convert_tokens_to_ids(self.eos_token)
-        return [*tokenizer(text, add_special_tokens=False)["input_ids"], eos_token_id]
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*ids, tokenizer.convert_tokens_to_ids(self.eos_token)] if finished else ids
+
+    def _chat_answer(self, prompt: Prompt, answer: str, tokenizer: Any) -> str:
+        """What the chat template writes behind the prompt for an answer."""
+        before = self.prompt_text(prompt, tokenizer)
+        messages = [*_messages(prompt), {"role": "assistant", "content": answer}]
+        whole = str(tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False))
+        if not whole.startswith(before):
+            raise InstructGPTError(
+                "the chat template does not render an answer as a continuation of its prompt (templates that "
+                "drop earlier thinking blocks do this); choose a plain prompt_template instead."
+            )
+        return whole[len(before) :]
 
     def completion_text(self, ids: list[int], tokenizer: Any) -> str:
         """The answer a person reads: without the separator, EOS and padding."""

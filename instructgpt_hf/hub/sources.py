@@ -26,7 +26,9 @@ _SOURCE_KEYS = {
     "model_name_or_path": "base",
     "sft_model_path": "sft",
     "reward_model_path": "reward",
+    "value_model_path": "",
 }
+_SOURCE_LISTS = ("extra_reward_model_paths",)
 _CACHED = re.compile(r"(?:^|[/\\\\])models--([^/\\\\]+)[/\\\\]snapshots[/\\\\][0-9a-f]{40}[/\\\\]?$")
 _SECRET_KEYS = ("hub_token", "token", "push_to_hub_token")
 # Where a run was stored says nothing about its result.
@@ -127,6 +129,8 @@ def _public_config(
             continue
         if key in _SOURCE_KEYS:
             shown[key] = links.get(_SOURCE_KEYS[key]) or public_source(value, is_local)
+        elif key in _SOURCE_LISTS and isinstance(value, list):
+            shown[key] = [public_source(item, is_local) for item in value]
         else:
             shown[key] = scrub(value)
     return shown

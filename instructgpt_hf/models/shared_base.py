@@ -208,6 +208,8 @@ def _adapter_beside_whole(reward: Any, peft_config: LoraConfig) -> tuple[Adapter
     """A whole reward model, frozen, and a fresh adapter on it as the value model."""
     own = copy.deepcopy(peft_config)
     own.modules_to_save, own.task_type = None, None
+    # "all-linear" would give the head an adapter too, which no score passes through.
+    own.exclude_modules = [HEAD]
     weight, record = getattr(reward, HEAD).weight.detach(), classifier_record(reward)
     host = get_peft_model(reward, own, adapter_name=VALUE_ADAPTER)
     scorer = AdapterScorer(host, None, _head(weight, weight.device), record, owns_host=False)

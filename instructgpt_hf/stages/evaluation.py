@@ -28,6 +28,8 @@ from instructgpt_hf.stages.common import (
     previous_stage,
     uses_lab,
 )
+from instructgpt_hf.stages.ppo_rewards import RewardSource, find_reward_models
+from instructgpt_hf.trainers.rewards import TextRewardModel, is_finished
 
 NAMES = {"ppo": "PPO", "ppo-ptx": "PPO-ptx"}
 GENERATION_BATCH = 64
@@ -53,11 +55,9 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
         run: the PPO stage of the run, finished.
     """
     sft_folder, sft = previous_stage(run.settings.arguments.sft_model_path, run.run_folder / "sft", "sft")
-    reward_folder, reward = previous_stage(
-        run.settings.arguments.reward_model_path, run.run_folder / "reward", "reward"
-    )
-    bench = _Bench.of(run, sft_folder, sft, reward_folder)
-    current = {"sft": sft.fingerprint, "reward": reward.fingerprint}
+    reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
+    bench = _Bench.of(run, sft_folder, sft, reward)
+    current = {"sft": sft.fingerprint, "reward": reward.record.fingerprint}
     policies = {name: run.run_folder / name for name in NAMES if _belongs(run, run.run_folder / name, current)}
     base = model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
     measured = {"SFT": bench.measure("SFT", sft_folder, None)}
@@ -69,7 +69,7 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     notes = {**bench.notes(), **_tax(measured)}
     curves = {name: StageArtifact.load(folder).training["log"] for name, folder in policies.items()}
     curves["sft"] = sft.training.get("log", [])
-    curves["reward"] = StageArtifact.load(reward_folder).training.get("log", [])
+    curves["reward"] = reward.record.training.get("log", [])
     target = run.run_folder / "evaluation"
     with atomic_folder(target) as folder:
         write_report(folder, rows, curves, notes)
@@ -101,7 +101,7 @@ class _Bench:
     samples: dict[str, list[str]]
 
     @classmethod
-    def of(cls, run: StageRun, sft_folder: Path, sft: StageArtifact, reward_folder: Path) -> _Bench:
+    def of(cls, run: StageRun, sft_folder: Path, sft: StageArtifact, reward: RewardSource) -> _Bench:
         args, options = run.settings.training, model_options(run.settings)
         tokenizer = load_tokenizer(sft_folder)
         prompt_format = PromptFormat.from_dict(sft.prompt_format)
@@ -123,7 +123,7 @@ class _Bench:
             prompt_ids=[prompt_format.prompt_ids(prompt, tokenizer) for prompt in prompts],
             tasks=tasks,
             texts=list(text[1]["text"]) if text is not None else [],
-            reward_model=load_reward_model(reward_folder, **options),
+            reward_model=reward.as_reward(load_reward_model(reward.folder, **options)),
             sft=load_policy(sft_folder, tokenizer, trainable=False, **options).eval(),
             samples={},
         )
@@ -151,8 +151,7 @@ class _Bench:
         )
         texts = [self.prompt_format.completion_text(item, self.tokenizer) for item in ids]
         self.samples[name] = texts
-        whole = [prompt + answer for prompt, answer in zip(self.prompt_ids, ids, strict=True)]
-        rewards = score_token_lists(self.reward_model, whole, self.tokenizer.pad_token_id, batch)
+        rewards = self._rewards(ids, texts, batch)
         gold = lab.gold_scores(self.prompts, texts) if uses_lab(self.run.settings) else None
         judged = gold if gold is not None else rewards
         row = PolicyRow(name=name, mean_reward=bootstrap_mean(rewards))
@@ -172,6 +171,15 @@ class _Bench:
         if self.texts:
             row.extra["pretraining_loss"] = text_loss(policy, self.tokenizer, self.texts, args.ptx_max_length, batch)
         return _Measured(row, judged, hits)
+
+    def _rewards(self, ids: list[list[int]], texts: list[str], batch: int) -> list[float]:
+        """The reward model's scores of answers, as in training: of their token ids, or of their text."""
+        reward = self.reward_model
+        if isinstance(reward, TextRewardModel):
+            whole = reward.token_lists(self.prompts, texts, is_finished(ids, [self.tokenizer.eos_token_id]))
+            return score_token_lists(reward.model, whole, reward.tokenizer.pad_token_id, batch)
+        whole = [prompt + answer for prompt, answer in zip(self.prompt_ids, ids, strict=True)]
+        return score_token_lists(reward, whole, self.tokenizer.pad_token_id, batch)
 
     def notes(self) -> dict[str, Any]:
         return {

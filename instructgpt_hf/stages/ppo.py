@@ -16,10 +16,11 @@ from instructgpt_hf.models.loading import (
     load_tokenizer,
     unwrap_peft,
 )
-from instructgpt_hf.models.reward_model import reward_shift
+from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
 from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
-from instructgpt_hf.stages.reward import check_vocabulary, recorded_format
+from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
+from instructgpt_hf.stages.reward import recorded_format
 from instructgpt_hf.stages.training import train
 
 
@@ -31,20 +32,19 @@ def run_ppo(run: StageRun) -> StageArtifact:
     """
     arguments, args = run.settings.arguments, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
-    reward_folder, reward = previous_stage(arguments.reward_model_path, run.run_folder / "reward", "reward")
-    check_adapter_settings([sft_folder, reward_folder], run.settings.values, "ppo.yaml")
     tokenizer = load_tokenizer(sft_folder)
     prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
-    prompt_format.check_same(PromptFormat.from_dict(reward.prompt_format), f"{reward_folder}: reward model")
-    check_vocabulary(sft.base_model, reward.base_model, "the reward model")
+    rewards = find_rewards(run, sft, prompt_format, tokenizer)
+    reward_folder, reward = rewards.models[0].folder, rewards.models[0].record
+    check_adapter_settings([sft_folder, rewards.value], run.settings.values, "ppo.yaml")
     if arguments.reward_model_path is None and reward.previous["sft"]["fingerprint"] != sft.fingerprint:
         raise InstructGPTError(
             f"{reward_folder}: this reward model was trained from an earlier SFT model than the one in {sft_folder}. "
             "Run the reward stage again, or name the reward model to use with reward_model_path."
         )
-    prompts, dropped = _prompts(run, prompt_format, tokenizer)
+    prompts, dropped = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
-    mark = run.fingerprint({"sft": sft.fingerprint, "reward": reward.fingerprint})
+    mark = run.fingerprint({"sft": sft.fingerprint, **rewards.determining()})
     if (done := run.finished(mark)) is not None:
         return done
 
@@ -54,13 +54,15 @@ def run_ppo(run: StageRun) -> StageArtifact:
     options = model_options(run.settings)
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
     adapter = peft_config(run.settings.model, "SEQ_CLS")
-    reward_model, value_model = load_scorers(policy, reward_folder, peft_config=adapter, **options)
+    reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
+    if rewards.value != reward_folder:
+        reward_model = load_reward_model(reward_folder, **options)
     run.prepare_work(mark)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(
         policy,
-        reward_model,
+        rewards.in_order(reward_model, options),
         value_model,
         args,
         train_dataset=prompts,
@@ -75,7 +77,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
         base_model=sft.base_model,
         previous={
             "sft": {"source": arguments.sft_model_path or "sft", "fingerprint": sft.fingerprint},
-            "reward": {"source": arguments.reward_model_path or "reward", "fingerprint": reward.fingerprint},
+            **rewards.lineage(),
         },
         model={
             "kind": "adapter" if hasattr(policy, "peft_config") else "full",
@@ -85,6 +87,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
             "license": sft.base_model.get("license"),
             "published_weights": args.publish_weights if args.ema_decay else "raw",
             "reward_shift": reward_shift(reward_model),
+            "rewards": rewards.described(args.reward_weights),
             **count_parameters(policy),
         },
         metrics=_last_metrics(training["log"]),
@@ -95,13 +98,18 @@ def run_ppo(run: StageRun) -> StageArtifact:
     return run.finish(artifact, trainer.save_pretrained)
 
 
-def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tuple[Any, dict[str, int]]:
+def _prompts(
+    run: StageRun, prompt_format: PromptFormat, tokenizer: Any, with_columns: bool
+) -> tuple[Any, dict[str, int]]:
+    """The prompts, with the dataset's other columns if reward functions read them."""
     arguments, args = run.settings.arguments, run.training_arguments()
     dataset, _ = run.train_and_test("prompts")
     where = f"prompts: {arguments.dataset_name}"
     prompts, dropped = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)
-    # The reward model reads the prompt alone; other columns would be passed to it as arguments.
-    prompts = prompts.select_columns(["prompt"])
+    if with_columns:
+        check_columns(prompts.column_names, where)
+    else:
+        prompts = prompts.select_columns(["prompt"])
     if len(prompts) < args.generation_batch_size:
         raise InstructGPTError(
             f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = {args.generation_batch_size} "
@@ -112,5 +120,5 @@ def _prompts(run: StageRun, prompt_format: PromptFormat, tokenizer: Any) -> tupl
 
 def _last_metrics(log: list[dict[str, Any]]) -> dict[str, Any]:
     records = [record for record in log if "objective/scores" in record]
-    wanted = ("objective/", "completions/", "val/", "loss/", "policy/")
+    wanted = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
     return {key: value for key, value in records[-1].items() if key.startswith(wanted)}

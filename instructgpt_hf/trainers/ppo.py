@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -36,9 +37,16 @@ from instructgpt_hf.functional import (
 from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
-from instructgpt_hf.models.reward_model import save_reward_model, sequence_scores
+from instructgpt_hf.models.reward_model import save_reward_model
 from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.rewards import (
+    RewardModelFunction,
+    as_reward_functions,
+    combined_scores,
+    distinct,
+    is_finished,
+)
 from instructgpt_hf.trainers.rollouts import (
     Batch,
     by_length,
@@ -55,35 +63,6 @@ TRAINABLE_FILE = "trainable.safetensors"
 AVERAGE_FILE = "ema.safetensors"
 STATE_FILE = "ppo_state.json"
 SAMPLES_FILE = "rollouts.jsonl"
-RewardFunction = Callable[..., list[float]]
-
-
-class RewardModelFunction:
-    """A reward model as a TRL reward function that scores the very token ids that were sampled.
-
-    TRL's own path decodes without special tokens and tokenizes again, so its reward model never sees EOS.
-
-    Args:
-        model: frozen reward model; its shift is applied.
-        trainer: gives the prompt rendering, the padding id, the device and autocast.
-    """
-
-    def __init__(self, model: Any, trainer: PPOTrainer) -> None:
-        self.model = model
-        self.trainer = trainer
-        self.__name__ = "reward_model"
-
-    @torch.no_grad()
-    def __call__(self, prompts: list[Any], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        trainer = self.trainer
-        rendered = [trainer.render_prompt(prompt) for prompt in prompts]
-        batch = trainer.to_device(pad_rollouts(rendered, completion_ids, trainer.tokenizer.pad_token_id))
-        scores = torch.zeros(len(prompts))
-        for rows, piece in by_length(batch, trainer.args.per_device_eval_batch_size):
-            ids, mask, _length = model_batch(piece)
-            with trainer.accelerator.autocast():
-                scores[rows.cpu()] = sequence_scores(self.model, ids, mask).float().cpu()
-        return scores.tolist()
 
 
 class PPOTrainer(OnPolicyTrainer):
@@ -100,8 +79,9 @@ class PPOTrainer(OnPolicyTrainer):
 
     Args:
         model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.
-        reward_model: a reward model, a Python function with TRL's reward function signature, or a list of both,
-            weighted by `args.reward_weights`.
+        reward_model: a reward model that reads the policy's token ids, a `TextRewardModel` with another tokenizer, a
+            Python function with TRL's reward function signature, or a list of these, weighted by
+            `args.reward_weights`.
         value_model: sequence classifier with a scalar head, a copy of the reward model (§3.5).
         args: `PPOConfig`.
         train_dataset: column `prompt`; other columns are passed to reward functions.
@@ -145,9 +125,7 @@ class PPOTrainer(OnPolicyTrainer):
     ) -> None:
         _check_sizes(args, train_dataset, pretraining_dataset)
         self.prompt_format = prompt_format
-        rewards = reward_model if isinstance(reward_model, list) else [reward_model]
-        models = [item for item in rewards if isinstance(item, nn.Module)]
-        functions = [RewardModelFunction(item, self) if isinstance(item, nn.Module) else item for item in rewards]
+        functions = as_reward_functions(reward_model, self)
         if ref_model is None and not hasattr(model, "peft_config"):
             ref_model = copy.deepcopy(model)
         # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
@@ -164,8 +142,10 @@ class PPOTrainer(OnPolicyTrainer):
             )
         self.beta = args.beta = beta
         self.ref_model = self._frozen(ref_model)
-        for item in models:
-            self._frozen(item)
+        self.reward_func_names = distinct(self.reward_func_names)
+        for function in functions:
+            if isinstance(function, RewardModelFunction):
+                self._frozen(function.model)
         if args.disable_dropout:
             for item in (model, value_model):
                 disable_dropout(item)
@@ -240,7 +220,8 @@ class PPOTrainer(OnPolicyTrainer):
         prompt_ids, completion_ids, completions = self.generate(prompts)
         batch = self.to_device(pad_rollouts(prompt_ids, completion_ids, self.tokenizer.pad_token_id))
         rewards = self.rewards(inputs, prompts, completions, completion_ids)
-        scores = self._scores(rewards, completion_ids)
+        finished = torch.tensor(is_finished(completion_ids, self.eos_token_ids), device=rewards.device)
+        scores = self._scores(rewards, finished)
         reference = self._evaluate_policies(batch)
         mask = batch["completion_mask"]
         kl = kl_estimate(batch["logps"], reference, self.args.kl_estimator)
@@ -251,7 +232,7 @@ class PPOTrainer(OnPolicyTrainer):
         if self.args.whiten_advantages:
             advantages = self._over_all_processes(masked_whiten, advantages, mask)
         batch["advantages"] = advantages
-        self._record_rollout(batch, scores, reference, completion_ids)
+        self._record_rollout(batch, scores, reference, finished)
         self.record_samples(prompts, completions, self._local(rewards), advantages.sum(1).tolist())
         self._keep_samples(prompts, completions, scores)
         return batch
@@ -272,16 +253,19 @@ class PPOTrainer(OnPolicyTrainer):
         size = gathered.shape[0] // self.accelerator.num_processes
         return gathered[self.accelerator.process_index * size :][:size]
 
-    def _scores(self, rewards: Tensor, completion_ids: list[list[int]]) -> Tensor:
-        """Weighted sum [B] of the reward functions, clipped, minus the penalty on unfinished answers."""
-        weights = self.reward_weights.to(rewards.device)
-        scores = (self._local(rewards) * weights).nansum(dim=1)
-        if self.reward_clip_range is not None:
-            scores = scores.clamp(*self.reward_clip_range)
-        if self.args.missing_eos_penalty is not None:
-            finished = torch.tensor([ids[-1] in self.eos_token_ids for ids in completion_ids], device=scores.device)
-            scores = scores - self.args.missing_eos_penalty * (~finished)
-        return scores
+    def _scores(self, rewards: Tensor, finished: Tensor) -> Tensor:
+        """Score [B] of this process's answers from the rewards of all; logs the mean of every reward."""
+        for name, mean in zip(self.reward_func_names, rewards.nanmean(dim=0).tolist(), strict=True):
+            if not math.isnan(mean):
+                self.record(f"rewards/{name}", mean)
+        return combined_scores(
+            self._local(rewards),
+            self.reward_weights,
+            finished,
+            self.reward_clip_range,
+            self.args.missing_eos_penalty,
+            self.args.missing_eos_score,
+        )
 
     @torch.no_grad()
     def _evaluate_policies(self, batch: Batch) -> Tensor:
@@ -317,14 +301,12 @@ class PPOTrainer(OnPolicyTrainer):
         """The rows of all processes, padded to the longest."""
         return [self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in tensors]
 
-    def _record_rollout(
-        self, batch: Batch, scores: Tensor, reference: Tensor, completion_ids: list[list[int]]
-    ) -> None:
+    def _record_rollout(self, batch: Batch, scores: Tensor, reference: Tensor, finished: Tensor) -> None:
         mask = batch["completion_mask"]
         kl = ((batch["logps"] - reference) * mask).sum(1)
         penalty = (kl_estimate(batch["logps"], reference, self.args.kl_estimator) * mask).sum(1) * self.beta
-        finished = torch.tensor([float(ids[-1] in self.eos_token_ids) for ids in completion_ids], device=kl.device)
-        rows = torch.stack([scores, kl, scores - penalty, penalty, finished, batch["values"].sum(1) / mask.sum(1)])
+        values = batch["values"].sum(1) / mask.sum(1)
+        rows = torch.stack([scores, kl, scores - penalty, penalty, finished.float(), values])
         means = self.accelerator.gather(rows.T.contiguous()).mean(0).tolist()
         names = (
             "objective/scores",

@@ -67,6 +67,11 @@ class TestPlain:
         message = [{"role": "assistant", "content": "e"}]
         assert made.completion_ids(several, message, tokenizer) == words(tokenizer, "e <eos>")
 
+    def test_unfinished_completion_has_no_eos(self, tokenizer):
+        made = PromptFormat.create("user-assistant", tokenizer)
+        assert made.completion_ids("a b", "c d", tokenizer, finished=False) == words(tokenizer, "c d")
+        assert made.completion_ids("a b", "", tokenizer, finished=False) == []
+
     def test_text_of_a_completion(self, tokenizer):
         made = PromptFormat.create("raw", tokenizer)
         assert made.completion_text(words(tokenizer, "c d <eos> <pad>"), tokenizer) == "c d"
@@ -81,6 +86,14 @@ class TestChat:
         whole = chat_tokenizer(chat_tokenizer.apply_chat_template(messages, tokenize=False))["input_ids"]
         joined = made.prompt_ids("a b", chat_tokenizer) + made.completion_ids("a b", "c", chat_tokenizer)
         assert joined == whole[: len(joined)] and len(whole) == len(joined) + 1
+
+    @pytest.mark.parametrize("end", ["<eos> z ", " y z ", " y <eos> z ", ""])
+    @pytest.mark.parametrize("answer", ["c", "y", "z", ""])
+    def test_unfinished_completion_has_no_end_of_turn(self, tokenizer, end, answer):
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = CHAT.replace("<eos> z ", end)
+        made = PromptFormat.create("chat", changed)
+        assert made.completion_ids("a b", answer, changed, finished=False) == words(tokenizer, answer)
 
     def test_messages_as_prompt(self, chat_tokenizer):
         made = PromptFormat.create("chat", chat_tokenizer)

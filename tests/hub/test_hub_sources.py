@@ -60,6 +60,8 @@ def test_nothing_local_is_left_in_a_record() -> None:
         "hub_token": "hf_abcdefghijklmnop",
         "sft_model_path": "/home/bob/runs/tiny/sft",
         "dataset_name": "/home/bob/secret/prompts.jsonl",
+        "extra_reward_model_paths": ["bob/run/reward", "/home/bob/other", "alice/helpful"],
+        "value_model_path": "bob/run/ppo/value_model",
     }
     artifact.previous["reward"]["source"] = "/home/bob/elsewhere/reward"
     artifact.training["log"].append({"message": "checkpoint in /home/bob/runs/tiny/checkpoint-1"})
@@ -70,5 +72,7 @@ def test_nothing_local_is_left_in_a_record() -> None:
     assert shown.previous["sft"]["source"] == shown.config["sft_model_path"] == "alice/tiny-sft"
     assert shown.previous["reward"]["source"] == "./reward"
     assert shown.base_model["id"] == "./base"
+    assert shown.config["extra_reward_model_paths"] == ["./reward", "./other", "alice/helpful"]
+    assert shown.config["value_model_path"] == "./value_model"
     assert shown.prompt_format == artifact.prompt_format
     assert "/home/bob" in artifact.base_model["id"]  # the original is untouched

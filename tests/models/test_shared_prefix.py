@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from tiny_models import LLAMA, NEOX, SIZES, tiny_config
+from transformers import AutoModelForSequenceClassification
 
 from instructgpt_hf.data.ranking_batches import RankingCollator
 from instructgpt_hf.models.shared_prefix import CompletionScorer, attention_masks, shared_prefix_refusal
@@ -22,37 +23,6 @@ RANKINGS = [
 for ranking in RANKINGS:
     ranking["ranks"] = list(range(1, len(ranking["completion_ids"]) + 1))
 
-COMMON = dict(vocab_size=64, pad_token_id=PAD, eos_token_id=EOS, bos_token_id=EOS, num_labels=1)
-LLAMA = dict(
-    hidden_size=32,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    head_dim=8,
-    max_position_embeddings=64,
-)
-GPT2 = dict(n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
-NEOX = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
-SIZES = {
-    "llama": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    # A sliding window on every layer, on none, and on alternate layers.
-    "mistral": {**LLAMA, "sliding_window": 4},
-    "phi3": {**LLAMA, "sliding_window": 4},
-    "gemma3_text": {**LLAMA, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]},
-    "gemma2": {**LLAMA, "sliding_window": 4, "attn_logit_softcapping": 2.0, "final_logit_softcapping": None},
-    "gpt2": GPT2,
-    "gpt_neox": NEOX,
-    "opt": dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
-    "gptj": {**GPT2, "rotary_dim": 4},
-    "phi": LLAMA,
-    "olmo2": LLAMA,
-    "stablelm": LLAMA,
-    "smollm3": LLAMA,
-    "gpt_bigcode": GPT2,
-}
 # Their classifiers have no SDPA; softcapping needs eager attention anyway.
 EAGER_ONLY = {"gemma2", "gptj"}
 CASES = [(name, "eager") for name in SIZES] + [(name, "sdpa") for name in SIZES if name not in EAGER_ONLY]
@@ -60,7 +30,7 @@ CASES = [(name, "eager") for name in SIZES] + [(name, "sdpa") for name in SIZES 
 
 def scorer(architecture, attention="sdpa", sizes=None):
     torch.manual_seed(0)
-    config = AutoConfig.for_model(architecture, **COMMON, **(sizes or SIZES[architecture]))
+    config = tiny_config(architecture, sizes, num_labels=1)
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():  # the initialisation is too small for attention to matter
         for name, item in model.named_parameters():

@@ -6,65 +6,12 @@ import copy
 
 import pytest
 import torch
-from datasets import Dataset
+from ppo_trainer import PROMPTS, count_c, snapshot
 
 from instructgpt_hf.config.stages import PPOConfig
-from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.trainers.ppo import PPOTrainer
 from instructgpt_hf.trainers.rollouts import by_length, deal, model_batch, pad_rollouts, select
 from instructgpt_hf.trainers.sampler import EpisodeSampler
-
-PROMPTS = Dataset.from_dict(
-    {"prompt": [f"a b w{index % 35}" if index % 2 else f"c w{index % 35}" for index in range(64)]}
-)
-TEXT = Dataset.from_dict({"text": ["a b c d e f g h i j"] * 20})
-
-
-def count_c(prompts, completions, completion_ids, **_):
-    """A reward that a policy can climb: how often token 5 ("c") occurs."""
-    return [float(sum(token == 5 for token in ids)) for ids in completion_ids]
-
-
-@pytest.fixture
-def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
-    def build(reward=count_c, policy=None, value_model=None, ref_model=None, **changes):
-        settings = dict(
-            output_dir=str(tmp_path / "work"),
-            generation_batch_size=16,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=1,
-            per_device_eval_batch_size=16,
-            total_episodes=32,
-            learning_rate=1e-3,
-            value_learning_rate=1e-3,
-            max_completion_length=6,
-            ptx_coef=0.0,
-            ptx_episodes_ratio=1,
-            ptx_max_length=8,
-            warmup_iterations=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=0,
-        )
-        args = PPOConfig(**{**settings, **changes})
-        return PPOTrainer(
-            policy if policy is not None else make_policy(),
-            reward,
-            value_model if value_model is not None else make_scorer(),
-            args,
-            train_dataset=PROMPTS,
-            processing_class=tokenizer,
-            prompt_format=PromptFormat.create("raw", tokenizer),
-            pretraining_dataset=TEXT,
-            ref_model=ref_model,
-        )
-
-    return build
-
-
-def snapshot(module):
-    return {name: item.detach().clone() for name, item in module.named_parameters()}
 
 
 def test_every_trainable_parameter_moves_and_every_frozen_one_stays(make_trainer, make_scorer):
@@ -204,25 +151,6 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
             torch.testing.assert_close(batch[name][row, :count], expected, rtol=1e-4, atol=1e-5)
             assert not batch[name][row, count:].any()
     assert len(lengths) > 1, "the rows must differ in length to say anything about padding"
-
-
-def test_missing_eos_penalty_is_subtracted_from_unfinished_answers_only(make_trainer):
-    trainer = make_trainer(missing_eos_penalty=2.5)
-    rewards = torch.tensor([[1.0], [1.0]])
-    scores = trainer._scores(rewards, [[5, 5, 1], [5, 5, 5]])
-    assert scores.tolist() == [1.0, -1.5]
-
-
-def test_reward_model_sees_the_sampled_ids_with_eos(make_trainer, make_scorer):
-    reward_model = make_scorer(seed=5)
-    reward_model.config.reward_shift = 0.25
-    trainer = make_trainer(reward=reward_model)
-    scores = trainer.reward_funcs[0](prompts=["a b", "c"], completion_ids=[[5, 6, 1], [7, 1]])
-    for prompt, answer, score in (([3, 4], [5, 6, 1], scores[0]), ([5], [7, 1], scores[1])):
-        with torch.no_grad():
-            hidden = reward_model.model(input_ids=torch.tensor([prompt + answer])).last_hidden_state
-            expected = reward_model.score(hidden)[0, -1, 0].item() - 0.25
-        assert score == pytest.approx(expected, abs=1e-5)
 
 
 def test_learning_rates(make_trainer):

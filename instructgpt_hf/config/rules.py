@@ -42,10 +42,13 @@ RANGES: dict[str, Range] = {
             "cliprange_value",
             "epsilon",
             "epsilon_high",
+            "kl_horizon",
+            "kl_target",
             "learning_rate",
             "logging_steps",
             "num_train_epochs",
             "save_steps",
+            "stop_kl",
             "temperature",
             "value_learning_rate",
         ],
@@ -61,6 +64,7 @@ RANGES: dict[str, Range] = {
             "rollout_log_samples",
             "seed",
             "top_k",
+            "value_warmup_iterations",
             "vf_coef",
             "warmup_iterations",
             "warmup_steps",
@@ -198,6 +202,31 @@ def _saves_after_iterations(
     )
 
 
+def _target_needs_penalty(kl_target: float | None, beta: float) -> str | None:
+    return "adapts beta, which must be above 0" if kl_target is not None and beta == 0 else None
+
+
+def _target_below_stop(kl_target: float | None, stop_kl: float | None) -> str | None:
+    if kl_target is not None and stop_kl is not None and kl_target >= stop_kl:
+        return f"must be below stop_kl ({stop_kl:g})"
+    return None
+
+
+def _horizon_holds_batches(kl_horizon: float, generation: int, kl_target: float | None) -> str | None:
+    if kl_target is not None and kl_horizon < generation:
+        return f"must be at least generation_batch_size ({generation}): beta changes once for each batch"
+    return None
+
+
+def _value_warmup_ends(warmup: int, total: int | None, max_steps: int, generation: int, *batch: int) -> str | None:
+    per_device, accumulation, inner = batch
+    steps = steps_per_iteration(generation, per_device * accumulation * world_size(), inner)
+    iterations = max_steps // steps if max_steps > 0 and steps else (total or 0) // generation
+    if warmup and warmup >= iterations:
+        return f"must be below the {iterations} iterations of the stage: the policy would never be trained"
+    return None
+
+
 def _stream_needs_steps(max_steps: int, streaming: bool) -> str | None:
     return "must be set with streaming: the length of a stream is not known" if streaming and max_steps < 1 else None
 
@@ -225,6 +254,10 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),
+        (("kl_target", "beta"), _target_needs_penalty),
+        (("kl_target", "stop_kl"), _target_below_stop),
+        (("kl_horizon", "generation_batch_size", "kl_target"), _horizon_holds_batches),
+        (("value_warmup_iterations", "total_episodes", "max_steps", *_BATCH, "num_iterations"), _value_warmup_ends),
     ],
 }
 

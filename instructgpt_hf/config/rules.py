@@ -6,6 +6,7 @@ recipe's files before it constructs anything, so that it can report every proble
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field
@@ -148,6 +149,18 @@ def _quantized_needs_adapter(use_peft: bool, load_in_4bit: bool, load_in_8bit: b
     return None
 
 
+# Where metrics can go, and the packages one of which it needs; transformers knows more of them.
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+
+
+def _trackers_are_installed(report_to: str | list[str] | None) -> str | None:
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        packages = _TRACKERS.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            return f"needs the package {packages[0]}: pip install {packages[0]}"
+    return None
+
+
 def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float) -> str | None:
     if pretraining_mix > 0 and not pretraining_dataset_name:
         return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})"
@@ -240,6 +253,7 @@ def _stream_needs_one_reader(dataloader_num_workers: int, streaming: bool) -> st
 _MODEL_RULES: list[_Rule] = [
     (("load_in_8bit", "load_in_4bit"), _one_quantization),
     (("use_peft", "load_in_4bit", "load_in_8bit"), _quantized_needs_adapter),
+    (("report_to",), _trackers_are_installed),
 ]
 _BATCH = ("generation_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 _STAGE_RULES: dict[str, list[_Rule]] = {

@@ -101,7 +101,6 @@ class StageRun:
         """
         args = self.settings.training
         args.output_dir, args.push_to_hub = str(self.work), False
-        args.run_name = args.run_name or f"{self.recipe}-{self.name}"
         return args
 
     # Data

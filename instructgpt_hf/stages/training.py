@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import signal
 import sys
 import time
@@ -148,6 +149,7 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     if checkpoint is not None:
         run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")
     _match_precision(trainer)
+    trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
     _keep_events(trainer, run)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
@@ -185,6 +187,14 @@ def own_tracker_run() -> Iterator[None]:
         run = getattr(wandb, "run", None)
         if run is not None and run is not before:
             wandb.finish()
+
+
+def _tracker_name(run: StageRun) -> str:
+    """A name that only this training of the stage has, also once it is resumed: trackio appends to a name it knows."""
+    file = run.work / "started"
+    if not file.is_file():
+        file.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), encoding="utf-8")
+    return f"{run.recipe}-{run.name}-{file.read_text(encoding='utf-8')}"
 
 
 def _keep_events(trainer: Any, run: StageRun) -> None:

@@ -219,7 +219,7 @@ class Guard(TrainerCallback):
 
     def _stopped(self, step: int, found: str, advice: str, before: float = math.inf) -> TrainingStopped:
         checkpoint = last_checkpoint(Path(self.args.output_dir), before)
-        last = f"last good checkpoint: {checkpoint}" if checkpoint else "no checkpoint was saved before it"
+        last = f"last good checkpoint: {checkpoint}" if checkpoint else "there is no good checkpoint yet"
         return TrainingStopped(
             f"Training stopped in iteration {step // self.steps + 1}, after {step} optimizer steps: {found}.\n"
             f"  - {last}\n  - try {advice}"

@@ -173,7 +173,7 @@ def test_kl_above_its_limit_stops_and_sets_the_checkpoint_of_that_policy_aside(m
 
 def test_without_a_checkpoint_the_message_says_so(make_trainer):
     trainer = make_trainer(learning_rate=1e-2, stop_kl=1e-9)
-    with pytest.raises(TrainingStopped, match="no checkpoint was saved before it"):
+    with pytest.raises(TrainingStopped, match="there is no good checkpoint yet"):
         trainer.train()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ppo_setup import build_trainer, records
+from ppo_setup import PROMPTS, build_trainer, records
 from transformers import TrainerCallback
 
 from instructgpt_hf.errors import InstructGPTError
@@ -64,6 +64,16 @@ def test_value_warmup_leaves_the_policy_alone_bit_for_bit(make_trainer, ptx_coef
     log = records(trainer)
     assert [("loss/ptx" in record) for record in log] == [False, False, bool(ptx_coef), bool(ptx_coef)]
     assert [record["objective/kl"] for record in log[:3]] == pytest.approx([0.0] * 3, abs=1e-6)
+
+
+def test_value_warmup_applies_the_value_loss_alone(make_trainer):
+    trainer = make_trainer(value_warmup_iterations=1, vf_coef=0.5)
+    trainer.model.train()
+    piece = trainer.minibatches(trainer.rollout([PROMPTS[index] for index in range(16)]))[0]
+    loss = trainer.minibatch_loss(trainer.model, piece)
+    loss.backward()
+    assert all(item.grad is None for item in trainer.actor_critic.role_parameters("policy").values())
+    assert loss.item() == pytest.approx(0.5 * trainer.guard.seen["loss/value"][0], rel=1e-5)
 
 
 def test_value_warmup_drops_the_gradients_that_distributed_wrappers_need(make_trainer):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer import TRAINER_STATE_NAME
 
 from instructgpt_hf.errors import InstructGPTError
 
@@ -227,14 +226,9 @@ class Guard(TrainerCallback):
 
 
 def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
-    """The complete checkpoint of the highest optimizer step below `before`, or None."""
-    steps = {int(path.name.rsplit("-", 1)[1]): path for path in folder.glob("checkpoint-*") if is_complete(path)}
+    """The checkpoint of the highest optimizer step below `before`, or None."""
+    steps = {int(path.name.rsplit("-", 1)[1]): path for path in folder.glob("checkpoint-*")}
     return max(((step, path) for step, path in steps.items() if step < before), default=(0, None))[1]
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end; the Trainer writes its state last."""
-    return (checkpoint / TRAINER_STATE_NAME).is_file()
 
 
 def set_aside(folder: Path, step: int) -> None:

@@ -288,7 +288,7 @@ class PPOTrainer(OnPolicyTrainer):
     @property
     def value_only(self) -> bool:
         """Whether this iteration trains the value model alone."""
-        return self.state.global_step < self.args.value_warmup_iterations * self.args.optimizer_steps_per_iteration
+        return self.iteration < int(self.args.value_warmup_iterations)
 
     def _keep_samples(self, prompts: list[Any], completions: list[Any], scores: Tensor) -> None:
         """Note the first few rollouts of the iteration for `rollouts.jsonl`."""

@@ -29,6 +29,8 @@ def adapted_kl_weight(beta: float, kl: float, target: float, episodes: int, hori
     if target <= 0.0:
         raise ValueError(f"Expected a KL target above 0, got {target}.")
     if horizon <= ERROR_LIMIT * episodes:
-        raise ValueError(f"Expected a horizon above {ERROR_LIMIT * episodes:g} for {episodes} episodes, got {horizon}.")
+        raise ValueError(
+            f"Expected a horizon above {ERROR_LIMIT * episodes:g} for {episodes} episodes, got {horizon}."
+        )
     error = min(max((kl - target) / target, -ERROR_LIMIT), ERROR_LIMIT)
     return beta * (1.0 + error * episodes / horizon)

@@ -202,9 +202,7 @@ class StageRun:
 
     def fingerprint(self, inputs: dict[str, Any], without: Sequence[str] = ()) -> str:
         """Hash of all that determines the result: settings but those `without`, data, models read, package version."""
-        values = {
-            key: value for key, value in self.settings.changed().items() if _matters(key) and key not in without
-        }
+        values = {key: value for key, value in self.settings.changed().items() if _matters(key) and key not in without}
         data = {role: item["fingerprint"] for role, item in self.data.items()}
         return fingerprint({"stage": self.name, "values": values, "data": data, "version": __version__, **inputs})
 

@@ -189,7 +189,9 @@ def test_phases_of_a_real_iteration(make_trainer):
     trainer = make_trainer(ptx_coef=1.0, num_iterations=2, total_episodes=16)
     trainer.train()
     (record,) = records(trainer)
-    tokens = {phase: record[f"time/{phase}"] * record[f"throughput/{phase}"] for phase in ("generate", "score", "train")}
+    tokens = {
+        phase: record[f"time/{phase}"] * record[f"throughput/{phase}"] for phase in ("generate", "score", "train")
+    }
     assert tokens["generate"] == pytest.approx(16 * record["completions/mean_length"])
     assert tokens["score"] == pytest.approx(record["num_tokens"])
     # Both inner epochs, and 1 pretraining example of 8 tokens for each episode in each of them.

@@ -39,6 +39,7 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
     "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
     "Trainer._load_optimizer_and_scheduler": (Trainer, ("self", "checkpoint")),
+    "Trainer._get_grad_norm": (Trainer, ("self", "model", "grad_norm")),
     "Trainer._get_output_dir": (Trainer, ("self", "trial")),
     "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
     "rotate_checkpoints": (
@@ -234,8 +235,9 @@ class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
 class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,
-    `load_models`, and `load_state`, which is all that is called where DeepSpeed reads the weights itself.
+    Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `gradient_done`,
+    `save_models`, `load_models`, `set_learning_rates`, and `load_state`, which is all that is called where DeepSpeed
+    reads weights and optimizer itself.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -276,6 +278,13 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.is_deepspeed_enabled:
             self.load_state(checkpoint)
+        elif checkpoint is not None:
+            self.set_learning_rates()
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.gradient_done(norm)
+        return norm
 
     def unlogged(self) -> dict[str, Any]:
         """What was measured since the last log, and the sum of the losses, as plain JSON."""

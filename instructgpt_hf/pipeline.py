@@ -19,6 +19,7 @@ from instructgpt_hf.stages.evaluation import evaluate_run
 from instructgpt_hf.stages.ppo import run_ppo
 from instructgpt_hf.stages.reward import run_reward
 from instructgpt_hf.stages.sft import run_sft
+from instructgpt_hf.stages.training import own_tracker_run
 
 NEXT = {"sft": "reward", "reward": "ppo"}
 
@@ -66,7 +67,8 @@ def run_stage(
     with quiet_environment():
         artifacts = []
         for item in _runs(recipe, stage, output_dir, console):
-            artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
+            with own_tracker_run():
+                artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
             _free_memory()
         if part_of_run:
             return artifacts

@@ -155,11 +155,19 @@ def shown(default):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_metric_that_a_trainer_records_is_explained(stage):
-    source = text_of(ROOT / "instructgpt_hf" / "trainers" / f"{stage}.py")
-    names = set(re.findall(r"""record\("([\w/]+)\"""", source)) | set(re.findall(r'"(\w+/\w+)"[:,]', source))
+    modules = [stage, "phases"] if stage == "ppo" else [stage]
+    source = "".join(text_of(ROOT / "instructgpt_hf" / "trainers" / f"{name}.py") for name in modules)
+    names = set(re.findall(r"""record\("([\w/]+)\"""", source)) | set(re.findall(r'"(\w+/\w+)"[:,)]', source))
     names |= set(re.findall(r'logs\["(\w+)"\]', source))
     page = text_of(ROOT / PAGE[stage])
     assert not {name for name in names if f"`{name}`" not in page}
+
+
+def test_settings_that_a_stopped_run_may_change_are_listed():
+    from instructgpt_hf.stages.continuing import ADJUSTABLE
+
+    section = text_of(ROOT / "docs" / "ppo.md").split("**Stops.**")[1].split("\n## ")[0]
+    assert set(ADJUSTABLE) <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-ptx"])

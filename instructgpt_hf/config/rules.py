@@ -6,6 +6,7 @@ recipe's files before it constructs anything, so that it can report every proble
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field
@@ -42,10 +43,13 @@ RANGES: dict[str, Range] = {
             "cliprange_value",
             "epsilon",
             "epsilon_high",
+            "kl_horizon",
+            "kl_target",
             "learning_rate",
             "logging_steps",
             "num_train_epochs",
             "save_steps",
+            "stop_kl",
             "temperature",
             "value_learning_rate",
         ],
@@ -61,6 +65,7 @@ RANGES: dict[str, Range] = {
             "rollout_log_samples",
             "seed",
             "top_k",
+            "value_warmup_iterations",
             "vf_coef",
             "warmup_iterations",
             "warmup_steps",
@@ -144,6 +149,18 @@ def _quantized_needs_adapter(use_peft: bool, load_in_4bit: bool, load_in_8bit: b
     return None
 
 
+# Where metrics can go, and the packages one of which it needs; transformers knows more of them.
+_TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("trackio",), "wandb": ("wandb",)}
+
+
+def _trackers_are_installed(report_to: str | list[str] | None) -> str | None:
+    for name in [report_to] if isinstance(report_to, str) else report_to or []:
+        packages = _TRACKERS.get(name, ())
+        if packages and not any(importlib.util.find_spec(package) for package in packages):
+            return f"needs the package {packages[0]}: pip install {packages[0]}"
+    return None
+
+
 def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float) -> str | None:
     if pretraining_mix > 0 and not pretraining_dataset_name:
         return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})"
@@ -218,6 +235,31 @@ def _saves_after_iterations(
     )
 
 
+def _target_needs_penalty(kl_target: float | None, beta: float) -> str | None:
+    return "adapts beta, which must be above 0" if kl_target is not None and beta == 0 else None
+
+
+def _target_below_stop(kl_target: float | None, stop_kl: float | None) -> str | None:
+    if kl_target is not None and stop_kl is not None and kl_target >= stop_kl:
+        return f"must be below stop_kl ({stop_kl:g})"
+    return None
+
+
+def _horizon_holds_batches(kl_horizon: float, generation: int, kl_target: float | None) -> str | None:
+    if kl_target is not None and kl_horizon < generation:
+        return f"must be at least generation_batch_size ({generation}): beta changes once for each batch"
+    return None
+
+
+def _value_warmup_ends(warmup: int, total: int | None, max_steps: int, generation: int, *batch: int) -> str | None:
+    per_device, accumulation, inner = batch
+    steps = steps_per_iteration(generation, per_device * accumulation * world_size(), inner)
+    iterations = max_steps // steps if max_steps > 0 and steps else (total or 0) // generation
+    if warmup and warmup >= iterations:
+        return f"must be below the {iterations} iterations of the stage: the policy would never be trained"
+    return None
+
+
 def _stream_needs_steps(max_steps: int, streaming: bool) -> str | None:
     return "must be set with streaming: the length of a stream is not known" if streaming and max_steps < 1 else None
 
@@ -231,6 +273,7 @@ def _stream_needs_one_reader(dataloader_num_workers: int, streaming: bool) -> st
 _MODEL_RULES: list[_Rule] = [
     (("load_in_8bit", "load_in_4bit"), _one_quantization),
     (("use_peft", "load_in_4bit", "load_in_8bit"), _quantized_needs_adapter),
+    (("report_to",), _trackers_are_installed),
 ]
 _BATCH = ("generation_batch_size", "per_device_train_batch_size", "gradient_accumulation_steps")
 _STAGE_RULES: dict[str, list[_Rule]] = {
@@ -247,6 +290,10 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),
+        (("kl_target", "beta"), _target_needs_penalty),
+        (("kl_target", "stop_kl"), _target_below_stop),
+        (("kl_horizon", "generation_batch_size", "kl_target"), _horizon_holds_batches),
+        (("value_warmup_iterations", "total_episodes", "max_steps", *_BATCH, "num_iterations"), _value_warmup_ends),
     ],
 }
 

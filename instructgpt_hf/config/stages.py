@@ -143,6 +143,12 @@ class PPOConfig(trl.RLOOConfig):
     ptx_max_length: int = setting(1024, "Tokens per pretraining example.", "ours: the paper does not state it")
     warmup_iterations: int = setting(10, "Iterations in which the learning rates rise linearly to their peak.", "C.4")
     warmup_start_factor: float = setting(0.1, "Fraction of the peak at which the warm-up starts.", "C.4")
+    value_warmup_iterations: int = setting(
+        0,
+        "First iterations that train the value model alone. The policy's learning rate is 0 in them, and its warm-up "
+        "starts after them.",
+        "ours: the paper states none",
+    )
     ema_decay: float = setting(0.992, "Decay of the moving average of the policy's weights; 0 keeps none.", "C.4")
     publish_weights: str = setting(
         "raw",
@@ -166,6 +172,20 @@ class PPOConfig(trl.RLOOConfig):
         "(non-negative).",
         "§3.5",
         ["k1", "k3"],
+    )
+    kl_target: float | None = setting(
+        None,
+        "KL to the reference to hold, in nats per answer, by adapting beta after every iteration; None keeps beta.",
+        "ours: the paper's beta is fixed; Ziegler et al. 2019 hold 6",
+    )
+    kl_horizon: float = setting(
+        10_000, "Episodes in which beta changes by a fifth while the KL is far from kl_target.", "ours: Ziegler 2019"
+    )
+    stop_kl: float | None = setting(
+        None,
+        "Stop where objective/kl, in nats per answer, is above this. Two checkpoints are kept then, because the "
+        "newest may be of the policy that is too far away.",
+        "ours: None only warns",
     )
     compare_without_ptx: bool = setting(
         False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"
@@ -238,6 +258,8 @@ class PPOConfig(trl.RLOOConfig):
             self.logging_steps = steps
         if self.save_steps is None:
             self.save_steps = 10 * steps
+        if self.stop_kl is not None and self.save_total_limit == 1:
+            self.save_total_limit = 2
         # RLOOConfig takes one of the two. After construction both are set, so a copy of this config passes both.
         if self.steps_per_generation == self.generation_batch_size // (
             self.per_device_train_batch_size * world_size()

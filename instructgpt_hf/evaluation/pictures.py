@@ -58,7 +58,10 @@ _PANELS = (
         (("val/explained_variance", ""),),
         zero_line=True,
     ),
+    _Panel("Clipped tokens", "share", ("ppo", "ppo-ptx"), (("policy/clip_fraction", ""),), percent=True),
     _Panel("Pretraining loss", "nats per token", ("ppo", "ppo-ptx"), (("loss/ptx", ""),)),
+    _Panel("Pretraining gradient", "length over that of PPO's", ("ppo", "ppo-ptx"), (("grad_norm_ratio_ptx", ""),)),
+    _Panel("Length of the answers", "tokens", ("ppo", "ppo-ptx"), (("completions/mean_length", ""),)),
     _Panel("Answers that end", "share with EOS", ("ppo", "ppo-ptx"), (("completions/eos_rate", ""),), percent=True),
 )
 

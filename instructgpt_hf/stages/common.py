@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ NEUTRAL = {
     "save_steps",
     "save_strategy",
     "save_total_limit",
+    "stop_kl",
 }
 LARGE_FOLDER = 200 * 2**20
 LONG_DATASET = 5_000
@@ -198,9 +200,9 @@ class StageRun:
 
     # Whether there is anything to do
 
-    def fingerprint(self, inputs: dict[str, Any]) -> str:
-        """Hash of all that determines the result: settings, data, models read, package version."""
-        values = {key: value for key, value in self.settings.changed().items() if _matters(key)}
+    def fingerprint(self, inputs: dict[str, Any], without: Sequence[str] = ()) -> str:
+        """Hash of all that determines the result: settings but those `without`, data, models read, package version."""
+        values = {key: value for key, value in self.settings.changed().items() if _matters(key) and key not in without}
         data = {role: item["fingerprint"] for role, item in self.data.items()}
         return fingerprint({"stage": self.name, "values": values, "data": data, "version": __version__, **inputs})
 
@@ -234,17 +236,20 @@ class StageRun:
                 f"{self.run_folder}: cannot be written ({existing}: {reason}); choose another --output_dir."
             )
 
-    def prepare_work(self, mark: str) -> None:
+    def prepare_work(self, mark: str, keep: bool = False) -> None:
         """Empty the work folder unless it holds checkpoints of exactly this stage.
 
         Called once the models are loaded, so that a stage that is refused before leaves nothing behind.
+
+        Args:
+            keep: it holds checkpoints that this stage goes on from although its fingerprint is another one.
 
         Raises:
             InstructGPTError: if the folder cannot be written.
         """
         note = self.work / "fingerprint"
         try:
-            if self.work.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != mark):
+            if not keep and self.work.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != mark):
                 shutil.rmtree(self.work)
             self.work.mkdir(parents=True, exist_ok=True)
             note.write_text(mark, encoding="utf-8")

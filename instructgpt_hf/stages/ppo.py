@@ -19,9 +19,11 @@ from instructgpt_hf.models.loading import (
 from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
 from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
+from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_stop
 from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
 from instructgpt_hf.stages.reward import recorded_format
 from instructgpt_hf.stages.training import train
+from instructgpt_hf.trainers.guards import TrainingStopped
 
 
 def run_ppo(run: StageRun) -> StageArtifact:
@@ -44,7 +46,8 @@ def run_ppo(run: StageRun) -> StageArtifact:
         )
     prompts, dropped = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
-    mark = run.fingerprint({"sft": sft.fingerprint, **rewards.determining()})
+    inputs = {"sft": sft.fingerprint, **rewards.determining()}
+    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
     if (done := run.finished(mark)) is not None:
         return done
 
@@ -57,7 +60,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
     if rewards.value != reward_folder:
         reward_model = load_reward_model(reward_folder, **options)
-    run.prepare_work(mark)
+    run.prepare_work(mark, keep=goes_on(run, fixed))
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(
@@ -70,7 +73,13 @@ def run_ppo(run: StageRun) -> StageArtifact:
         prompt_format=prompt_format,
         pretraining_dataset=text[0] if text is not None else None,
     )
-    training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
+    trainer.guard.say = run.say
+    try:
+        training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
+    except TrainingStopped as stop:
+        raise note_stop(run, fixed, stop) from None
+    if changed := changes(run):
+        training["changed_settings"] = changed
     artifact = run.artifact(
         mark,
         prompt_format=prompt_format.to_dict(),

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import signal
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -144,6 +149,8 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     if checkpoint is not None:
         run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")
     _match_precision(trainer)
+    trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
+    _keep_events(trainer, run)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     bar, stop = ProgressBar(run), StopAtCheckpoint(run, boundary)
@@ -164,6 +171,37 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
         "seconds": next((record["train_runtime"] for record in reversed(history) if "train_runtime" in record), None),
         "log": history,
     }
+
+
+@contextlib.contextmanager
+def own_tracker_run() -> Iterator[None]:
+    """End the Weights & Biases run that begins inside the block with the block; one from outside goes on.
+
+    The Trainer leaves its run open, so that the next stage's metrics would go into it.
+    """
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        yield
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        run = getattr(wandb, "run", None)
+        if run is not None and run is not before:
+            wandb.finish()
+
+
+def _tracker_name(run: StageRun) -> str:
+    """A name that only this training of the stage has, also once it is resumed: trackio appends to a name it knows."""
+    file = run.work / "started"
+    if not file.is_file():
+        file.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), encoding="utf-8")
+    return f"{run.recipe}-{run.name}-{file.read_text(encoding='utf-8')}"
+
+
+def _keep_events(trainer: Any, run: StageRun) -> None:
+    """Let TensorBoard's files outlive the work folder, in `tensorboard/` of the run."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run.run_folder / "tensorboard" / run.name)
 
 
 def _match_precision(trainer: Any) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.functional import (
+    adapted_kl_weight,
     explained_variance,
     gae,
     kl_estimate,
@@ -40,6 +42,9 @@ from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_train
 from instructgpt_hf.models.reward_model import save_reward_model
 from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.guards import Guard, all_finite, share_of_most_frequent
+from instructgpt_hf.trainers.learning_rates import apply_rates, peak_rate, policy_factor
+from instructgpt_hf.trainers.phases import PhaseClock, count_tokens, training_tokens
 from instructgpt_hf.trainers.rewards import (
     RewardModelFunction,
     as_reward_functions,
@@ -156,6 +161,10 @@ class PPOTrainer(OnPolicyTrainer):
         self.average = WeightAverage(policy_parameters, args.ema_decay) if args.ema_decay else None
         if self.average is not None:
             self.add_callback(self.average)
+        self.guard = Guard(args, self._all_finite, self.accelerator.scaler is not None)
+        self.clock = PhaseClock(args.optimizer_steps_per_iteration, self.record)
+        self.add_callback(self.guard)
+        self.add_callback(self.clock)
         self.pretraining = self._pretraining_stream(pretraining_dataset)
         self.samples: list[dict[str, Any]] = []
 
@@ -217,7 +226,12 @@ class PPOTrainer(OnPolicyTrainer):
             and 0 outside the completion mask.
         """
         prompts = [row["prompt"] for row in inputs]
+        training = self.model.training
+        if training:
+            self.clock.start()
         prompt_ids, completion_ids, completions = self.generate(prompts)
+        sampled, tokens = count_tokens(prompt_ids, completion_ids, self.accelerator)
+        self.clock.end("generate", sampled)
         batch = self.to_device(pad_rollouts(prompt_ids, completion_ids, self.tokenizer.pad_token_id))
         rewards = self.rewards(inputs, prompts, completions, completion_ids)
         finished = torch.tensor(is_finished(completion_ids, self.eos_token_ids), device=rewards.device)
@@ -232,13 +246,35 @@ class PPOTrainer(OnPolicyTrainer):
         if self.args.whiten_advantages:
             advantages = self._over_all_processes(masked_whiten, advantages, mask)
         batch["advantages"] = advantages
-        self._record_rollout(batch, scores, reference, finished)
+        self._record_rollout(batch, scores, reference, finished, share_of_most_frequent(completion_ids))
+        self.clock.end("score", tokens)
+        if training:
+            self.clock.training_tokens = training_tokens(self.args, tokens, self.value_only)
+            self._finish_rollouts(rewards)
         self.record_samples(prompts, completions, self._local(rewards), advantages.sum(1).tolist())
         self._keep_samples(prompts, completions, scores)
         return batch
 
+    def _finish_rollouts(self, rewards: Tensor) -> None:
+        """Stop if the rollouts are unusable; the next iteration's weight of the KL penalty."""
+        models = [index for index, item in enumerate(self.reward_funcs) if isinstance(item, RewardModelFunction)]
+        if rewards[:, models].isnan().any():  # where a function gives NaN, it does not apply
+            self.guard.see("a reward model's score", float("nan"))
+        self.guard.rollouts_done(self.state.global_step)
+        if self.args.kl_target is not None and not self.value_only:
+            kl = self.guard.seen["objective/kl"][-1]
+            episodes = self.args.generation_batch_size
+            self.beta = adapted_kl_weight(self.beta, kl, self.args.kl_target, episodes, self.args.kl_horizon)
+
+    @property
+    def value_only(self) -> bool:
+        """Whether this iteration trains the value model alone."""
+        return self.iteration < int(self.args.value_warmup_iterations)
+
     def _keep_samples(self, prompts: list[Any], completions: list[Any], scores: Tensor) -> None:
         """Note the first few rollouts of the iteration for `rollouts.jsonl`."""
+        if not self.model.training:
+            return
         for row in range(min(self.args.rollout_log_samples, len(prompts))):
             self.samples.append(
                 {
@@ -301,12 +337,16 @@ class PPOTrainer(OnPolicyTrainer):
         """The rows of all processes, padded to the longest."""
         return [self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in tensors]
 
-    def _record_rollout(self, batch: Batch, scores: Tensor, reference: Tensor, finished: Tensor) -> None:
+    def _record_rollout(
+        self, batch: Batch, scores: Tensor, reference: Tensor, finished: Tensor, most_frequent: float
+    ) -> None:
         mask = batch["completion_mask"]
         kl = ((batch["logps"] - reference) * mask).sum(1)
         penalty = (kl_estimate(batch["logps"], reference, self.args.kl_estimator) * mask).sum(1) * self.beta
         values = batch["values"].sum(1) / mask.sum(1)
-        rows = torch.stack([scores, kl, scores - penalty, penalty, finished.float(), values])
+        rows = torch.stack(
+            [scores, kl, scores - penalty, penalty, finished.float(), torch.full_like(kl, most_frequent), values]
+        )
         means = self.accelerator.gather(rows.T.contiguous()).mean(0).tolist()
         names = (
             "objective/scores",
@@ -314,10 +354,12 @@ class PPOTrainer(OnPolicyTrainer):
             "objective/rlhf_reward",
             "objective/kl_penalty",
             "completions/eos_rate",
+            "completions/most_frequent",
             "val/mean_value",
         )
         for name, value in zip(names, means, strict=True):
             self.record(name, value)
+        self.record("objective/beta", self.beta)
         self.record("objective/scores_std", self.accelerator.gather(scores).std(unbiased=False).item())
         explained = explained_variance(*self._gathered(batch["values"], batch["returns"], mask))
         self.record("val/explained_variance", explained.item())
@@ -365,7 +407,12 @@ class PPOTrainer(OnPolicyTrainer):
         value = value_loss(
             output.values, inputs["values"], inputs["returns"], real, self.args.cliprange_value, denominator
         )
-        loss = policy.loss + self.args.vf_coef * value.loss
+        loss = self.args.vf_coef * value.loss
+        if not self.value_only:
+            loss = policy.loss + loss
+        elif self.accelerator.num_processes > 1:
+            # Distributed wrappers wait for a gradient of every weight; `gradient_done` takes it away.
+            loss = 0.0 * policy.loss + loss
         steps = self.args.gradient_accumulation_steps
         # A micro-batch counts by its tokens, as in the losses.
         share = 1.0 if denominator is None else real.sum() / denominator * steps
@@ -393,7 +440,7 @@ class PPOTrainer(OnPolicyTrainer):
         The paper accumulates the two in consecutive steps; here the pretraining pass comes first, without gradient
         synchronisation, so that distributed wrappers synchronise the sum once.
         """
-        if self.pretraining is None:
+        if self.pretraining is None or self.value_only:
             return super().training_step(model, inputs, num_items_in_batch)
         per_iteration = self.args.steps_per_generation * self.num_iterations
         # Taking one gradient out of the buffers to measure it would keep it from distributed synchronisation.
@@ -430,6 +477,25 @@ class PPOTrainer(OnPolicyTrainer):
                 total += loss.detach()
         self._record_means({"loss/ptx": total * self.args.gradient_accumulation_steps})
 
+    def gradient_done(self, norm: Any) -> None:
+        """Called with the gradient's norm before an optimizer step."""
+        self.guard.gradient_done(self.state.global_step, norm)
+        if self.value_only:
+            # Without gradients the optimizer leaves weights and their state alone.
+            for parameter in self.actor_critic.role_parameters("policy").values():
+                parameter.grad = None
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value to a metric that is averaged until the next log; the guard sees those of training."""
+        if self.model.training:
+            self.guard.see(name, value)
+        super().record(name, value)
+
+    def _all_finite(self) -> bool:
+        finite = all_finite(list(_trainable(self.actor_critic).values()))
+        # Of sharded weights, a process sees its own.
+        return bool(self.accelerator.gather(finite.reshape(1)).all())
+
     def create_optimizer(self, model: Any = None) -> Any:
         """One optimizer; the value model's parameters have their own learning rate (C.4)."""
         if self.optimizer is None:
@@ -437,32 +503,28 @@ class PPOTrainer(OnPolicyTrainer):
             decayed = set(self.get_decay_parameter_names(module))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
             groups: dict[tuple[str, bool], dict[str, Any]] = {}
-            rates = {"policy": self.args.learning_rate, "value_model": self.args.value_learning_rate}
-            for role, rate in rates.items():
+            for role in ("policy", "value_model"):
+                rate = peak_rate(self.args, role)
                 for name, parameter in module.role_parameters(role).items():
                     decay = self.args.weight_decay if name in decayed else 0.0
-                    group = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
+                    group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
                     groups.setdefault((role, name in decayed), group)["params"].append(parameter)
             self.optimizer = optimizer_class(list(groups.values()), **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The policy's learning rate rises linearly over the first `warmup_iterations` iterations from
-        `warmup_start_factor` of the peak and is constant from there; the value model's is fixed (C.4).
-        """
+        """The policy's learning rate follows `policy_factor`; the value model's is fixed (C.4)."""
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             roles = [group["role"] for group in optimizer.param_groups]
-            factors = [self._warmup_factor if role == "policy" else (lambda _step: 1.0) for role in roles]
+            warmup = partial(policy_factor, self.args)
+            factors = [warmup if role == "policy" else (lambda _step: 1.0) for role in roles]
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return self.lr_scheduler
 
-    def _warmup_factor(self, step: int) -> float:
-        iteration = step // self.args.optimizer_steps_per_iteration
-        start, length = self.args.warmup_start_factor, self.args.warmup_iterations
-        if iteration >= length - 1:
-            return 1.0
-        return start + (1.0 - start) * iteration / (length - 1)
+    def set_learning_rates(self) -> None:
+        """Called once a resumed run has read its optimizer and scheduler."""
+        apply_rates(self.args, self.optimizer, self.lr_scheduler)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL's log with the iteration and the number of episodes."""
@@ -483,7 +545,13 @@ class PPOTrainer(OnPolicyTrainer):
         if self.average is not None:
             save_file(self.average.tensors(), folder / AVERAGE_FILE)
         stream = self.pretraining.state_dict() if self.pretraining is not None else None
-        state = {"pretraining": stream, "samples": self.samples, "unlogged": self.unlogged()}
+        state = {
+            "pretraining": stream,
+            "samples": self.samples,
+            "unlogged": self.unlogged(),
+            "beta": {"setting": self.args.beta, "current": self.beta},
+            "warnings": self.guard.warnings.state_dict(),
+        }
         (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
 
     def load_models(self, checkpoint: str) -> None:
@@ -504,6 +572,9 @@ class PPOTrainer(OnPolicyTrainer):
         state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
         self.samples = state["samples"]
         self.add_callback(ContinueLog(self, state["unlogged"]))
+        self.guard.warnings.load_state_dict(state["warnings"])
+        if self.args.kl_target is not None and state["beta"]["setting"] == self.args.beta:
+            self.beta = state["beta"]["current"]
         if self.pretraining is not None:
             self.pretraining.load_state_dict(state["pretraining"])
 

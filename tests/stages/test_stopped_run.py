@@ -1,0 +1,114 @@
+"""A PPO stage that was stopped: what is on disk, and how the next run goes on with changed settings."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from rich.console import Console
+from stage_files import write_model, write_recipe, write_rows
+
+from instructgpt_hf import pipeline
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.errors import InstructGPTError
+
+ROWS = [{"prompt": f"a w{index % 35}", "completion": "b c", "rejected": "d"} for index in range(40)]
+
+
+def screen():
+    return Console(record=True, width=300, file=open(os.devnull, "w"))
+
+
+@pytest.fixture(scope="module")
+def prepared(tokenizer, tmp_path_factory):
+    """A recipe of tiny random models whose first two stages are done, and a function that runs its PPO stage."""
+    folder = tmp_path_factory.mktemp("stopped")
+    model = write_model(folder / "model", tokenizer)
+    data = write_rows(folder / "rows.jsonl", ROWS)
+    rankings = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]} for row in ROWS]
+    common = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
+    recipe = write_recipe(
+        folder / "recipe",
+        {
+            "sft": dict(
+                model_name_or_path=str(model), dataset_name=data, prompt_template="raw", max_steps=1, **common
+            ),
+            "reward": dict(dataset_name=write_rows(folder / "rankings.jsonl", rankings), max_steps=1, **common),
+            "ppo": dict(
+                dataset_name=data,
+                generation_batch_size=16,
+                total_episodes=96,
+                max_completion_length=6,
+                ptx_coef=0,
+                save_steps=2,
+                learning_rate=5e-2,
+                warmup_iterations=1,
+                beta=0.0,
+                **common,
+            ),
+        },
+    )
+    for stage in ("sft", "reward"):
+        pipeline.run_stage(load_recipe(str(recipe), []), stage, folder / "run", screen(), part_of_run=True)
+
+    def run(name, *overrides):
+        target = folder / name
+        target.mkdir(exist_ok=True)
+        for stage in ("sft", "reward"):
+            if not (target / stage).exists():
+                os.symlink(folder / "run" / stage, target / stage)
+        console = screen()
+        settings = load_recipe(str(recipe), list(overrides))
+        try:
+            (artifact,) = pipeline.run_stage(settings, "ppo", target, console, part_of_run=True)
+        except InstructGPTError as error:
+            return target, str(error), console.export_text()
+        return target, artifact, console.export_text()
+
+    return run
+
+
+def test_a_stopped_stage_goes_on_from_its_last_good_checkpoint_with_changed_settings(prepared):
+    _, free, _ = prepared("free")
+    kl = [record["objective/kl"] for record in free.training["log"] if "objective/kl" in record]
+    limit = (kl[1] + kl[2]) / 2
+    assert kl[0] < kl[1] < limit < kl[2], "the KL must grow for this test to say anything"
+    folder, text, _ = prepared("limited", "--stop_kl", str(limit))
+    checkpoint = folder / ".work" / "ppo" / "checkpoint-2"
+    assert "Training stopped in iteration 3" in text and str(checkpoint) in text
+    assert "run the same command again" in text and "learning_rate" in text
+    assert not (folder / "ppo").exists() and checkpoint.is_dir()
+
+    _, artifact, said = prepared("limited", "--stop_kl", str(limit), "--learning_rate", "1e-4", "--beta", "0.5")
+    assert "resuming the interrupted stage from step 2" in said
+    assert artifact.training["changed_settings"] == [
+        {"after_step": 2, "beta": [0.0, 0.5], "learning_rate": [0.05, 0.0001]}
+    ]
+    assert artifact.training["steps"] == 12
+    log = [record for record in artifact.training["log"] if "objective/kl" in record]
+    assert [record["learning_rate"] for record in log] == [0.05, *[0.0001] * 5]
+    assert log[0] == {**log[0], **{key: value for key, value in free.training["log"][0].items() if "/kl" in key}}
+    assert not (folder / ".work").exists()
+    _, again, said = prepared("limited", "--learning_rate", "1e-4", "--beta", "0.5")
+    assert "already finished and unchanged" in said and again.fingerprint == artifact.fingerprint
+    lines = (folder / "ppo" / "rollouts.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [number for number in range(1, 7) for _ in range(4)]
+    assert "changed_settings" not in StageArtifact.load(folder.parent / "free" / "ppo").training
+
+
+def test_other_settings_than_those_start_over(prepared):
+    _, free, _ = prepared("free")
+    kl = [record["objective/kl"] for record in free.training["log"] if "objective/kl" in record]
+    folder, text, _ = prepared("restarted", "--stop_kl", str((kl[1] + kl[2]) / 2))
+    assert "Training stopped" in text
+    _, artifact, said = prepared("restarted", "--learning_rate", "1e-4", "--seed", "3")
+    assert "resuming" not in said
+    assert "changed_settings" not in artifact.training and not (folder / ".work").exists()
+
+
+def test_warnings_appear_on_the_screen(prepared, monkeypatch):
+    monkeypatch.setattr("instructgpt_hf.trainers.guards.KL_WARNING", -1.0)
+    _, _, said = prepared("warned", "--total_episodes", "32")
+    assert said.count("warning: iteration 1: the KL to the starting policy") == 1

@@ -1,0 +1,188 @@
+"""Early warnings of a PPO run, and where it stops: before NaN reaches the weights or a checkpoint."""
+
+import math
+
+import pytest
+import torch
+from ppo_setup import build_trainer, count_c, records
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from instructgpt_hf.trainers.guards import (
+    KL_WARNING,
+    SCALER_PATIENCE,
+    EarlyWarnings,
+    Guard,
+    TrainingStopped,
+    all_finite,
+    share_of_most_frequent,
+)
+
+CALM = {
+    "objective/kl": 3.0,
+    "objective/entropy": 1.0,
+    "completions/most_frequent": 0.1,
+    "val/explained_variance": 0.3,
+}
+
+
+@pytest.fixture
+def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
+    def build(folder="work", policy=None, reward=count_c, **changes):
+        return build_trainer(
+            tokenizer, policy or make_policy(), make_scorer(), tmp_path / folder, reward=reward, **changes
+        )
+
+    return build
+
+
+def warned(series):
+    """The number of the iteration, from 1, of each warning."""
+    signs = EarlyWarnings()
+    return [(number, text) for number, item in enumerate(series, 1) for text in signs.iteration({**CALM, **item})]
+
+
+def test_a_calm_run_is_not_warned_about():
+    assert warned([{}] * 50) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "series", "iteration", "words"),
+    [
+        ("objective/kl", [1, KL_WARNING, KL_WARNING + 1, 200, 1, 200], 3, "larger beta"),
+        ("objective/entropy", [1.0, 0.11, 0.09, 0.09, 0.2, 0.09, 0.09, 0.09, 0.01], 8, "settles on one answer"),
+        ("completions/most_frequent", [0.1, 0.6, 0.6, 0.4, 0.51, 0.6, 0.9, 1.0], 7, "90% of the answers"),
+        ("val/explained_variance", [-1.0] * 25, 20, "value_learning_rate"),
+        ("val/explained_variance", [-1.0] * 15 + [0.1] + [-1.0] * 12, 26, "value_warmup_iterations"),
+    ],
+)
+def test_each_sign_is_told_once_where_it_holds(metric, series, iteration, words):
+    ((number, text),) = warned([{metric: value} for value in series])
+    assert number == iteration
+    assert words in text
+
+
+def test_answers_of_one_word_from_the_start_are_no_collapse():
+    assert warned([{"completions/most_frequent": 0.6}] * 10) == []
+
+
+def test_a_resumed_run_goes_on_counting_and_does_not_repeat_itself():
+    first, second = EarlyWarnings(), EarlyWarnings()
+    for entropy in (1.0, 0.01, 0.01):
+        assert first.iteration({"objective/entropy": entropy}) == []
+    second.load_state_dict(first.state_dict())
+    assert len(second.iteration({"objective/entropy": 0.01})) == 1
+    third = EarlyWarnings()
+    third.load_state_dict(second.state_dict())
+    assert third.iteration({"objective/entropy": 0.01}) == []
+
+
+def test_warnings_reach_the_user_with_their_iteration(make_trainer, monkeypatch):
+    monkeypatch.setattr("instructgpt_hf.trainers.guards.ENTROPY_SHARE", 1e9)
+    trainer = make_trainer()
+    told = []
+    trainer.guard.say = told.append
+    trainer.train()
+    assert len(told) == 1 and told[0].startswith("warning: iteration 3: the entropy has fallen to ")
+
+
+def test_most_frequent_answer():
+    assert share_of_most_frequent([[5, 1], [5], [5, 1], [6, 1]]) == 0.5
+
+
+def test_finite_means_every_element_of_every_tensor():
+    good, bad = torch.ones(2, 2), torch.tensor([1.0, math.inf])
+    assert all_finite([good, good]) and not all_finite([good, bad]) and not all_finite([bad.log() * 0, good])
+
+
+class Poison(TrainerCallback):
+    """Makes one weight NaN before an optimizer step is taken, or its gradient."""
+
+    def __init__(self, trainer, step, gradient):
+        self.trainer, self.step, self.gradient = trainer, step, gradient
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step and self.gradient:
+            weight = self.trainer.actor_critic.policy.lm_head.weight
+            weight.register_hook(lambda gradient: gradient * math.nan)
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step and not self.gradient:
+            self.trainer.actor_critic.policy.lm_head.weight.data[0, 0] = math.nan
+
+
+def test_nan_in_a_gradient_stops_before_the_weights_and_names_the_last_checkpoint(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.add_callback(Poison(trainer, 3, gradient=True))
+    with pytest.raises(TrainingStopped) as stop:
+        trainer.train()
+    text = str(stop.value)
+    assert "stopped in iteration 2, after 3 optimizer steps: grad_norm is nan" in text
+    assert f"last good checkpoint: {tmp_path / 'work' / 'checkpoint-2'}" in text
+    assert "smaller learning_rate" in text
+    assert all_finite(list(trainer.actor_critic.parameters()))
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_nan_in_a_weight_never_reaches_a_checkpoint(make_trainer, tmp_path, step):
+    """Step 3 is the last of iteration 2, whose checkpoint is due next; after step 2, the loss shows it."""
+    trainer = make_trainer(save_strategy="steps", save_steps=2, save_total_limit=None)
+    trainer.add_callback(Poison(trainer, step, gradient=False))
+    with pytest.raises(TrainingStopped, match="a weight is not a finite number|loss/policy is nan") as stop:
+        trainer.train()
+    assert "iteration 2" in str(stop.value) and "checkpoint-2\n" in str(stop.value)
+    (saved,) = (tmp_path / "work").glob("checkpoint-*")
+    assert all_finite(list(load_file(saved / "trainable.safetensors").values()))
+
+
+def test_nan_score_of_a_reward_model_stops_before_anything_is_learned(make_trainer, make_scorer):
+    reward_model = make_scorer(seed=5)
+    reward_model.score.weight.data.fill_(math.nan)
+    trainer = make_trainer(reward=reward_model)
+    with pytest.raises(TrainingStopped, match="iteration 1, after 0 optimizer steps: a reward model's score is nan"):
+        trainer.train()
+
+
+def test_infinite_score_of_a_function_stops_and_one_that_does_not_apply_does_not(make_trainer):
+    def infinite(completion_ids, **_):
+        return [math.inf, *[0.0] * (len(completion_ids) - 1)]
+
+    def sometimes(completion_ids, **_):
+        return [None, *[0.0] * (len(completion_ids) - 1)]
+
+    with pytest.raises(TrainingStopped, match="objective/scores is inf"):
+        make_trainer("infinite", reward=infinite).train()
+    make_trainer("sometimes", reward=sometimes, total_episodes=16).train()
+
+
+def test_kl_above_its_limit_stops_and_sets_the_checkpoint_of_that_policy_aside(make_trainer, tmp_path):
+    common = dict(learning_rate=5e-2, beta=0.0, save_strategy="steps", save_steps=2)
+    free = make_trainer("free", **common)
+    free.train()
+    first, second, third, *_ = [record["objective/kl"] for record in records(free)]
+    assert first < second < third, "the KL must grow for this test to say anything"
+    trainer = make_trainer("limited", stop_kl=(second + third) / 2, **common)
+    with pytest.raises(TrainingStopped) as stop:
+        trainer.train()
+    text = str(stop.value)
+    assert "stopped in iteration 3, after 4 optimizer steps: objective/kl is" in text and "above stop_kl" in text
+    folder = tmp_path / "limited"
+    assert f"last good checkpoint: {folder / 'checkpoint-2'}" in text
+    assert sorted(item.name for item in folder.iterdir()) == ["checkpoint-2", "stopped-4"]
+
+
+def test_without_a_checkpoint_the_message_says_so(make_trainer):
+    trainer = make_trainer(learning_rate=1e-2, stop_kl=1e-9)
+    with pytest.raises(TrainingStopped, match="there is no good checkpoint yet"):
+        trainer.train()
+
+
+def test_float16_may_leave_steps_out_until_its_scale_is_used_up(make_trainer):
+    guard = Guard(make_trainer().args, lambda: True, gradients_are_scaled=True)
+    for _ in range(SCALER_PATIENCE - 1):
+        guard.gradient_done(5, torch.tensor(math.inf))
+    guard.gradient_done(5, torch.tensor(1.0))  # a step that was taken: counting starts anew
+    for _ in range(SCALER_PATIENCE - 1):
+        guard.gradient_done(5, torch.tensor(math.inf))
+    with pytest.raises(TrainingStopped, match="grad_norm is inf"):
+        guard.gradient_done(5, torch.tensor(math.inf))

@@ -38,6 +38,7 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._save": (RLOOTrainer, ("self", "output_dir", "state_dict")),
     "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
     "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
+    "Trainer.save_model": (Trainer, ("self", "output_dir", "_internal_call")),
     "Trainer._load_optimizer_and_scheduler": (Trainer, ("self", "checkpoint")),
     "Trainer._get_grad_norm": (Trainer, ("self", "model", "grad_norm")),
     "Trainer._get_output_dir": (Trainer, ("self", "trial")),
@@ -198,11 +199,32 @@ class CleanEnd:
         super().end()  # type: ignore[misc]
 
 
+class SeveralBackwards:
+    """Several backward passes in one step of the training loop."""
+
+    accelerator: Any
+
+    @contextlib.contextmanager
+    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
+        """Backward passes inside only add to this process's gradients, because another one follows in the step.
+
+        Without it, DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first one.
+        """
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+
 class SupervisedTrainer(QuietCard, WholeCheckpoints, CleanEnd, SFTTrainer):
     """TRL's SFTTrainer without its model card."""
 
 
-class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
+class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -215,24 +237,12 @@ class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = list(self.dataset_columns)
 
-    @contextlib.contextmanager
-    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
-        """Backward passes inside only add to this process's gradients, because another one follows in the step."""
-        state = self.accelerator.gradient_state
-        before = state.sync_gradients
-        state._set_sync_gradients(False)
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(before)
-
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
+class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
     Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `gradient_done`,
@@ -286,10 +296,22 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
         self.gradient_done(norm)
         return norm
 
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of a loss that is divided by the accumulation steps already."""
+        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **options)
+
     def unlogged(self) -> dict[str, Any]:
-        """What was measured since the last log, and the sum of the losses, as plain JSON."""
+        """What was measured since the last log, and the sum of the losses, as plain JSON; for `save_models`."""
         loss = {"sum": self._tr_loss.item(), "total": self._total_loss_scalar, "step": self._globalstep_last_logged}
         return {"metrics": dict(self._metrics["train"]), "loss": loss}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the models for use; a checkpoint, which the Trainer writes through here too, is for resuming."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.save_pretrained(Path(output_dir if output_dir is not None else self.args.output_dir))
 
     def restore_unlogged(self, state: dict[str, Any]) -> None:
         """Continue the next log where `unlogged` was taken; once the Trainer has set up its own."""

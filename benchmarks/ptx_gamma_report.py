@@ -1,0 +1,6 @@
+from __future__ import annotations
+def describe(point):
+    m = {k: round(v, 3) for k, v in {**point["measured"], **point["logged"]}.items()}
+    return f"{point['reductions']} gamma {point['gamma']:g} lr {point['learning_rate']:g} whiten {point['whiten']} seed {point['seed']}: {m}; {point['seconds']:.0f} s"
+def draw(path): ...
+def table(path): ...

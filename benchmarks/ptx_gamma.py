@@ -6,10 +6,10 @@
     python benchmarks/ptx_gamma.py --model SMOLLM2 --prompts prompts.jsonl --text pretraining.jsonl --gammas 0 1 27.8
     python benchmarks/ptx_gamma.py --draw
 
-The paper sets gamma = 27.8 and does not say how it reduces its two losses, its policy's learning rate, or whether
-advantages are whitened. Each run trains the same policy by this package's trainer with one combination of them from one
-seed, and is measured on held-out prompts and held-out pretraining text. A call runs every combination of its arguments
-that the result file does not hold yet.
+The paper sets gamma = 27.8 and does not say how it reduces its two losses, what its policy's learning rate is, or
+whether advantages are whitened. Each run trains the same policy by this package's trainer with one combination of them
+from one seed, and is measured on held-out prompts and held-out pretraining text. A call runs every combination of its
+arguments that the result file does not hold yet.
 """
 
 from __future__ import annotations
@@ -151,9 +151,7 @@ def measure(options: argparse.Namespace, bench: Bench, path: Path) -> None:
     print(f"{bench.label}, before PPO: {run['start']}", flush=True)
     done = {tuple(point[name] for name in Arm.__dataclass_fields__) for point in run["points"]}
     rates = options.learning_rates or [bench.settings["learning_rate"]]
-    for seed, rate, names, gamma in itertools.product(
-        options.seeds, rates, options.reductions, options.gammas
-    ):
+    for seed, rate, names, gamma in itertools.product(options.seeds, rates, options.reductions, options.gammas):
         arm = Arm(names, gamma, rate, not options.raw_advantages, seed)
         if tuple(asdict(arm).values()) in done:
             continue

@@ -193,9 +193,7 @@ class FileBench(Bench):
 
     def policy(self) -> Any:
         torch.manual_seed(0)
-        return load_policy(
-            self.folder, self.tokenizer, peft_config=_adapter("CAUSAL_LM"), dtype=torch.bfloat16
-        )
+        return load_policy(self.folder, self.tokenizer, peft_config=_adapter("CAUSAL_LM"), dtype=torch.bfloat16)
 
     def reward_and_value(self, seed: int) -> tuple[Any, Any]:
         cut = {} if self.value_layers is None else {"num_hidden_layers": self.value_layers}

@@ -136,8 +136,8 @@ class PPOConfig(trl.RLOOConfig):
     value_learning_rate: float = setting(9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy")
     policy_loss_reduction: str = setting(
         "token_mean",
-        "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an answer, "
-        "averaged over answers: equation 2 as written).",
+        "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
+        "answer, averaged over answers: equation 2 as written).",
         _REDUCTION,
         ["token_mean", "sequence_sum"],
     )

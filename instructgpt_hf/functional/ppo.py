@@ -1,9 +1,9 @@
 """The losses of PPO and PPO-ptx, token by token.
 
-Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`, which decides the reduction
-(`loss_denominator`): with the whole minibatch's as denominator, the losses and gradients of its micro-batches add up to
-those of the minibatch exactly. Values outside the mask are never used: they may hold anything, NaN and infinity
-included.
+Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`, which decides the
+reduction (`loss_denominator`): with the whole minibatch's as denominator, the losses and gradients of its
+micro-batches add up to those of the minibatch exactly. Values outside the mask are never used: they may hold anything,
+NaN and infinity included.
 """
 
 from __future__ import annotations

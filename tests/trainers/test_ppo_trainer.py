@@ -96,9 +96,7 @@ def test_a_reward_the_policy_can_climb_is_climbed(make_trainer):
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1.0
 
 
-@pytest.mark.parametrize(
-    ("ptx_coef", "reduction"), [(0.0, "token_mean"), (2.0, "token_mean"), (0.5, "sequence_sum")]
-)
+@pytest.mark.parametrize(("ptx_coef", "reduction"), [(0.0, "token_mean"), (2.0, "token_mean"), (0.5, "sequence_sum")])
 def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_scorer, ptx_coef, reduction):
     """8 episodes at once and 4 x 2 with accumulation take the same optimizer steps, with completions of any length."""
     results = []

@@ -133,11 +133,15 @@ def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_s
 @pytest.mark.parametrize(("reduction", "factor"), [("token_mean", 1), ("sequence_sum", 7)])
 def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_trainer, reduction, factor):
     trainer = make_trainer(
-        ptx_coef=3.0, per_device_train_batch_size=4, gradient_accumulation_steps=2, ptx_loss_reduction=reduction
+        ptx_coef=3.0,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        ptx_loss_reduction=reduction,
+        ptx_episodes_ratio=3,
     )
     model = trainer.actor_critic
     stream = copy.deepcopy(trainer.pretraining)
-    blocks = [next(stream) for _ in range(8)]
+    blocks = [next(stream) for _ in range(3 * 8)]
     ids = torch.tensor(blocks)
     expected_loss = model.policy(input_ids=ids, labels=ids).loss
     expected = torch.autograd.grad(expected_loss, list(model.policy.parameters()))
@@ -146,6 +150,7 @@ def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_
     for item, gradient in zip(model.policy.parameters(), expected, strict=True):
         torch.testing.assert_close(item.grad, 3.0 * factor * gradient)
     assert all(item.grad is None for item in model.value_model.parameters())
+    assert trainer.pretraining.state_dict() == stream.state_dict()
     # Whatever the reduction, the metric is per token.
     recorded = trainer._metrics["train"]["loss/ptx"]
     assert sum(recorded) / len(recorded) == pytest.approx(expected_loss.item(), rel=1e-5)

@@ -137,15 +137,19 @@ def summarise(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def measure(options: argparse.Namespace, bench: Bench, path: Path) -> None:
     """Run every combination that is missing; `path` holds what is done after each."""
+    header = common.header()
+    commands = [header.pop("command")]
     run: dict[str, Any] = {
-        **common.header(),
+        **header,
+        "commands": commands,
         "bench": bench.label,
         "settings": {**bench.settings, "iterations": options.iterations, "held_out": options.held_out},
         "points": [],
     }
     known = [other for other in common.read_runs(path) if all(other[k] == run[k] for k in ("bench", "settings"))]
     if known:
-        run = {**run, "points": known[0]["points"], "start": known[0]["start"]}
+        run = {**run, **{name: known[0][name] for name in ("points", "start")}}
+        run["commands"] = list(dict.fromkeys([*known[0]["commands"], *run["commands"]]))
     else:
         run["start"] = bench.measure(bench.policy())
     print(f"{bench.label}, before PPO: {run['start']}", flush=True)
@@ -183,7 +187,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning_rates", type=float, nargs="+", help="of the policy; the bench's own by default")
     parser.add_argument("--raw_advantages", action="store_true", help="do not whiten them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, default=40)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--held_out", type=int, default=200, help="prompts (and, from files, documents) to measure on")
     parser.add_argument("--output", type=Path, help="result file; results/ptx_gamma_<bench>.json by default")
     parser.add_argument("--draw", action="store_true", help="only draw the picture of the result file, and its table")

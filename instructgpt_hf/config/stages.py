@@ -25,6 +25,7 @@ _COSINE_TO_TENTH = {"min_lr_rate": 0.1}
 _BETA2 = "App C"
 _PRECISION = "ours: bf16 where the device computes it natively, fp16 on older CUDA devices, else float32"
 _CHECKPOINTING = "ours: off; trades time for memory"
+_REDUCTION = "ours: the paper does not state it"
 _DISK = "ours: the newest checkpoint is enough to resume"
 
 
@@ -133,10 +134,24 @@ class PPOConfig(trl.RLOOConfig):
     )
     vf_coef: float = setting(0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019")
     value_learning_rate: float = setting(9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy")
+    policy_loss_reduction: str = setting(
+        "token_mean",
+        "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
+        "answer, averaged over answers: equation 2 as written).",
+        _REDUCTION,
+        ["token_mean", "sequence_sum"],
+    )
+    ptx_loss_reduction: str = setting(
+        "token_mean",
+        "The same for the pretraining loss: 'token_mean', or 'sequence_sum' (summed over an example of ptx_max_length "
+        "tokens, averaged over examples).",
+        _REDUCTION,
+        ["token_mean", "sequence_sum"],
+    )
     ptx_coef: float = setting(
         27.8,
-        "Weight of the pretraining loss (gamma of equation 2); 0 is plain PPO. The paper does not state how it "
-        "averages the losses; both are means over tokens here.",
+        "Weight of the pretraining loss (gamma of equation 2); 0 is plain PPO. What a value amounts to depends on the "
+        "two reductions.",
         "C.4",
     )
     ptx_episodes_ratio: int = setting(8, "Pretraining examples per episode.", "C.4")

@@ -1,8 +1,9 @@
 """The losses of PPO and PPO-ptx, token by token.
 
-Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`: with the whole minibatch's
-count as denominator, the losses and gradients of its micro-batches add up to those of the minibatch exactly. Values
-outside the mask are never used: they may hold anything, NaN and infinity included.
+Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`, which decides the
+reduction (`loss_denominator`): with the whole minibatch's as denominator, the losses and gradients of its
+micro-batches add up to those of the minibatch exactly. Values outside the mask are never used: they may hold anything,
+NaN and infinity included.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "kl_estimate",
     "lm_loss",
     "log_probs_and_entropy",
+    "loss_denominator",
     "policy_loss",
     "predicted_mask",
     "token_log_probs",
@@ -202,6 +204,31 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | flo
     targets = torch.where(counted, ids, 0).roll(-1, dims=1)
     counted = counted.roll(-1, dims=1)
     return _over_tokens(-token_log_probs(logits, targets), counted, denominator)
+
+
+def loss_denominator(mask: Tensor, reduction: str) -> Tensor:
+    """What a sum of token losses is divided by; the denominators of micro-batches add up to that of their minibatch.
+
+    `token_mean` divides by the tokens, so that every token weighs the same and the loss is in units per token.
+    `sequence_sum` divides by the sequences: the mean over sequences of the sum over a sequence's tokens, which is the
+    estimate of an expectation over whole answers or texts as equation 2 of InstructGPT writes it. Within a minibatch
+    the two differ by one factor, the mean length.
+
+    Args:
+        mask: [B, T], true on the tokens that count.
+        reduction: `"token_mean"` or `"sequence_sum"`.
+
+    Returns:
+        A scalar, at least 1.
+
+    Raises:
+        ValueError: for another reduction.
+    """
+    if reduction == "token_mean":
+        return mask.bool().sum().clamp(min=1)
+    if reduction == "sequence_sum":
+        return mask.new_tensor(max(1, mask.shape[0]), dtype=torch.long)
+    raise ValueError(f"Expected a reduction 'token_mean' or 'sequence_sum', got {reduction!r}.")
 
 
 def predicted_mask(mask: Tensor) -> Tensor:

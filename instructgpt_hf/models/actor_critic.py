@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from instructgpt_hf.functional import log_probs_and_entropy, token_log_probs
+from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
@@ -55,12 +55,14 @@ class ActorCritic(nn.Module):
         Args:
             input_ids: [B, S], prompts padded left, completions padded right.
             attention_mask: [B, S].
-            completion_length: T, the number of last positions that are completions. None gives the policy's plain
-                logits [B, S, V], for the pretraining loss.
+            completion_length: T, the number of last positions that are completions. None gives the summed
+                next-token loss of whole texts, a scalar in nats: autocast widens what a module returns, and a scalar
+                is cheaper to widen than logits [B, S, V].
             with_entropy: also the entropy, for the log.
         """
         if completion_length is None:
-            return self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
+            logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
+            return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
         logps, entropy = completion_log_probs(
             self.policy, input_ids, attention_mask, completion_length, self.temperature, with_entropy
         )

@@ -28,10 +28,11 @@ from instructgpt_hf.functional import (
     explained_variance,
     gae,
     kl_estimate,
-    lm_loss,
+    loss_denominator,
     masked_mean,
     masked_whiten,
     policy_loss,
+    predicted_mask,
     token_rewards,
     value_loss,
     whiten_rewards,
@@ -42,6 +43,7 @@ from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_train
 from instructgpt_hf.models.reward_model import save_reward_model
 from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.gradients import GradientComparison
 from instructgpt_hf.trainers.guards import Guard, all_finite, share_of_most_frequent
 from instructgpt_hf.trainers.learning_rates import apply_rates, peak_rate, policy_factor
 from instructgpt_hf.trainers.phases import PhaseClock, count_tokens, training_tokens
@@ -78,9 +80,9 @@ class PPOTrainer(OnPolicyTrainer):
 
         policy loss + vf_coef * value loss + ptx_coef * pretraining loss
 
-    whose first two terms are means over the minibatch's tokens and whose last is the mean over the tokens of
-    `ptx_episodes_ratio` pretraining examples per episode. The three gradients are accumulated in the same buffers by
-    consecutive backward passes (C.4).
+    whose last term is about `ptx_episodes_ratio` pretraining examples per episode. `policy_loss_reduction` and
+    `ptx_loss_reduction` say what the first and the last are divided by; the value loss is a mean over tokens. The
+    gradients are accumulated in the same buffers by consecutive backward passes (C.4).
 
     Args:
         model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.
@@ -368,21 +370,25 @@ class PPOTrainer(OnPolicyTrainer):
 
     def minibatches(self, batch: Batch) -> list[Batch]:
         """The rollouts in random order as minibatches, each split into micro-batches of rows of similar length, which
-        carry their minibatch's number of tokens.
+        carry what their minibatch's losses are divided by.
 
-        With that count as denominator, gradients do not depend on how a minibatch is split.
+        With the minibatch's denominators, gradients do not depend on how it is split.
         """
         size = self.args.per_device_train_batch_size
+        kinds = {"denominator": "token_mean", "policy_denominator": self.args.policy_loss_reduction}
         pieces = []
         for rows in self._minibatch_rows():
             rows = sorted_by_length(batch, rows.to(self.accelerator.device))
             minibatch = [select(batch, part) for part in rows.split(size)]
             pieces += minibatch
-            tokens = torch.stack([piece["completion_mask"].sum() for piece in minibatch]).sum().float()
+            counts = [
+                torch.stack([loss_denominator(piece["completion_mask"], kind) for kind in kinds.values()])
+                for piece in minibatch
+            ]
             # Gradients are averaged over processes, so each uses the mean count.
-            denominator = self.accelerator.reduce(tokens, reduction="mean")
+            shared = self.accelerator.reduce(torch.stack(counts).sum(0).float(), reduction="mean")
             for piece in minibatch:
-                piece["denominator"] = denominator
+                piece.update(zip(kinds, shared, strict=True))
         return pieces
 
     def _minibatch_rows(self) -> tuple[Tensor, ...]:
@@ -402,7 +408,13 @@ class PPOTrainer(OnPolicyTrainer):
         output = model(ids, mask, length, with_entropy=True)
         real, denominator = inputs["completion_mask"], inputs.get("denominator")
         policy = policy_loss(
-            output.logps, inputs["logps"], inputs["advantages"], real, self.epsilon_low, self.epsilon_high, denominator
+            output.logps,
+            inputs["logps"],
+            inputs["advantages"],
+            real,
+            self.epsilon_low,
+            self.epsilon_high,
+            inputs.get("policy_denominator"),
         )
         value = value_loss(
             output.values, inputs["values"], inputs["returns"], real, self.args.cliprange_value, denominator
@@ -442,40 +454,30 @@ class PPOTrainer(OnPolicyTrainer):
         """
         if self.pretraining is None or self.value_only:
             return super().training_step(model, inputs, num_items_in_batch)
-        per_iteration = self.args.steps_per_generation * self.num_iterations
-        # Taking one gradient out of the buffers to measure it would keep it from distributed synchronisation.
-        alone = self.accelerator.num_processes == 1 and not self.is_deepspeed_enabled
-        measure = self.micro_step % per_iteration == 0 and alone
+        first = self.micro_step % (self.args.steps_per_generation * self.num_iterations) == 0
         model.train()
         self._pretraining_backward(model, self.pretraining)
-        if not measure:
+        if not first or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return super().training_step(model, inputs, num_items_in_batch)
-        parameters = list(self.actor_critic.role_parameters("policy").values())
-        pretraining = [item.grad for item in parameters]
-        for item in parameters:
-            item.grad = None
-        loss = super().training_step(model, inputs, num_items_in_batch)
-        ratio = _norm(pretraining) / _norm([item.grad for item in parameters]).clamp(min=1e-12)
-        self.record("grad_norm_ratio_ptx", ratio.item())
-        for item, gradient in zip(parameters, pretraining, strict=True):
-            if gradient is not None:
-                item.grad = gradient if item.grad is None else item.grad.add_(gradient)
+        with GradientComparison(self.actor_critic.role_parameters("policy").values()) as comparison:
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        self._record_means({"grad_norm_ratio_ptx": comparison.ratio, "grad_cosine_ptx": comparison.cosine})
         return loss
 
     def _pretraining_backward(self, model: Any, stream: PretrainingStream) -> None:
-        """Accumulate the gradient of ptx_coef times the mean next-token loss on pretraining text."""
+        """Accumulate the gradient of ptx_coef times the next-token loss on pretraining text."""
         rows = self.args.ptx_episodes_ratio * self.args.per_device_train_batch_size
-        tokens = rows * self.args.gradient_accumulation_steps * (self.args.ptx_max_length - 1)
         blocks = torch.tensor([next(stream) for _ in range(rows)], device=self.accelerator.device)
+        steps, counted = self.args.gradient_accumulation_steps, predicted_mask(torch.ones_like(blocks))
+        denominator = loss_denominator(counted, self.args.ptx_loss_reduction) * steps
         total = torch.zeros((), device=self.accelerator.device)
         with self.without_gradient_sync(model):
             for piece in blocks.split(self.args.per_device_train_batch_size):
-                mask = torch.ones_like(piece)
                 with self.compute_loss_context_manager():
-                    loss = lm_loss(model(piece, mask), piece, mask, denominator=tokens)
-                self.backward(self.args.ptx_coef * loss)
+                    loss = model(piece, torch.ones_like(piece))
+                self.backward(self.args.ptx_coef * loss / denominator)
                 total += loss.detach()
-        self._record_means({"loss/ptx": total * self.args.gradient_accumulation_steps})
+        self._record_means({"loss/ptx": total / counted.sum()})
 
     def gradient_done(self, norm: Any) -> None:
         """Called with the gradient's norm before an optimizer step."""
@@ -624,7 +626,3 @@ def _trainable(module: nn.Module) -> dict[str, Tensor]:
 def _save_policy(policy: Any, folder: Path) -> None:
     adapters = {"selected_adapters": ["default"]} if hasattr(policy, "peft_config") else {}
     policy.save_pretrained(folder, **adapters)
-
-
-def _norm(gradients: list[Tensor | None]) -> Tensor:
-    return torch.stack([item.float().norm() for item in gradients if item is not None]).norm()

@@ -11,6 +11,7 @@ from instructgpt_hf.functional import (
     explained_variance,
     kl_estimate,
     lm_loss,
+    loss_denominator,
     policy_loss,
     predicted_mask,
     value_loss,
@@ -74,6 +75,28 @@ def test_value_loss_token_by_token(seed, clip):
     torch.testing.assert_close([item.item() for item in result], [float(item) for item in expected])
     found = explained_variance(tensors["values"], tensors["returns"], mask).item()
     assert found == pytest.approx(1 - (returns - values).var() / returns.var(), rel=1e-5)
+
+
+def test_sequence_sum_is_the_mean_over_answers_of_their_sums():
+    tensors, mask = policy_case()
+    answers = []
+    for row, length in enumerate(LENGTHS):
+        terms = []
+        for logp, old, advantage in zip(*(tensors[name][row, :length].tolist() for name in tensors), strict=True):
+            ratio = math.exp(logp - old)
+            terms.append(-min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage))
+        answers.append(sum(terms))
+    denominator = loss_denominator(mask, "sequence_sum")
+    result = policy_loss(**tensors, mask=mask, clip_low=0.2, clip_high=0.2, denominator=denominator)
+    assert result.loss.item() == pytest.approx(np.mean(answers))
+
+
+def test_denominators_by_value():
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1], [0, 0, 0]])
+    assert [loss_denominator(mask, kind).item() for kind in ("token_mean", "sequence_sum")] == [5, 3]
+    assert loss_denominator(torch.zeros(2, 3), "token_mean") == 1
+    with pytest.raises(ValueError, match="'token_mean' or 'sequence_sum', got 'mean'"):
+        loss_denominator(mask, "mean")
 
 
 def test_explained_variance_of_constant_returns_is_zero():

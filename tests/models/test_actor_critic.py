@@ -100,10 +100,13 @@ class TestActorCritic:
         torch.testing.assert_close(output.logps[1], expected)
         assert output.entropy is not None
 
-    def test_plain_logits_for_the_pretraining_loss(self, pair):
+    def test_summed_loss_of_whole_texts(self, pair):
+        """The policy's own, at temperature 1 whatever the rollouts' is."""
         ids = torch.arange(3, 11)[None]
         with torch.no_grad():
-            torch.testing.assert_close(pair(ids, torch.ones_like(ids)), pair.policy(ids).logits)
+            loss = pair(ids, torch.ones_like(ids))
+            torch.testing.assert_close(loss, 7 * pair.policy(ids, labels=ids).loss)
+        assert loss.shape == ()
 
     def test_policy_and_value_share_no_weight(self, pair):
         policy = {item.data_ptr() for item in pair.policy.parameters()}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).parent / "ppo_step.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # What a clock says, and what is measured on one micro-batch of one process.
-LOCAL = ("_time", "_runtime", "_per_second", "norm_ratio_ptx")
+LOCAL = ("_time", "_runtime", "_per_second", "norm_ratio_ptx", "cosine_ptx")
 WEIGHTS = ("end", "average")
 
 

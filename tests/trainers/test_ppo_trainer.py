@@ -43,8 +43,8 @@ def test_a_reward_the_policy_can_climb_is_climbed(make_trainer):
     assert sum(scores[-5:]) / 5 > sum(scores[:5]) / 5 + 1.0
 
 
-@pytest.mark.parametrize("ptx_coef", [0.0, 2.0])
-def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_scorer, ptx_coef):
+@pytest.mark.parametrize(("ptx_coef", "reduction"), [(0.0, "token_mean"), (2.0, "token_mean"), (0.5, "sequence_sum")])
+def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_scorer, ptx_coef, reduction):
     """8 episodes at once and 4 x 2 with accumulation take the same optimizer steps, with completions of any length."""
     results = []
     for micro, steps in ((8, 1), (2, 4)):
@@ -54,6 +54,8 @@ def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_s
             generation_batch_size=8,
             total_episodes=8,
             ptx_coef=ptx_coef,
+            policy_loss_reduction=reduction,
+            ptx_loss_reduction=reduction,
             max_grad_norm=0.0,
             learning_rate=1e-2,
         )
@@ -74,19 +76,81 @@ def test_splitting_a_minibatch_changes_nothing(make_trainer, make_policy, make_s
         )
 
 
-def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_trainer):
-    trainer = make_trainer(ptx_coef=3.0, per_device_train_batch_size=4, gradient_accumulation_steps=2)
+# An example has 8 tokens, of which 7 are predicted.
+@pytest.mark.parametrize(("reduction", "factor"), [("token_mean", 1), ("sequence_sum", 7)])
+def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_trainer, reduction, factor):
+    trainer = make_trainer(
+        ptx_coef=3.0,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        ptx_loss_reduction=reduction,
+        ptx_episodes_ratio=3,
+    )
     model = trainer.actor_critic
     stream = copy.deepcopy(trainer.pretraining)
-    blocks = [next(stream) for _ in range(8)]
+    blocks = [next(stream) for _ in range(3 * 8)]
     ids = torch.tensor(blocks)
     expected_loss = model.policy(input_ids=ids, labels=ids).loss
     expected = torch.autograd.grad(expected_loss, list(model.policy.parameters()))
     for _ in range(2):
         trainer._pretraining_backward(model, trainer.pretraining)
     for item, gradient in zip(model.policy.parameters(), expected, strict=True):
-        torch.testing.assert_close(item.grad, 3.0 * gradient)
+        torch.testing.assert_close(item.grad, 3.0 * factor * gradient)
     assert all(item.grad is None for item in model.value_model.parameters())
+    assert trainer.pretraining.state_dict() == stream.state_dict()
+    # Whatever the reduction, the metric is per token.
+    recorded = trainer._metrics["train"]["loss/ptx"]
+    assert sum(recorded) / len(recorded) == pytest.approx(expected_loss.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum"])
+def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_trainer, reduction):
+    trainer = make_trainer(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        generation_batch_size=8,
+        policy_loss_reduction=reduction,
+        vf_coef=0.0,
+    )
+    batch = trainer.rollout([PROMPTS[index] for index in range(8)])
+    policy, weights = trainer.actor_critic.policy, list(trainer.actor_critic.policy.parameters())
+    total, lengths = torch.zeros(()), batch["completion_mask"].sum(1).tolist()
+    for row, count in enumerate(lengths):
+        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+        answer = batch["completion_ids"][row, :count]
+        logits = policy(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+        logps = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
+        total = total - (logps * batch["advantages"][row, :count]).sum()
+    assert len(set(lengths)) > 1
+    expected = torch.autograd.grad(total / (sum(lengths) if reduction == "token_mean" else 8), weights)
+    for piece in trainer.minibatches(batch):
+        trainer.minibatch_loss(trainer.actor_critic, piece).backward()
+    for item, gradient in zip(weights, expected, strict=True):
+        torch.testing.assert_close(item.grad, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_of_both_terms_are_compared_in_every_iteration(make_trainer, make_policy):
+    """Ratio and cosine against the two gradients of the first micro-batch, taken apart."""
+    seen = []
+    trainer = make_trainer(ptx_coef=3.0, max_grad_norm=0.0, learning_rate=1e-4)
+    model, pretraining = trainer.actor_critic, trainer._pretraining_backward
+    flat = lambda: torch.cat([item.grad.flatten() for item in model.policy.parameters()])  # noqa: E731
+
+    def watched(*args):
+        pretraining(*args)
+        seen.append(flat())
+
+    trainer._pretraining_backward = watched
+    trainer.create_optimizer()
+    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(flat()))
+    trainer.train()
+    records = [record for record in trainer.state.log_history if "grad_norm_ratio_ptx" in record]
+    assert [record["iteration"] for record in records] == [1.0, 2.0]
+    for record, (text, both) in zip(records, (seen[0:2], seen[4:6]), strict=True):
+        other = both - text
+        cosine = (text @ other / (text.norm() * other.norm())).item()
+        assert record["grad_norm_ratio_ptx"] == pytest.approx((text.norm() / other.norm()).item(), rel=1e-3)
+        assert record["grad_cosine_ptx"] == pytest.approx(cosine, abs=1e-3)
 
 
 def test_ptx_coef_zero_reads_no_text_and_ptx_needs_text(make_trainer, tokenizer, make_policy, make_scorer):

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from accelerate.state import GradientState
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import Trainer
+from transformers import GenerationMixin, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.distributed.fsdp import is_fsdp_managed_module
+from transformers.integrations import is_deepspeed_zero3_enabled
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer.utils import disable_dropout_in_model, pad
 
@@ -53,6 +55,10 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
     "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
     "GradientState._set_sync_gradients": (GradientState, ("self", "sync_gradients")),
+    "GenerationMixin._update_model_kwargs_for_generation": (
+        GenerationMixin,
+        ("self", "outputs", "model_kwargs", "is_encoder_decoder", "num_new_tokens"),
+    ),
     "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
@@ -101,6 +107,17 @@ def use_one_device(args: Any) -> None:
     """
     if args.n_gpu > 1:
         args._n_gpu = 1
+
+
+def next_inputs(model: Any, outputs: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `model.prepare_inputs_for_generation` for the next token, as `generate` makes them."""
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, inputs)
+    return updated
+
+
+def has_sharded_weights(model: torch.nn.Module) -> bool:
+    """Whether a forward pass needs all processes to take part: FSDP and DeepSpeed ZeRO-3."""
+    return is_deepspeed_zero3_enabled() or any(is_fsdp_managed_module(module) for module in model.modules())
 
 
 class QuietCard:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from instructgpt_hf.evaluation.scoring import evaluation_mode, model_device
+from instructgpt_hf.models.decoding import generate
 
 
 @torch.no_grad()
@@ -65,7 +66,8 @@ def sample_completions(
             missing = [width - len(prompt_ids[row]) for row in rows]
             ids = [[tokenizer.pad_token_id] * gap + [*prompt_ids[row]] for row, gap in zip(rows, missing, strict=True)]
             mask = [[0] * gap + [1] * (width - gap) for gap in missing]
-            output = model.generate(
+            output = generate(
+                model,
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,

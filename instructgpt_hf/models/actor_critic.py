@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from instructgpt_hf.functional import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
 
@@ -106,6 +107,10 @@ class ActorCritic(nn.Module):
     ) -> None:
         """The older name of `activation_checkpointing_enable`, which TRL uses."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
+
+    def generate(self, **inputs: Any) -> Tensor:
+        """The policy's answers; ended ones cost no further decoding steps (see `decoding.generate`)."""
+        return generate(self.policy, **inputs)
 
     # What generation and the Trainer ask of "the model" is the policy's to answer.
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ import torch
 from accelerate.state import GradientState
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import GenerationMixin, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import disable_dropout_in_model, pad
 
 # name -> (object that has it, its parameters). A change here means: read TRL's diff, adapt this file, move the bound.
 CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
+    "RLOOTrainer._generate_single_turn": (RLOOTrainer, ("self", "prompt_ids", "images", "multimodal_fields")),
     "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
     "RLOOTrainer._get_train_sampler": (RLOOTrainer, ("self", "dataset")),
     "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
@@ -59,6 +61,7 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
         GenerationMixin,
         ("self", "outputs", "model_kwargs", "is_encoder_decoder", "num_new_tokens"),
     ),
+    "VLLMGeneration._iter_named_params": (VLLMGeneration, ("self",)),
     "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
@@ -118,6 +121,11 @@ def next_inputs(model: Any, outputs: Any, inputs: dict[str, Any]) -> dict[str, A
 def has_sharded_weights(model: torch.nn.Module) -> bool:
     """Whether a forward pass needs all processes to take part: FSDP and DeepSpeed ZeRO-3."""
     return is_deepspeed_zero3_enabled() or any(is_fsdp_managed_module(module) for module in model.modules())
+
+
+def set_vllm_weights(vllm: VLLMGeneration, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+    """Let a vLLM engine take its weights, by the names of a plain model, from `weights` at every synchronisation."""
+    vllm._iter_named_params = weights
 
 
 class QuietCard:
@@ -223,8 +231,9 @@ class RankingTrainer(QuietCard, WholeCheckpoints, RewardTrainer):
 class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,
-    `load_models`, and `load_state`, which is all that is called where DeepSpeed reads the weights itself.
+    Subclasses define `render_prompt`, `continuous_batching`, `episode_sampler`, `rollout`, `minibatches`,
+    `minibatch_loss`, `save_models`, `load_models`, and `load_state`, which is all that is called where DeepSpeed reads
+    the weights itself.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -235,6 +244,12 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any) -> Any:
+        # TRL's own call rounds the trained weights to half precision in place.
+        if self.use_transformers_continuous_batching:
+            return self.continuous_batching(prompt_ids)
+        return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.episode_sampler(self.train_dataset if dataset is None else dataset)

@@ -56,6 +56,7 @@ RANGES: dict[str, Range] = {
             "adam_epsilon",
             "beta",
             "max_grad_norm",
+            "min_completion_length",
             "missing_eos_penalty",
             "ptx_coef",
             "rollout_log_samples",
@@ -162,6 +163,24 @@ def _comparison_needs_ptx(compare_without_ptx: bool, ptx_coef: float) -> str | N
     return None
 
 
+def _shortest_fits(shortest: int, longest: int, continuous: bool) -> str | None:
+    if shortest > longest:
+        return f"must be at most max_completion_length ({longest})"
+    if shortest and continuous:
+        return "must be 0 with use_transformers_continuous_batching, which ignores it"
+    return None
+
+
+def _vllm_whole_weights(use_vllm: bool, load_in_4bit: bool, load_in_8bit: bool) -> str | None:
+    if use_vllm and (load_in_4bit or load_in_8bit):
+        return "cannot be combined with load_in_4bit or load_in_8bit: vLLM is sent whole weights"
+    return None
+
+
+def _one_backend(continuous: bool, use_vllm: bool) -> str | None:
+    return "cannot be combined with use_vllm: choose one" if continuous and use_vllm else None
+
+
 def _minibatch_divides(generation: int, per_device: int, accumulation: int) -> str | None:
     processes = world_size()
     minibatch = per_device * accumulation * processes
@@ -222,6 +241,12 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
     "ppo": [
         (("pretraining_dataset_name", "ptx_coef"), _ptx_needs_text),
         (("compare_without_ptx", "ptx_coef"), _comparison_needs_ptx),
+        (
+            ("min_completion_length", "max_completion_length", "use_transformers_continuous_batching"),
+            _shortest_fits,
+        ),
+        (("use_vllm", "load_in_4bit", "load_in_8bit"), _vllm_whole_weights),
+        (("use_transformers_continuous_batching", "use_vllm"), _one_backend),
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),

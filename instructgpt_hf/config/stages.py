@@ -150,6 +150,9 @@ class PPOConfig(trl.RLOOConfig):
         "ours: the paper does not state which it evaluates",
         ["raw", "ema"],
     )
+    min_completion_length: int = setting(
+        0, "Tokens of an answer before EOS may come; log-probabilities are those without it.", "ours: none is stated"
+    )
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of an answer without end-of-text.", "ours: the paper does not state one"
     )

@@ -22,11 +22,13 @@ def sample_completions(
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
+    min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """One completion per prompt from the model's whole distribution (no top-k, no top-p, no repetition penalty).
 
-    The model's own generation settings are ignored, so that two policies are sampled alike. Modes of the modules and
-    the random state are restored. The result depends on the seed and, when sampling, on the batch size.
+    The model's own generation settings are ignored, so that two policies are sampled alike. Completions that have
+    ended cost no further decoding steps. Modes of the modules and the random state are restored. The result depends on
+    the seed and, when sampling, on the batch size.
 
     Args:
         model: a transformers or PEFT causal language model.
@@ -38,6 +40,7 @@ def sample_completions(
         seed: of the sampling.
         batch_size: prompts per batch; prompts of similar length share one, padded on the left.
         progress: called with the number of finished prompts after every batch.
+        min_new_tokens: tokens before EOS may come.
 
     Returns:
         N lists of token ids up to and including the token that ended them; without one after `max_new_tokens` tokens.
@@ -53,6 +56,7 @@ def sample_completions(
     if empty:
         raise ValueError(f"Prompt {empty[0]} is empty: {len(empty)} of {len(prompt_ids)} prompts have no token.")
     config = _generation_config(eos_token_ids, tokenizer.pad_token_id, max_new_tokens, temperature)
+    config.min_new_tokens = min_new_tokens or None
     device = model_device(model)
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     results: list[list[int]] = [[] for _ in prompt_ids]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from instructgpt_hf.functional import log_probs_and_entropy, token_log_probs
@@ -36,13 +38,23 @@ class ActorCritic(nn.Module):
         value_model: sequence classifier with a scalar head, started from the reward model (InstructGPT §3.5), or an
             `AdapterScorer` on the policy's base.
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
+        min_length: of the rollouts; EOS has probability 0 in this many first tokens of a completion.
+        eos_token_ids: that end a completion.
     """
 
-    def __init__(self, policy: Any, value_model: Any, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        value_model: Any,
+        temperature: float = 1.0,
+        min_length: int = 0,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.value_model = value_model
         self.temperature = temperature
+        self.min_length, self.eos_token_ids = min_length, tuple(eos_token_ids)
 
     def forward(
         self,
@@ -62,10 +74,28 @@ class ActorCritic(nn.Module):
         """
         if completion_length is None:
             return self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
-        logps, entropy = completion_log_probs(
-            self.policy, input_ids, attention_mask, completion_length, self.temperature, with_entropy
-        )
+        logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
         return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
+
+    def log_probs(
+        self,
+        policy: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_length: int,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`completion_log_probs` of this or another policy, under the distribution that rollouts are drawn from."""
+        return completion_log_probs(
+            policy,
+            input_ids,
+            attention_mask,
+            completion_length,
+            self.temperature,
+            with_entropy,
+            self.min_length,
+            self.eos_token_ids,
+        )
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Value [B, T] of the state before each of the last T tokens."""
@@ -140,6 +170,8 @@ def completion_log_probs(
     completion_length: int,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    min_length: int = 0,
+    eos_token_ids: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
@@ -152,6 +184,8 @@ def completion_log_probs(
         completion_length: T.
         temperature: divides the logits.
         with_entropy: also the entropy of each token's distribution, without gradient.
+        min_length: tokens of a completion that cannot be EOS; their distribution is that of the other tokens.
+        eos_token_ids: the tokens excluded there.
 
     Returns:
         logps [B, T] and entropy [B, T] or None, float32; meaningless at padding.
@@ -162,6 +196,9 @@ def completion_log_probs(
         logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
     else:
         logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
+    if min_length and eos_token_ids:
+        excluded = torch.tensor(eos_token_ids, device=logits.device)
+        logits[:, :min_length].index_fill_(-1, excluded, -torch.inf)  # in place: a copy would double the logits
     ids = input_ids[:, -completion_length:]
     if with_entropy:
         return log_probs_and_entropy(logits, ids, temperature)

@@ -130,7 +130,7 @@ def _check(model: Any, logits_processor: Any, generation_config: Any, inputs: di
         raise _PlainLoop("there is no padding token")
     if has_sharded_weights(model):
         raise _PlainLoop("the weights are sharded, so every process must take the same number of steps")
-    cache = inputs.get("past_key_values")
+    cache: Any = inputs.get("past_key_values")
     if type(cache) is not DynamicCache:
         raise _PlainLoop(f"the cache is {'off' if cache is None else f'a {type(cache).__name__}'}")
     layers = {type(layer) for layer in cache.layers} - set(_LAYERS)

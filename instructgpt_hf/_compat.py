@@ -7,6 +7,7 @@ one has changed. Subclasses elsewhere override the public names that the classes
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -231,9 +232,9 @@ class RankingTrainer(QuietCard, WholeCheckpoints, RewardTrainer):
 class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `continuous_batching`, `episode_sampler`, `rollout`, `minibatches`,
-    `minibatch_loss`, `save_models`, `load_models`, and `load_state`, which is all that is called where DeepSpeed reads
-    the weights itself.
+    Subclasses define `render_prompt`, `in_batches`, `continuous_batching`, `episode_sampler`, `rollout`,
+    `minibatches`, `minibatch_loss`, `save_models`, `load_models`, and `load_state`, which is all that is called where
+    DeepSpeed reads the weights itself.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -249,7 +250,8 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, RLOOTrainer):
         # TRL's own call rounds the trained weights to half precision in place.
         if self.use_transformers_continuous_batching:
             return self.continuous_batching(prompt_ids)
-        return super()._generate_single_turn(prompt_ids, images, multimodal_fields)
+        generate = functools.partial(super()._generate_single_turn, images=images, multimodal_fields=multimodal_fields)
+        return generate(prompt_ids) if self.use_vllm else self.in_batches(generate, prompt_ids)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.episode_sampler(self.train_dataset if dataset is None else dataset)

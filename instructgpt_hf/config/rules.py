@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from instructgpt_hf.config.precision import world_size
@@ -84,6 +85,7 @@ RANGES: dict[str, Range] = {
             "per_device_train_batch_size",
             "ptx_episodes_ratio",
             "ptx_max_length",
+            "rollout_batch_size",
             "save_total_limit",
             "total_episodes",
         ],
@@ -171,6 +173,12 @@ def _shortest_fits(shortest: int, longest: int, continuous: bool) -> str | None:
     return None
 
 
+def _vllm_installed(use_vllm: bool) -> str | None:
+    if use_vllm and find_spec("vllm") is None:
+        return "needs the package vllm, which is not installed: pip install 'trl[vllm]'"
+    return None
+
+
 def _vllm_whole_weights(use_vllm: bool, load_in_4bit: bool, load_in_8bit: bool) -> str | None:
     if use_vllm and (load_in_4bit or load_in_8bit):
         return "cannot be combined with load_in_4bit or load_in_8bit: vLLM is sent whole weights"
@@ -245,6 +253,7 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
             ("min_completion_length", "max_completion_length", "use_transformers_continuous_batching"),
             _shortest_fits,
         ),
+        (("use_vllm",), _vllm_installed),
         (("use_vllm", "load_in_4bit", "load_in_8bit"), _vllm_whole_weights),
         (("use_transformers_continuous_batching", "use_vllm"), _one_backend),
         (_BATCH, _minibatch_divides),

@@ -168,6 +168,12 @@ class PPOConfig(trl.RLOOConfig):
     compare_without_ptx: bool = setting(
         False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"
     )
+    rollout_batch_size: int | None = setting(
+        None,
+        "Answers that one process generates at once; None generates all of an iteration. Bounds the memory of the "
+        "key-value cache. Continuous batching and vLLM bound theirs themselves.",
+        "ours: all at once is fastest where it fits",
+    )
     rollout_log_samples: int = setting(4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours")
     total_episodes: int | None = setting(
         256_000, "Episodes sampled in the whole stage; max_steps, in optimizer steps, replaces it.", "C.4: 256k"

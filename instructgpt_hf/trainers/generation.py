@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,6 +41,27 @@ def prepare_generation(trainer: Any) -> None:
     if sharded or not isinstance(policy.peft_config[POLICY_ADAPTER], LoraConfig):
         raise InstructGPTError("use_vllm: an adapter other than LoRA, or sharded over processes, cannot be sent.")
     set_vllm_weights(engine, functools.partial(merged_weights, policy))
+
+
+def in_batches(
+    generate: Callable[[list[list[int]]], list[list[int]]], prompt_ids: list[list[int]], size: int | None
+) -> list[list[int]]:
+    """Completions of batches of prompts of similar length, in the order of the prompts.
+
+    Args:
+        generate: completions of one batch.
+        prompt_ids: token ids of every prompt.
+        size: prompts in a batch; None makes one batch of all.
+    """
+    if size is None:
+        return generate(prompt_ids)
+    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
+    results: list[list[int]] = [[] for _ in prompt_ids]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
+        for row, completion in zip(rows, generate([prompt_ids[row] for row in rows]), strict=True):
+            results[row] = completion
+    return results
 
 
 def generate_continuously(trainer: Any, prompt_ids: list[list[int]]) -> list[list[int]]:

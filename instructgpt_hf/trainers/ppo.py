@@ -39,7 +39,7 @@ from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_train
 from instructgpt_hf.models.reward_model import save_reward_model, sequence_scores
 from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
-from instructgpt_hf.trainers.generation import generate_continuously, prepare_generation
+from instructgpt_hf.trainers.generation import generate_continuously, in_batches, prepare_generation
 from instructgpt_hf.trainers.rollouts import (
     Batch,
     by_length,
@@ -225,6 +225,10 @@ class PPOTrainer(OnPolicyTrainer):
     def render_prompt(self, prompt: Any) -> list[int]:
         """Token ids of a prompt as every stage renders it."""
         return self.prompt_format.prompt_ids(prompt, self.tokenizer)
+
+    def in_batches(self, generate: Callable[..., list[list[int]]], prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions by transformers' `generate`, `args.rollout_batch_size` at once."""
+        return in_batches(generate, prompt_ids, self.args.rollout_batch_size)
 
     def continuous_batching(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """Completions by transformers' continuous batching."""

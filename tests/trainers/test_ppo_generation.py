@@ -8,6 +8,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from instructgpt_hf import _compat
+from instructgpt_hf.config import rules
 from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
@@ -86,8 +87,28 @@ def test_rollouts_drop_ended_answers(make_trainer, make_policy, monkeypatch):
         assert 1 not in ids[:-1] and (ids[-1] == 1 or len(ids) == 12)
 
 
+def test_answers_in_batches_are_those_of_all_at_once(make_trainer, make_policy, monkeypatch):
+    """Greedy answers, in the order of the prompts; batches hold prompts of similar length."""
+    results, passes = [], []
+    for size in (None, 5):
+        trainer = make_trainer(likely_eos(make_policy()), rollout_batch_size=size)
+        trainer.generation_config.do_sample = False
+        trainer.generation_config.eos_token_id = trainer.eos_token_ids = ENDS
+        forward = trainer.actor_critic.policy.forward
+
+        def counting(*args, forward=forward, **kwargs):
+            passes.append(tuple(kwargs["input_ids"].shape))
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(trainer.actor_critic.policy, "forward", counting)
+        results.append(trainer.generate(PROMPTS["prompt"][:16]))
+    assert results[0] == results[1]
+    assert [shape for shape in passes if shape[1] > 1] == [(16, 7), (5, 7), (5, 5), (5, 3)]
+    assert passes.count((1, 1)) >= 1
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_training_with_a_shortest_completion(make_trainer, make_policy, checkpointing):
+def test_training_with_a_shortest_completion(make_trainer, make_policy, checkpointing, caplog):
     """No answer ends early; rollout, reference and training agree on the log-probabilities."""
     trainer = make_trainer(
         likely_eos(make_policy()),
@@ -101,6 +122,7 @@ def test_training_with_a_shortest_completion(make_trainer, make_policy, checkpoi
     assert record["completions/min_length"] >= 6 and record["completions/eos_rate"] > 0
     assert record["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert record["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+    assert "Ended answers stay" not in caplog.text  # checkpointing is off, and so the cache on, during rollouts
 
 
 def test_log_probs_below_the_shortest_completion(make_trainer, make_policy):
@@ -224,6 +246,16 @@ def vllm(monkeypatch):
     import trl.trainer.rloo_trainer
 
     monkeypatch.setattr(trl.trainer.rloo_trainer, "VLLMGeneration", Engine)
+    monkeypatch.setattr(rules, "find_spec", lambda name: object())
+
+
+def test_vllm_settings_that_cannot_work(make_trainer, monkeypatch):
+    monkeypatch.setattr(rules, "find_spec", lambda name: None)
+    with pytest.raises(InstructGPTError, match="use_vllm = True: needs the package vllm, which is not installed"):
+        make_trainer(use_vllm=True)
+    monkeypatch.setattr(rules, "find_spec", lambda name: object())
+    values = {"use_vllm": True, "load_in_4bit": True, "load_in_8bit": False}
+    assert "vLLM is sent whole weights" in rules.violations("ppo", values)[0].rule
 
 
 def test_vllm_gets_the_policy_under_its_own_names(make_trainer, make_policy, vllm):

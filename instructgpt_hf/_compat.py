@@ -7,9 +7,10 @@ one has changed. Subclasses elsewhere override the public names that the classes
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,19 @@ import torch
 from accelerate.state import GradientState
 from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import Trainer
+from transformers import GenerationMixin, Trainer
+from transformers.distributed.fsdp import is_fsdp_managed_module
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
+from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import disable_dropout_in_model, pad
 
 # name -> (object that has it, its parameters). A change here means: read TRL's diff, adapt this file, move the bound.
 CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
+    "RLOOTrainer._generate_single_turn": (RLOOTrainer, ("self", "prompt_ids", "images", "multimodal_fields")),
     "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
     "RLOOTrainer._get_train_sampler": (RLOOTrainer, ("self", "dataset")),
     "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
@@ -56,6 +61,11 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
     "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
     "GradientState._set_sync_gradients": (GradientState, ("self", "sync_gradients")),
+    "GenerationMixin._update_model_kwargs_for_generation": (
+        GenerationMixin,
+        ("self", "outputs", "model_kwargs", "is_encoder_decoder", "num_new_tokens"),
+    ),
+    "VLLMGeneration._iter_named_params": (VLLMGeneration, ("self",)),
     "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
     "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
 }
@@ -115,6 +125,22 @@ def use_one_device(args: Any) -> None:
     """
     if args.n_gpu > 1:
         args._n_gpu = 1
+
+
+def next_inputs(model: Any, outputs: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `model.prepare_inputs_for_generation` for the next token, as `generate` makes them."""
+    updated: dict[str, Any] = model._update_model_kwargs_for_generation(outputs, inputs)
+    return updated
+
+
+def has_sharded_weights(model: torch.nn.Module) -> bool:
+    """Whether a forward pass needs all processes to take part: FSDP and DeepSpeed ZeRO-3."""
+    return is_deepspeed_zero3_enabled() or any(is_fsdp_managed_module(module) for module in model.modules())
+
+
+def set_vllm_weights(vllm: VLLMGeneration, weights: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+    """Let a vLLM engine take its weights, by the names of a plain model, from `weights` at every synchronisation."""
+    vllm._iter_named_params = weights
 
 
 class QuietCard:
@@ -245,9 +271,9 @@ class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, Re
 class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `gradient_done`,
-    `save_models`, `load_models`, `set_learning_rates`, and `load_state`, which is all that is called where DeepSpeed
-    reads weights and optimizer itself.
+    Subclasses define `render_prompt`, `in_batches`, `continuous_batching`, `episode_sampler`, `rollout`,
+    `minibatches`, `minibatch_loss`, `gradient_done`, `save_models`, `load_models`, `set_learning_rates`, and
+    `load_state`, which is all that is called where DeepSpeed reads weights and optimizer itself.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -259,6 +285,13 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
+
+    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any) -> Any:
+        # TRL's own call rounds the trained weights to half precision in place.
+        if self.use_transformers_continuous_batching:
+            return self.continuous_batching(prompt_ids)
+        generate = functools.partial(super()._generate_single_turn, images=images, multimodal_fields=multimodal_fields)
+        return generate(prompt_ids) if self.use_vllm else self.in_batches(generate, prompt_ids)
 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.episode_sampler(self.train_dataset if dataset is None else dataset)

@@ -10,6 +10,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from instructgpt_hf.config.precision import world_size
@@ -60,6 +61,7 @@ RANGES: dict[str, Range] = {
             "adam_epsilon",
             "beta",
             "max_grad_norm",
+            "min_completion_length",
             "missing_eos_penalty",
             "ptx_coef",
             "rollout_log_samples",
@@ -88,6 +90,7 @@ RANGES: dict[str, Range] = {
             "per_device_train_batch_size",
             "ptx_episodes_ratio",
             "ptx_max_length",
+            "rollout_batch_size",
             "save_total_limit",
             "total_episodes",
         ],
@@ -199,6 +202,30 @@ def _one_weight_per_reward(
     )
 
 
+def _shortest_fits(shortest: int, longest: int, continuous: bool) -> str | None:
+    if shortest > longest:
+        return f"must be at most max_completion_length ({longest})"
+    if shortest and continuous:
+        return "must be 0 with use_transformers_continuous_batching, which ignores it"
+    return None
+
+
+def _vllm_installed(use_vllm: bool) -> str | None:
+    if use_vllm and find_spec("vllm") is None:
+        return "needs the package vllm, which is not installed: pip install 'trl[vllm]'"
+    return None
+
+
+def _vllm_whole_weights(use_vllm: bool, load_in_4bit: bool, load_in_8bit: bool) -> str | None:
+    if use_vllm and (load_in_4bit or load_in_8bit):
+        return "cannot be combined with load_in_4bit or load_in_8bit: vLLM is sent whole weights"
+    return None
+
+
+def _one_backend(continuous: bool, use_vllm: bool) -> str | None:
+    return "cannot be combined with use_vllm: choose one" if continuous and use_vllm else None
+
+
 def _minibatch_divides(generation: int, per_device: int, accumulation: int) -> str | None:
     processes = world_size()
     minibatch = per_device * accumulation * processes
@@ -287,6 +314,13 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
         (("compare_without_ptx", "ptx_coef"), _comparison_needs_ptx),
         (("missing_eos_score", "missing_eos_penalty"), _one_correction),
         (("reward_weights", "extra_reward_model_paths", "reward_functions"), _one_weight_per_reward),
+        (
+            ("min_completion_length", "max_completion_length", "use_transformers_continuous_batching"),
+            _shortest_fits,
+        ),
+        (("use_vllm",), _vllm_installed),
+        (("use_vllm", "load_in_4bit", "load_in_8bit"), _vllm_whole_weights),
+        (("use_transformers_continuous_batching", "use_vllm"), _one_backend),
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),

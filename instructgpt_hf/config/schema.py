@@ -66,7 +66,6 @@ _RESERVED_PPO = {
     "sync_ref_model": _REFERENCE,
     "top_k": _WHOLE,
     "top_p": _WHOLE,
-    "use_transformers_continuous_batching": "is not supported yet: it would cast the trained weights",
     "lr_scheduler_kwargs": _SCHEDULE,
     "lr_scheduler_type": _SCHEDULE,
     "model_name_or_path": _SFT_START,

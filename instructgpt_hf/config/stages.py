@@ -171,6 +171,9 @@ class PPOConfig(trl.RLOOConfig):
         "ours: the paper does not state which it evaluates",
         ["raw", "ema"],
     )
+    min_completion_length: int = setting(
+        0, "Tokens of an answer before EOS may come; log-probabilities are those without it.", "ours: none is stated"
+    )
     missing_eos_penalty: float | None = setting(
         None, "Subtracted from the score of an answer without end-of-text.", "ours: the paper does not state one"
     )
@@ -204,6 +207,12 @@ class PPOConfig(trl.RLOOConfig):
     )
     compare_without_ptx: bool = setting(
         False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"
+    )
+    rollout_batch_size: int | None = setting(
+        None,
+        "Answers that one process generates at once; None generates all of an iteration. Bounds the memory of the "
+        "key-value cache. Continuous batching and vLLM bound theirs themselves.",
+        "ours: all at once is fastest where it fits",
     )
     rollout_log_samples: int = setting(4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours")
     total_episodes: int | None = setting(

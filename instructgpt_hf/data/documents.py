@@ -104,7 +104,8 @@ class StreamedDocuments:
         """Go to the start of the window behind window `number` of a pass."""
         self.passes, self.number, self.position = passes, number, -1
         self._documents: list[str] = []
-        self._start, self._next = None, start
+        self._start: dict[str, Any] | None = None
+        self._next: dict[str, Any] | None = start
         # A stream that was given a position starts there whenever it is read, so each pass reads one of its own.
         self._stream = self.dataset.select_columns(["text"])
         if start is not None:

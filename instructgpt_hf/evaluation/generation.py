@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from instructgpt_hf.evaluation.scoring import evaluation_mode, model_device
+from instructgpt_hf.models.decoding import generate
 
 
 @torch.no_grad()
@@ -21,11 +22,13 @@ def sample_completions(
     seed: int = 0,
     batch_size: int = 32,
     progress: Callable[[int], Any] | None = None,
+    min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """One completion per prompt from the model's whole distribution (no top-k, no top-p, no repetition penalty).
 
-    The model's own generation settings are ignored, so that two policies are sampled alike. Modes of the modules and
-    the random state are restored. The result depends on the seed and, when sampling, on the batch size.
+    The model's own generation settings are ignored, so that two policies are sampled alike. Completions that have
+    ended cost no further decoding steps. Modes of the modules and the random state are restored. The result depends on
+    the seed and, when sampling, on the batch size.
 
     Args:
         model: a transformers or PEFT causal language model.
@@ -37,6 +40,7 @@ def sample_completions(
         seed: of the sampling.
         batch_size: prompts per batch; prompts of similar length share one, padded on the left.
         progress: called with the number of finished prompts after every batch.
+        min_new_tokens: tokens before EOS may come.
 
     Returns:
         N lists of token ids up to and including the token that ended them; without one after `max_new_tokens` tokens.
@@ -52,6 +56,7 @@ def sample_completions(
     if empty:
         raise ValueError(f"Prompt {empty[0]} is empty: {len(empty)} of {len(prompt_ids)} prompts have no token.")
     config = _generation_config(eos_token_ids, tokenizer.pad_token_id, max_new_tokens, temperature)
+    config.min_new_tokens = min_new_tokens or None
     device = model_device(model)
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     results: list[list[int]] = [[] for _ in prompt_ids]
@@ -65,7 +70,8 @@ def sample_completions(
             missing = [width - len(prompt_ids[row]) for row in rows]
             ids = [[tokenizer.pad_token_id] * gap + [*prompt_ids[row]] for row, gap in zip(rows, missing, strict=True)]
             mask = [[0] * gap + [1] * (width - gap) for gap in missing]
-            output = model.generate(
+            output = generate(
+                model,
                 input_ids=torch.tensor(ids, device=device),
                 attention_mask=torch.tensor(mask, device=device),
                 generation_config=config,

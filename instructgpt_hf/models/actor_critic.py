@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
 
@@ -35,13 +38,23 @@ class ActorCritic(nn.Module):
         value_model: sequence classifier with a scalar head, started from the reward model (InstructGPT §3.5), or an
             `AdapterScorer` on the policy's base.
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
+        min_length: of the rollouts; EOS has probability 0 in this many first tokens of a completion.
+        eos_token_ids: that end a completion.
     """
 
-    def __init__(self, policy: Any, value_model: Any, temperature: float = 1.0) -> None:
+    def __init__(
+        self,
+        policy: Any,
+        value_model: Any,
+        temperature: float = 1.0,
+        min_length: int = 0,
+        eos_token_ids: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self.policy = policy
         self.value_model = value_model
         self.temperature = temperature
+        self.min_length, self.eos_token_ids = min_length, tuple(eos_token_ids)
 
     def forward(
         self,
@@ -63,10 +76,28 @@ class ActorCritic(nn.Module):
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
-        logps, entropy = completion_log_probs(
-            self.policy, input_ids, attention_mask, completion_length, self.temperature, with_entropy
-        )
+        logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
         return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
+
+    def log_probs(
+        self,
+        policy: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_length: int,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`completion_log_probs` of this or another policy, under the distribution that rollouts are drawn from."""
+        return completion_log_probs(
+            policy,
+            input_ids,
+            attention_mask,
+            completion_length,
+            self.temperature,
+            with_entropy,
+            self.min_length,
+            self.eos_token_ids,
+        )
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Value [B, T] of the state before each of the last T tokens."""
@@ -109,6 +140,10 @@ class ActorCritic(nn.Module):
         """The older name of `activation_checkpointing_enable`, which TRL uses."""
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
+    def generate(self, **inputs: Any) -> Tensor:
+        """The policy's answers; ended ones cost no further decoding steps (see `decoding.generate`)."""
+        return generate(self.policy, **inputs)
+
     # What generation and the Trainer ask of "the model" is the policy's to answer.
     @property
     def generation_config(self) -> Any:
@@ -137,6 +172,8 @@ def completion_log_probs(
     completion_length: int,
     temperature: float = 1.0,
     with_entropy: bool = False,
+    min_length: int = 0,
+    eos_token_ids: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
@@ -149,6 +186,8 @@ def completion_log_probs(
         completion_length: T.
         temperature: divides the logits.
         with_entropy: also the entropy of each token's distribution, without gradient.
+        min_length: tokens of a completion that cannot be EOS; their distribution is that of the other tokens.
+        eos_token_ids: the tokens excluded there.
 
     Returns:
         logps [B, T] and entropy [B, T] or None, float32; meaningless at padding.
@@ -159,6 +198,9 @@ def completion_log_probs(
         logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
     else:
         logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
+    if min_length and eos_token_ids:
+        excluded = torch.tensor(eos_token_ids, device=logits.device)
+        logits[:, :min_length].index_fill_(-1, excluded, -torch.inf)  # in place: a copy would double the logits
     ids = input_ids[:, -completion_length:]
     if with_entropy:
         return log_probs_and_entropy(logits, ids, temperature)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
 from instructgpt_hf.config.model import ModelConfig, quantization_config
 from instructgpt_hf.errors import InstructGPTError, nearest
+from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 from instructgpt_hf.models.loading import (
     ADAPTER_FILE,
     adapter_base,
@@ -23,6 +27,7 @@ from instructgpt_hf.models.loading import (
     load_tokenizer,
     resolve_source,
     set_policy_tokens,
+    unwrap_peft,
 )
 from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier
 
@@ -69,6 +74,44 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
             if adapter == folder and record is not None:
                 _merged_record(record, model, dtype).save(temporary)
     return final
+
+
+@torch.no_grad()
+def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a LoRA policy as one whole model has them, under that model's names, one after another.
+
+    Merging the whole policy and taking the adapter out again would leave the base's weights rounded, a little more
+    each time, and with them the reference that stands on the same base. Here one layer is merged at a time, and its
+    own weights are put back as they were.
+
+    Args:
+        policy: not quantised; what other roles have on its base is left out.
+
+    Yields:
+        Name and weight; the weight is valid until the next one.
+    """
+    base = unwrap_peft(policy)
+    for name, parameter in base.named_parameters():
+        if ".base_layer." in name:
+            layer, _, rest = name.rpartition(".base_layer.")
+            yield from _merged_layer(f"{layer}.{rest}", base.get_submodule(layer), parameter)
+        elif ".original_module." not in name and "lora_" not in name and adapter_of(name) == POLICY_ADAPTER:
+            yield name.replace(f".modules_to_save.{POLICY_ADAPTER}.", "."), parameter.data
+
+
+def _merged_layer(name: str, layer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    kept = {item: item.data for item in layer.get_base_layer().parameters()}
+    for item, data in kept.items():
+        item.data = data.clone()
+    try:
+        if isinstance(layer, LoraLayer):
+            layer.merge(adapter_names=[POLICY_ADAPTER])
+        yield name, parameter.data
+    finally:
+        if layer.merged:
+            layer.unmerge()
+        for item, data in kept.items():
+            item.data = data
 
 
 def _copy_rest(folder: Path, target: Path) -> None:

@@ -148,6 +148,7 @@ class _Bench:
             args.max_completion_length,
             seed=self.run.seed,
             batch_size=batch,
+            min_new_tokens=args.min_completion_length,
         )
         texts = [self.prompt_format.completion_text(item, self.tokenizer) for item in ids]
         self.samples[name] = texts

@@ -62,8 +62,8 @@ SIGNS = (
         lambda value, _: value > KL_WARNING,
         1,
         0,
-        f"the KL to the starting policy is {{value:.0f}} nats per answer, above {KL_WARNING:.0f}: the policy may exploit "
-        f"the reward model. Try {TRY_SMALLER_STEPS}; stop_kl stops a run at a KL of your choice.",
+        f"the KL to the starting policy is {{value:.0f}} nats per answer, above {KL_WARNING:.0f}: the policy may "
+        f"exploit the reward model. Try {TRY_SMALLER_STEPS}; stop_kl stops a run at a KL of your choice.",
     ),
     Sign(
         "objective/entropy",
@@ -78,7 +78,7 @@ SIGNS = (
         lambda value, first: value > MOST_FREQUENT and value > 2 * first,
         3,
         0,
-        "{value:.0%} of the answers are the same one, {first:.0%} were at the start: the policy settles on one answer. "
+        "{value:.0%} of the answers are the same one, {first:.0%} were at the start: the policy settles on one. "
         f"Try {TRY_SMALLER_STEPS}, and look at what that answer scores.",
     ),
     Sign(

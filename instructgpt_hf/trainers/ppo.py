@@ -37,12 +37,13 @@ from instructgpt_hf.functional import (
     value_loss,
     whiten_rewards,
 )
-from instructgpt_hf.models.actor_critic import ActorCritic, completion_log_probs
+from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
 from instructgpt_hf.models.reward_model import save_reward_model
 from instructgpt_hf.trainers.checkpoints import ContinueLog
 from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.generation import generate_continuously, in_batches, prepare_generation
 from instructgpt_hf.trainers.gradients import GradientComparison
 from instructgpt_hf.trainers.guards import Guard, all_finite, share_of_most_frequent
 from instructgpt_hf.trainers.learning_rates import apply_rates, peak_rate, policy_factor
@@ -157,7 +158,9 @@ class PPOTrainer(OnPolicyTrainer):
             for item in (model, value_model):
                 disable_dropout(item)
         _freeze_reference_adapter(model)
-        self.actor_critic = ActorCritic(model, value_model.to(self.accelerator.device).train(), self.temperature)
+        value_model = value_model.to(self.accelerator.device).train()
+        limits = args.min_completion_length, self.eos_token_ids
+        self.actor_critic = ActorCritic(model, value_model, self.temperature, *limits)
         self.model = self.model_wrapped = self.actor_critic
         policy_parameters = self.actor_critic.role_parameters("policy")
         self.average = WeightAverage(policy_parameters, args.ema_decay) if args.ema_decay else None
@@ -169,6 +172,7 @@ class PPOTrainer(OnPolicyTrainer):
         self.add_callback(self.clock)
         self.pretraining = self._pretraining_stream(pretraining_dataset)
         self.samples: list[dict[str, Any]] = []
+        prepare_generation(self)
 
     def _frozen(self, model: Any) -> Any:
         if model is None:
@@ -212,6 +216,14 @@ class PPOTrainer(OnPolicyTrainer):
     def render_prompt(self, prompt: Any) -> list[int]:
         """Token ids of a prompt as every stage renders it."""
         return self.prompt_format.prompt_ids(prompt, self.tokenizer)
+
+    def in_batches(self, generate: Callable[..., list[list[int]]], prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions by transformers' `generate`, `args.rollout_batch_size` at once."""
+        return in_batches(generate, prompt_ids, self.args.rollout_batch_size)
+
+    def continuous_batching(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions by transformers' continuous batching."""
+        return generate_continuously(self, prompt_ids)
 
     def to_device(self, batch: Batch) -> Batch:
         """The batch on this process's device."""
@@ -327,9 +339,9 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _reference_log_probs(self, policy: Any, ids: Tensor, mask: Tensor, length: int) -> Tensor:
         if self.ref_model is not None:
-            return completion_log_probs(self.ref_model, ids, mask, length, self.temperature)[0]
+            return self.actor_critic.log_probs(self.ref_model, ids, mask, length)[0]
         with using_adapter(policy, REFERENCE_ADAPTER):
-            return completion_log_probs(policy, ids, mask, length, self.temperature)[0]
+            return self.actor_critic.log_probs(policy, ids, mask, length)[0]
 
     def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
         """Apply a batch statistic over the episodes of all processes and return this process's rows."""

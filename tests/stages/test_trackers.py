@@ -84,7 +84,7 @@ def test_a_recipe_names_the_file_of_a_tracker_that_is_not_installed(monkeypatch)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else original(name, *rest)
     )
-    with pytest.raises(InstructGPTError, match="report_to.*trackio.*needs the package trackio"):
+    with pytest.raises(InstructGPTError, match=r"report_to.*trackio.*needs the package trackio"):
         load_recipe("tiny-cpu", ["--ppo.report_to", "trackio"])
 
 

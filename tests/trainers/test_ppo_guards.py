@@ -128,7 +128,7 @@ def test_nan_in_a_weight_never_reaches_a_checkpoint(make_trainer, tmp_path, step
     """Step 3 is the last of iteration 2, whose checkpoint is due next; after step 2, the loss shows it."""
     trainer = make_trainer(save_strategy="steps", save_steps=2, save_total_limit=None)
     trainer.add_callback(Poison(trainer, step, gradient=False))
-    with pytest.raises(TrainingStopped, match="a weight is not a finite number|loss/policy is nan") as stop:
+    with pytest.raises(TrainingStopped, match=r"a weight is not a finite number|loss/policy is nan") as stop:
         trainer.train()
     assert "iteration 2" in str(stop.value) and "checkpoint-2\n" in str(stop.value)
     (saved,) = (tmp_path / "work").glob("checkpoint-*")

@@ -181,7 +181,8 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
     """Log-probabilities, values, rewards and advantages of a rollout against one row at a time in plain PyTorch."""
     reward_model = make_scorer(seed=5)
     other = make_policy(seed=7)
-    trainer = make_trainer(reward=reward_model, ref_model=other, whiten_advantages=False, beta=0.5, lam=0.9)
+    settings = dict(whiten_advantages=False, beta=0.5, lam=0.9, max_completion_length=24)
+    trainer = make_trainer(reward=reward_model, ref_model=other, **settings)
     trainer.model.train()
     inputs = [PROMPTS[index] for index in range(16)]
     batch = trainer.rollout(inputs)

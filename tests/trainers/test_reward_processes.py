@@ -15,7 +15,7 @@ METRICS = ("loss", "accuracy", "margin", "mean_reward", "std_reward", "min_rewar
 
 @pytest.fixture
 def runs(make_scorer, tokenizer, tmp_path):
-    """The same steps by two processes with half of the prompts each, started by torchrun with gloo, and by this one."""
+    """The same steps by two processes with half of the prompts each, started by torchrun with gloo, and by one."""
     make_scorer().save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
 

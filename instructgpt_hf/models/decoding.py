@@ -1,0 +1,169 @@
+"""Generation that spends no forward pass on answers that have ended.
+
+transformers' `generate` keeps every row of a batch, padded, until its last row ends. The loop here, which `generate`
+runs through its hook `custom_generate`, takes ended rows out of the batch and of the key-value cache. Prompts, cache,
+logits processors and stopping criteria are prepared by transformers as for its own loop.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    DynamicCache,
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    WatermarkLogitsProcessor,
+)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.generation import GenerationMode
+
+from instructgpt_hf._compat import has_sharded_weights, next_inputs
+from instructgpt_hf.errors import InstructGPTError
+
+logger = logging.getLogger(__name__)
+
+# Taking rows out copies the cache of the others, about what each step's growth of the cache costs anyway.
+DROPPED_SHARE = 0.125
+_MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
+# Layers whose whole state is rows of keys and values. Subclasses add more, such as recurrent states.
+_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+# They know a row by its place in the batch.
+_PROCESSORS = (
+    PrefixConstrainedLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    WatermarkLogitsProcessor,
+)
+
+
+class _PlainLoop(Exception):
+    """Why a generation has to keep its ended rows."""
+
+
+def generate(model: Any, **inputs: Any) -> Tensor:
+    """`model.generate(**inputs)` without the decoding steps of rows that have ended.
+
+    Greedy decoding gives transformers' tokens; sampling gives the same distribution. Each row's random numbers depend
+    on the seed, the row's place and the step only, not on which rows have ended. What the loop cannot do (beams,
+    caches of another kind, weights sharded over processes) runs in transformers' own; the log says so once.
+
+    Args:
+        model: causal language model, whole or PEFT.
+        inputs: of `generate`: `input_ids` [B, P] padded left, `attention_mask` [B, P], `generation_config`, ...
+
+    Returns:
+        [B, P + T] ids, padded right with the padding id up to the longest answer.
+
+    Raises:
+        InstructGPTError: if the logits to sample from are not finite.
+    """
+    try:
+        return model.generate(**inputs, custom_generate=_decode)
+    except _PlainLoop as reason:
+        _say_once(str(reason))
+        return model.generate(**inputs)
+
+
+@functools.cache
+def _say_once(reason: str) -> None:
+    logger.warning("Ended answers stay in the batch until the last one ends: %s.", reason)
+
+
+def _decode(
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **inputs: Any,
+) -> Tensor:
+    """What `generate` calls in place of its own loop, with its signature."""
+    _check(model, logits_processor, generation_config, inputs)
+    batch, padding = len(input_ids), generation_config.pad_token_id
+    rows = torch.arange(batch, device=input_ids.device)
+    live = torch.ones_like(rows, dtype=torch.bool)
+    ended: list[tuple[Tensor, Tensor]] = []
+    first = True
+    while True:
+        step = model.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=None if first else 1, is_first_iteration=first, **inputs
+        )
+        outputs = model(**step, return_dict=True)
+        inputs, first = next_inputs(model, outputs, inputs), False
+        logits = outputs.logits[:, -1].to(input_ids.device, torch.float32, copy=True)
+        del outputs  # the logits of the whole prompt, where the architecture gives them
+        scores = logits_processor(input_ids, logits)
+        tokens = _draw(scores, rows, batch) if generation_config.do_sample else scores.argmax(-1)
+        input_ids = torch.cat([input_ids, tokens.where(live, padding)[:, None]], dim=1)
+        live = live & ~stopping_criteria(input_ids, None)
+        count = int(live.sum())
+        if count == 0:
+            break
+        if len(rows) - count >= max(1, DROPPED_SHARE * len(rows)):
+            ended.append((rows[~live], input_ids[~live]))
+            kept = live.nonzero().squeeze(1)
+            rows, input_ids, live = rows[kept], input_ids[kept], live[kept]
+            _keep_rows(inputs, kept)
+    ended.append((rows, input_ids))
+    result = input_ids.new_full((batch, input_ids.shape[1]), padding)
+    for places, ids in ended:
+        result[places, : ids.shape[1]] = ids
+    return result
+
+
+def _check(model: Any, logits_processor: Any, generation_config: Any, inputs: dict[str, Any]) -> None:
+    """Raise `_PlainLoop` unless every state that belongs to a row is one that `_keep_rows` knows."""
+    mode = generation_config.get_generation_mode()
+    if mode not in _MODES:
+        raise _PlainLoop(f"the generation mode is {mode.value}")
+    for name in ("return_dict_in_generate", "prefill_chunk_size"):
+        if getattr(generation_config, name, None):
+            raise _PlainLoop(f"{name} is set")
+    if generation_config.pad_token_id is None:
+        raise _PlainLoop("there is no padding token")
+    if has_sharded_weights(model):
+        raise _PlainLoop("the weights are sharded, so every process must take the same number of steps")
+    cache: Any = inputs.get("past_key_values")
+    if type(cache) is not DynamicCache:
+        raise _PlainLoop(f"the cache is {'off' if cache is None else f'a {type(cache).__name__}'}")
+    layers = {type(layer) for layer in cache.layers} - set(_LAYERS)
+    if layers or getattr(cache, "offloading", False):
+        kinds = ", ".join(sorted(layer.__name__ for layer in layers)) or "offloaded"
+        raise _PlainLoop(f"the cache has layers of another kind ({kinds})")
+    others = sorted(name for name, value in inputs.items() if value is not None and name not in _INPUTS)
+    if others:
+        raise _PlainLoop(f"the model is given {', '.join(others)}")
+    for processor in logits_processor:
+        if isinstance(processor, _PROCESSORS):
+            raise _PlainLoop(f"{type(processor).__name__} knows a row by its place")
+
+
+def _keep_rows(inputs: dict[str, Any], kept: Tensor) -> None:
+    """Take all other rows out of what the model is given, in place."""
+    inputs["past_key_values"].batch_select_indices(kept)
+    for name in ("attention_mask", "position_ids"):
+        if inputs.get(name) is not None:
+            inputs[name] = inputs[name][kept]
+
+
+def _draw(scores: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """One token [b] per row from softmax(scores [b, V]), by the inverse of its cumulative distribution.
+
+    One uniform number is drawn for each row of the original batch, so that those of a row do not depend on which
+    others are still there.
+    """
+    # In float32 the cumulative sum could not resolve tokens less likely than 6e-8. MPS has no float64.
+    wide = torch.float32 if scores.device.type == "mps" else torch.float64
+    points = torch.rand(batch, 1, dtype=wide, device=scores.device)[rows]
+    mass = scores.softmax(-1).to(wide).cumsum(-1)
+    if not mass[:, -1].isfinite().all():
+        raise InstructGPTError("The model's logits are not finite (NaN or infinity), so no token can be drawn.")
+    # The first token whose cumulative mass exceeds the point, so never one of probability 0.
+    return torch.searchsorted(mass, points * mass[:, -1:], right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)

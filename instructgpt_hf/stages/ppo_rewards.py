@@ -170,6 +170,8 @@ def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
     problems = Problems("reward_functions: these cannot be used:")
     found: dict[str, Callable[..., Any]] = {}
     for name in names:
+        if name in found:
+            problems.add(f"{name!r}: stands twice; give it the sum of its weights")
         try:
             found[name] = _find_function(name)
         except InstructGPTError as error:

@@ -134,6 +134,17 @@ def test_facts_that_were_not_recorded_are_left_out() -> None:
         assert "No result was recorded" in card
 
 
+def test_several_rewards_are_named() -> None:
+    artifact = record("ppo")
+    assert "The reward model's score of the whole answer and" in str(render_card(artifact))
+    names = [("model", "reward", 1.0), ("function", "mine:short", 0.25)]
+    artifact.model["rewards"] = [{"kind": kind, "name": name, "weight": weight} for kind, name, weight in names]
+    artifact.previous["value_start"] = {"source": "org/critic", "fingerprint": "abc"}
+    card = str(render_card(artifact))
+    assert "weighted sum of 2 rewards of the whole answer (`reward` times 1, `mine:short` times 0.25) and" in card
+    assert "starts from another model than the reward model" in card
+
+
 def test_hub_sources_are_linked_in_metadata() -> None:
     artifact = record("ppo")
     artifact.base_model = {"id": "EleutherAI/pythia-1.4b", "revision": "abc123", "fingerprint": "f"}

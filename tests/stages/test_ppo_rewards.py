@@ -205,6 +205,10 @@ class TestRefused:
         with pytest.raises(InstructGPTError, match=r"(?s)'json:lods'.*did you mean 'load.*'json:dumb'"):
             find_functions(["json:lods", "json:loads", "json:dumb"])
 
+    def test_a_function_twice(self):
+        with pytest.raises(InstructGPTError, match="'json:loads': stands twice"):
+            find_functions(["json:loads", "json:loads"])
+
     def test_a_column_whose_name_is_taken(self, refused, tmp_path):
         path = write_rows(tmp_path / "data.jsonl", [{**row, "completions": "x"} for row in ROWS["ppo"]])
         message = refused("--dataset_name", path, "--reward_functions", "own_rewards:seen")

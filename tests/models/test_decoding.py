@@ -6,36 +6,22 @@ import logging
 
 import pytest
 import torch
-from conftest import VOCABULARY, tiny_config
 from peft import LoraConfig, get_peft_model
+from tiny_models import LLAMA, VOCABULARY, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from instructgpt_hf.models import decoding
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.decoding import generate
 
-SMALL = dict(
-    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8
-)
-MORE = {
-    "qwen3": SMALL,
-    # A sliding window of 6 tokens: shorter than some prompts, and full when rows are taken out.
-    "gemma3_text": dict(**SMALL, sliding_window=6, layer_types=["sliding_attention", "full_attention"]),
-    "opt": dict(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, word_embed_proj_dim=32),
-}
-ARCHITECTURES = ["llama", "gpt2", "gpt_neox", *MORE]
+ARCHITECTURES = ["llama", "gpt2", "gpt_neox", "qwen3", "gemma3_text", "opt"]
 LENGTHS = (3, 7, 1, 5, 9, 2, 4, 6, 8, 5, 3, 1)
 WIDTH, PAD = max(LENGTHS), 0
 
 
 def make_model(architecture):
     torch.manual_seed(0)
-    if architecture in MORE:
-        common = dict(vocab_size=len(VOCABULARY), pad_token_id=PAD, eos_token_id=1, bos_token_id=1)
-        config = AutoConfig.for_model(architecture, **common, **MORE[architecture])
-    else:
-        config = tiny_config(architecture)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(architecture)).eval()
     for parameter in model.parameters():
         # Larger weights than an initialisation's: answers that differ, and clear maxima.
         if parameter.dim() > 1:
@@ -62,6 +48,7 @@ class Ends(LogitsProcessor):
     def __call__(self, ids, scores):
         due = self.lengths[ids[:, WIDTH - 1]] == ids.shape[1] - WIDTH + 1
         scores[:, self.eos] = scores[:, self.eos].where(due[:, None], -torch.inf)
+        scores[:, PAD] = -torch.inf  # the tests tell answers from padding by it
         others = torch.ones(scores.shape[1], dtype=torch.bool).index_fill(0, self.eos, False)
         scores[due[:, None] & others] = -torch.inf
         return scores
@@ -223,7 +210,7 @@ def test_recurrent_states_and_processors_that_count_rows(prompts, caplog):
     """A model with a recurrent state beside its keys, and a function that is given row numbers."""
     decoding._say_once.cache_clear()
     config = AutoConfig.for_model(
-        "falcon_h1", vocab_size=64, pad_token_id=0, eos_token_id=1, **SMALL, mamba_d_ssm=32, mamba_n_heads=4,
+        "falcon_h1", vocab_size=64, pad_token_id=0, eos_token_id=1, **LLAMA, mamba_d_ssm=32, mamba_n_heads=4,
         mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config).eval()

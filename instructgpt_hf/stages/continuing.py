@@ -24,6 +24,7 @@ ADJUSTABLE = (
     "learning_rate",
     "max_grad_norm",
     "missing_eos_penalty",
+    "missing_eos_score",
     "ptx_coef",
     "reward_clip_range",
     "value_learning_rate",

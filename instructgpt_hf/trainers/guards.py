@@ -32,6 +32,7 @@ TRY_SMALLER_STEPS = "a smaller learning_rate, a larger beta or a kl_target, fewe
 TRY_FINITE = (
     "a smaller learning_rate and value_learning_rate, a smaller max_grad_norm; with float16 (fp16) bfloat16 or float32"
 )
+TRY_REWARDS = "the reward function or model by itself on such answers; a reward model may overflow in float16"
 
 
 class TrainingStopped(InstructGPTError):
@@ -214,7 +215,8 @@ class Guard(TrainerCallback):
     def _stop_if_broken(self, step: int) -> None:
         if self.broken is not None:
             name, value = self.broken
-            raise self._stopped(step, f"{name} is {value}", TRY_FINITE)
+            from_rewards = name.startswith(("rewards/", "objective/scores", "a reward"))
+            raise self._stopped(step, f"{name} is {value}", TRY_REWARDS if from_rewards else TRY_FINITE)
 
     def _stopped(self, step: int, found: str, advice: str, before: float = math.inf) -> TrainingStopped:
         checkpoint = last_checkpoint(Path(self.args.output_dir), before)

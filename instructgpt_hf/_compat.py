@@ -38,6 +38,7 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._save": (RLOOTrainer, ("self", "output_dir", "state_dict")),
     "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
     "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
+    "Trainer.save_model": (Trainer, ("self", "output_dir", "_internal_call")),
     "Trainer._load_optimizer_and_scheduler": (Trainer, ("self", "checkpoint")),
     "Trainer._get_output_dir": (Trainer, ("self", "trial")),
     "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
@@ -278,9 +279,16 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
             self.load_state(checkpoint)
 
     def unlogged(self) -> dict[str, Any]:
-        """What was measured since the last log, and the sum of the losses, as plain JSON."""
+        """What was measured since the last log, and the sum of the losses, as plain JSON; for `save_models`."""
         loss = {"sum": self._tr_loss.item(), "total": self._total_loss_scalar, "step": self._globalstep_last_logged}
         return {"metrics": dict(self._metrics["train"]), "loss": loss}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the models for use; a checkpoint, which the Trainer writes through here too, is for resuming."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            self.save_pretrained(Path(output_dir if output_dir is not None else self.args.output_dir))
 
     def restore_unlogged(self, state: dict[str, Any]) -> None:
         """Continue the next log where `unlogged` was taken; once the Trainer has set up its own."""

@@ -1,4 +1,4 @@
-"""A function that builds tiny PPO trainers."""
+"""Tiny PPO trainers, and what scripts that build them in processes of their own read."""
 
 import pytest
 
@@ -17,3 +17,17 @@ def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
         )
 
     return build
+
+
+@pytest.fixture
+def ppo_source(make_policy, make_scorer, tokenizer, tmp_path):
+    """A folder with `policy`, `scorer` and `tokenizer`."""
+    import torch
+
+    policy = make_policy()
+    with torch.no_grad():
+        policy.lm_head.weight[1] *= 4  # answers that end, after one token or several
+    policy.save_pretrained(tmp_path / "policy")
+    make_scorer().save_pretrained(tmp_path / "scorer")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path

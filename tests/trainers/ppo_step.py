@@ -20,7 +20,7 @@ from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.trainers.ppo import PPOTrainer
 
-PROMPTS = [f"{'a b ' * (index % 3)}w{index % 35}" for index in range(40)]
+PROMPTS = [f"{'a b ' * (index % 3)}w{index % 35}" for index in range(56)]
 TEXTS = [f"a b c w{index} " * (1 + index % 4) for index in range(30)]
 
 

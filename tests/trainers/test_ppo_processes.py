@@ -20,17 +20,6 @@ WEIGHTS = ("end", "average")
 CASES = ("ppo-full", "ppo-lora", "ppo-ptx-full", "ppo-ptx-lora")
 
 
-@pytest.fixture
-def source(make_policy, make_scorer, tokenizer, tmp_path):
-    policy = make_policy()
-    with torch.no_grad():
-        policy.lm_head.weight[1] *= 4  # answers that end, after one token or several
-    policy.save_pretrained(tmp_path / "policy")
-    make_scorer().save_pretrained(tmp_path / "scorer")
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    return tmp_path
-
-
 def run(source, name, launcher, per_device, accumulation):
     words = [str(SCRIPT), str(source), str(source / name), str(per_device), str(accumulation)]
     done = subprocess.run(
@@ -49,12 +38,12 @@ def found(folder):
     return log["processes"], log["log"], {name: load_file(folder / f"{name}.safetensors") for name in WEIGHTS}
 
 
-def test_two_processes_equal_one(source):
-    run(source, "one", [], 4, 2)
-    run(source, "two", TORCHRUN, 2, 2)
+def test_two_processes_equal_one(ppo_source):
+    run(ppo_source, "one", [], 4, 2)
+    run(ppo_source, "two", TORCHRUN, 2, 2)
     for case in CASES:
-        processes, log, weights = found(source / "one" / case)
-        others, other_log, other_weights = found(source / "two" / case)
+        processes, log, weights = found(ppo_source / "one" / case)
+        others, other_log, other_weights = found(ppo_source / "two" / case)
         assert (processes, others) == (1, 2)
         assert len(log) == len(other_log) == 5, "four iterations and the end"
         for record, other in zip(log, other_log, strict=True):

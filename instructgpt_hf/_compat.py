@@ -198,11 +198,32 @@ class CleanEnd:
         super().end()  # type: ignore[misc]
 
 
+class SeveralBackwards:
+    """Several backward passes in one step of the training loop."""
+
+    accelerator: Any
+
+    @contextlib.contextmanager
+    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
+        """Backward passes inside only add to this process's gradients, because another one follows in the step.
+
+        Without it, DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first one.
+        """
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)
+
+
 class SupervisedTrainer(QuietCard, WholeCheckpoints, CleanEnd, SFTTrainer):
     """TRL's SFTTrainer without its model card."""
 
 
-class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
+class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -215,24 +236,12 @@ class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = list(self.dataset_columns)
 
-    @contextlib.contextmanager
-    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
-        """Backward passes inside only add to this process's gradients, because another one follows in the step."""
-        state = self.accelerator.gradient_state
-        before = state.sync_gradients
-        state._set_sync_gradients(False)
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(before)
-
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
+class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
     Subclasses define `render_prompt`, `episode_sampler`, `rollout`, `minibatches`, `minibatch_loss`, `save_models`,
@@ -277,6 +286,11 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, RLOOTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.is_deepspeed_enabled:
             self.load_state(checkpoint)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of a loss that is divided by the accumulation steps already."""
+        options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
+        self.accelerator.backward(loss, **options)
 
     def unlogged(self) -> dict[str, Any]:
         """What was measured since the last log, and the sum of the losses, as plain JSON; for `save_models`."""

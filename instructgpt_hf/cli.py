@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -297,7 +299,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _complain(message: str) -> None:
-    """Print to stderr, in red on a terminal. Values from files may hold brackets, so no markup is interpreted."""
+    """Print to stderr, in red on a terminal. Values from files may hold brackets, so no markup is interpreted.
+
+    Several training processes usually make the same mistake. The first on a machine complains, and its launcher then
+    ends the others; one that is still there after a while has something else to say.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(5)
     red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}{message}{reset}", file=sys.stderr)
 

@@ -17,6 +17,7 @@ from instructgpt_hf.config.recipe import Recipe
 from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.evaluation import evaluate_run
 from instructgpt_hf.stages.ppo import run_ppo
+from instructgpt_hf.stages.processes import is_main, leave
 from instructgpt_hf.stages.reward import run_reward
 from instructgpt_hf.stages.sft import run_sft
 
@@ -32,7 +33,8 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
         console: where progress goes; standard error by default.
 
     Returns:
-        One `PolicyRow` for the base model, the SFT model and each PPO policy.
+        One `PolicyRow` for the base model, the SFT model and each PPO policy; of several training processes, the main
+        one evaluates, and the others return nothing.
 
     Raises:
         InstructGPTError: if something the user gave is unusable; the message says what.
@@ -42,6 +44,9 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
     console = console or Console(stderr=True)
     for stage in recipe.stages:
         run_stage(recipe, stage, output_dir, console, part_of_run=True)
+    leave()
+    if not is_main():
+        return []
     with quiet_environment():
         rows = evaluate_run(_stage_run(recipe, "ppo", output_dir, console))
     for stage in recipe.stages:
@@ -69,6 +74,9 @@ def run_stage(
             artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
             _free_memory()
         if part_of_run:
+            return artifacts
+        leave()
+        if not is_main():
             return artifacts
         if stage == "ppo":
             evaluate_run(_stage_run(recipe, stage, output_dir, console))

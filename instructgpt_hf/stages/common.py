@@ -22,11 +22,13 @@ from transformers.utils import logging
 from instructgpt_hf import __version__, lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, file_fingerprint, fingerprint
 from instructgpt_hf.config.model import quantization_config
+from instructgpt_hf.config.precision import world_size
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.loading import describe, hub_revision, load_split, local_file
 from instructgpt_hf.data.pretraining import pretraining_rows, split_stream
 from instructgpt_hf.errors import InstructGPTError, nearest
 from instructgpt_hf.models.loading import resolve_source
+from instructgpt_hf.stages.processes import is_main, main_first, shards_weights, wait
 from instructgpt_hf.stages.ranking_data import HELD_BACK_LIMIT, read_rankings
 
 LAB_PREFIX = "lab:"
@@ -89,7 +91,8 @@ class StageRun:
 
     def say(self, text: str) -> None:
         """A line for the user, marked with the stage."""
-        self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False, soft_wrap=True)
+        if is_main():
+            self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False, soft_wrap=True)
 
     def training_arguments(self) -> Any:
         """The stage's TRL configuration, writing into the work folder and never to the Hub.
@@ -99,6 +102,7 @@ class StageRun:
         """
         args = self.settings.training
         args.output_dir, args.push_to_hub = str(self.work), False
+        check_launch(args, self.name)
         return args
 
     # Data
@@ -202,6 +206,8 @@ class StageRun:
         """Hash of all that determines the result: settings, data, models read, package version."""
         values = {key: value for key, value in self.settings.changed().items() if _matters(key)}
         data = {role: item["fingerprint"] for role, item in self.data.items()}
+        if world_size() > 1:  # which the batch grows with
+            values["processes"] = world_size()
         return fingerprint({"stage": self.name, "values": values, "data": data, "version": __version__, **inputs})
 
     def finished(self, mark: str) -> StageArtifact | None:
@@ -242,8 +248,15 @@ class StageRun:
         Raises:
             InstructGPTError: if the folder cannot be written.
         """
+        if is_main():
+            self._prepare_work(mark)
+        wait()
+
+    def _prepare_work(self, mark: str) -> None:
         note = self.work / "fingerprint"
         try:
+            for unfinished in self.run_folder.glob(f".{self.name}.*"):  # what a killed process was writing
+                shutil.rmtree(unfinished, ignore_errors=True)
             if self.work.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != mark):
                 shutil.rmtree(self.work)
             self.work.mkdir(parents=True, exist_ok=True)
@@ -262,12 +275,14 @@ class StageRun:
             save_models: called with the folder to write into.
         """
         artifact.finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        with atomic_folder(self.folder) as folder:
-            save_models(folder)
-            artifact.save(folder)
-        shutil.rmtree(self.work, ignore_errors=True)
-        if not any(self.work.parent.iterdir()):
-            self.work.parent.rmdir()
+        if is_main():
+            with atomic_folder(self.folder) as folder:
+                save_models(folder)
+                artifact.save(folder)
+            shutil.rmtree(self.work, ignore_errors=True)
+            if not any(self.work.parent.iterdir()):
+                self.work.parent.rmdir()
+        wait()
         return artifact
 
     def artifact(self, mark: str, **values: Any) -> StageArtifact:
@@ -290,6 +305,26 @@ class StageRun:
         )
 
 
+def check_launch(args: Any, stage: str) -> None:
+    """Raise where a stage cannot do with how its processes were launched.
+
+    Raises:
+        InstructGPTError: if they would not train together, or the weights that a stage needs whole to average, score
+            and save them are split; naming what works.
+    """
+    if args.world_size != world_size():
+        raise InstructGPTError(
+            f"{world_size()} processes were launched, but without GPUs each would train for itself. Add --use_cpu "
+            "for training on several CPU processes, or launch one."
+        )
+    found = shards_weights(args)
+    if found and stage != "sft":
+        raise InstructGPTError(
+            f"{found} splits the weights over the processes, and the {stage} stage needs them whole. Launch it with "
+            "ddp.yaml or deepspeed_zero2.yaml (recipes/accelerate_configs), or train adapters (use_peft)."
+        )
+
+
 def _matters(key: str) -> bool:
     return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_"))
 
@@ -309,9 +344,10 @@ def lab_kind(name: str, role: str) -> str:
 def lab_folder(run_folder: Path, seed: int) -> Path:
     """The lab's datasets of a seed in a run, `data/` for seed 0, written if they are not there yet."""
     folder = run_folder / (f"data-seed{seed}" if seed else "data")
-    if not folder.is_dir():
-        with atomic_folder(folder) as temporary:
-            lab.write(temporary, seed=seed)
+    with main_first():
+        if not folder.is_dir():
+            with atomic_folder(folder) as temporary:
+                lab.write(temporary, seed=seed)
     return folder
 
 

@@ -20,6 +20,7 @@ from instructgpt_hf.stages.common import (
     show_loading_progress,
     vocabulary_fingerprint,
 )
+from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.training import train
 
 
@@ -88,8 +89,10 @@ def run_sft(run: StageRun) -> StageArtifact:
     if before is not None:
         restore_config(model.config, before)
 
+    weights = whole_weights(trainer)
+
     def save(folder: Path) -> None:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         tokenizer.save_pretrained(folder)
 
     run.say(f"held-back demonstrations: loss {metrics['eval_loss']:.3f} nats per token")

@@ -14,6 +14,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from instructgpt_hf.stages.common import StageRun
+from instructgpt_hf.stages.processes import any_process
 
 # Shown beside the bar, in this order, when the trainer logs them.
 SHOWN = {
@@ -116,7 +117,9 @@ class StopAtCheckpoint(TrainerCallback):
 
         What the last step leaves goes into the stage's folder. Resuming from a checkpoint of it would train on.
         """
-        if self.asked and state.global_step % self.boundary == 0 and state.global_step < state.max_steps:
+        boundary = state.global_step % self.boundary == 0 and state.global_step < state.max_steps
+        if boundary and any_process(self.asked):
+            self.asked = True
             control.should_save = True
             control.should_training_stop = True
         if state.global_step >= state.max_steps:

@@ -421,12 +421,12 @@ class PPOTrainer(OnPolicyTrainer):
         tokens = rows * self.args.gradient_accumulation_steps * (self.args.ptx_max_length - 1)
         blocks = torch.tensor([next(stream) for _ in range(rows)], device=self.accelerator.device)
         total = torch.zeros((), device=self.accelerator.device)
-        with self.accelerator.no_sync(model):
+        with self.without_gradient_sync(model):
             for piece in blocks.split(self.args.per_device_train_batch_size):
                 mask = torch.ones_like(piece)
                 with self.compute_loss_context_manager():
                     loss = lm_loss(model(piece, mask), piece, mask, denominator=tokens)
-                self.accelerator.backward(self.args.ptx_coef * loss)
+                self.backward(self.args.ptx_coef * loss)
                 total += loss.detach()
         self._record_means({"loss/ptx": total * self.args.gradient_accumulation_steps})
 

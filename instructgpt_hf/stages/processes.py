@@ -12,7 +12,6 @@ from accelerate import PartialState
 
 from instructgpt_hf.config.precision import world_size
 
-
 _left = False
 
 

@@ -1,8 +1,8 @@
 """A few iterations of PPO in one process or, under torchrun, in several.
 
 Usage: ppo_step.py INPUT OUTPUT EPISODES_PER_DEVICE ACCUMULATION. INPUT holds `policy`, `scorer`, `tokenizer`; for PPO
-and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Answers are sampled with `top_k` 1, so they do not depend on the process's
-random numbers; everything else is as in training.
+and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Answers are sampled with `top_k` 1,
+so they do not depend on the process's random numbers; everything else is as in training.
 """
 
 import itertools

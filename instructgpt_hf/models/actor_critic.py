@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from instructgpt_hf.functional import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.completions import Completions, completion_logits
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
 
@@ -61,14 +61,14 @@ class ActorCritic(nn.Module):
         """
         if completion_length is None:
             return self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
-        logps, entropy = completion_log_probs(
-            self.policy, input_ids, attention_mask, completion_length, self.temperature, with_entropy
-        )
-        return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
+        batch = Completions.of(input_ids, attention_mask, completion_length)
+        logps, entropy = log_probs_of(self.policy, batch, self.temperature, with_entropy)
+        return ActorCriticOutput(logps, entropy, self.values(batch))
 
-    def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-        """Value [B, T] of the state before each of the last T tokens."""
-        return token_scores(self.value_model, input_ids, attention_mask)[:, -completion_length - 1 : -1]
+    def values(self, batch: Completions) -> Tensor:
+        """Value [B, T] of the state before each completion token; 0 at padding."""
+        scores = token_scores(self.value_model, batch.input_ids, batch.attention_mask)
+        return batch.spread(scores[batch.predictors])
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
@@ -138,26 +138,29 @@ def completion_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
-    The unembedding is applied to the completion's positions only, so no logits of prompt tokens exist.
+    Nothing is computed for padding, and the unembedding is applied to the completions' tokens alone.
 
     Args:
         policy: causal language model, whole or PEFT.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
+        input_ids: [B, S], prompts padded left, completions padded right.
+        attention_mask: [B, S].
         completion_length: T.
         temperature: divides the logits.
         with_entropy: also the entropy of each token's distribution, without gradient.
 
     Returns:
-        logps [B, T] and entropy [B, T] or None, float32; meaningless at padding.
+        logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
     """
-    inputs = model_inputs(policy, input_ids, attention_mask)
-    # The logits before the first completion token predict it; those of the last token predict nothing.
-    if "logits_to_keep" in inspect.signature(unwrap_peft(policy).forward).parameters:
-        logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
-    else:
-        logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
-    ids = input_ids[:, -completion_length:]
-    if with_entropy:
-        return log_probs_and_entropy(logits, ids, temperature)
-    return token_log_probs(logits, ids, temperature), None
+    batch = Completions.of(input_ids, attention_mask, completion_length)
+    return log_probs_of(policy, batch, temperature, with_entropy)
+
+
+def log_probs_of(
+    policy: Any, batch: Completions, temperature: float, with_entropy: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`completion_log_probs` of a batch without padding."""
+    logits, ids = completion_logits(policy, batch), batch.ids[None]
+    if not with_entropy:
+        return batch.spread(token_log_probs(logits, ids, temperature)[0]), None
+    logps, entropy = log_probs_and_entropy(logits, ids, temperature)
+    return batch.spread(logps[0]), batch.spread(entropy[0])

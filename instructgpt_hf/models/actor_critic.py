@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.completions import Completions, completion_logits
 from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
@@ -76,32 +76,24 @@ class ActorCritic(nn.Module):
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
-        logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
-        return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
+        batch = Completions.of(input_ids, attention_mask, completion_length)
+        logps, entropy = self._log_probs(self.policy, batch, with_entropy)
+        return ActorCriticOutput(logps, entropy, self._values(batch))
 
-    def log_probs(
-        self,
-        policy: Any,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        completion_length: int,
-        with_entropy: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        """`completion_log_probs` of this or another policy, under the distribution that rollouts are drawn from."""
-        return completion_log_probs(
-            policy,
-            input_ids,
-            attention_mask,
-            completion_length,
-            self.temperature,
-            with_entropy,
-            self.min_length,
-            self.eos_token_ids,
-        )
+    def log_probs(self, policy: Any, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
+        """Log-probabilities [B, T] of another policy, under the distribution that rollouts are drawn from."""
+        return self._log_probs(policy, Completions.of(input_ids, attention_mask, completion_length))[0]
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-        """Value [B, T] of the state before each of the last T tokens."""
-        return token_scores(self.value_model, input_ids, attention_mask)[:, -completion_length - 1 : -1]
+        """Value [B, T] of the state before each completion token; 0 at padding."""
+        return self._values(Completions.of(input_ids, attention_mask, completion_length))
+
+    def _log_probs(self, policy: Any, batch: Completions, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+        return log_probs_of(policy, batch, self.temperature, with_entropy, self.min_length, self.eos_token_ids)
+
+    def _values(self, batch: Completions) -> Tensor:
+        scores = token_scores(self.value_model, batch.input_ids, batch.attention_mask)
+        return batch.spread(scores[batch.predictors])
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
@@ -177,12 +169,12 @@ def completion_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
-    The unembedding is applied to the completion's positions only, so no logits of prompt tokens exist.
+    Nothing is computed for padding, and the unembedding is applied to the completions' tokens alone.
 
     Args:
         policy: causal language model, whole or PEFT.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
+        input_ids: [B, S], prompts padded left, completions padded right.
+        attention_mask: [B, S].
         completion_length: T.
         temperature: divides the logits.
         with_entropy: also the entropy of each token's distribution, without gradient.
@@ -190,18 +182,28 @@ def completion_log_probs(
         eos_token_ids: the tokens excluded there.
 
     Returns:
-        logps [B, T] and entropy [B, T] or None, float32; meaningless at padding.
+        logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
     """
-    inputs = model_inputs(policy, input_ids, attention_mask)
-    # The logits before the first completion token predict it; those of the last token predict nothing.
-    if "logits_to_keep" in inspect.signature(unwrap_peft(policy).forward).parameters:
-        logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
-    else:
-        logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
+    batch = Completions.of(input_ids, attention_mask, completion_length)
+    return log_probs_of(policy, batch, temperature, with_entropy, min_length, eos_token_ids)
+
+
+def log_probs_of(
+    policy: Any,
+    batch: Completions,
+    temperature: float,
+    with_entropy: bool,
+    min_length: int = 0,
+    eos_token_ids: Sequence[int] = (),
+) -> tuple[Tensor, Tensor | None]:
+    """`completion_log_probs` of a batch without padding."""
+    logits, ids = completion_logits(policy, batch), batch.ids[None]
     if min_length and eos_token_ids:
-        excluded = torch.tensor(eos_token_ids, device=logits.device)
-        logits[:, :min_length].index_fill_(-1, excluded, -torch.inf)  # in place: a copy would double the logits
-    ids = input_ids[:, -completion_length:]
-    if with_entropy:
-        return log_probs_and_entropy(logits, ids, temperature)
-    return token_log_probs(logits, ids, temperature), None
+        excluded = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        excluded[list(eos_token_ids)] = True
+        early = batch.steps < min_length
+        logits.masked_fill_((early[:, None] & excluded)[None], -torch.inf)  # in place: a copy would double the logits
+    if not with_entropy:
+        return batch.spread(token_log_probs(logits, ids, temperature)[0]), None
+    logps, entropy = log_probs_and_entropy(logits, ids, temperature)
+    return batch.spread(logps[0]), batch.spread(entropy[0])

@@ -104,8 +104,12 @@ def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_
 
 
 @pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum"])
-def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_trainer, reduction):
+def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_trainer, make_policy, reduction):
+    policy = make_policy()
+    with torch.no_grad():
+        policy.lm_head.weight[1] *= 4  # answers of different lengths
     trainer = make_trainer(
+        policy=policy,
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
         generation_batch_size=8,
@@ -113,7 +117,7 @@ def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_
         vf_coef=0.0,
     )
     batch = trainer.rollout([PROMPTS[index] for index in range(8)])
-    policy, weights = trainer.actor_critic.policy, list(trainer.actor_critic.policy.parameters())
+    weights = list(policy.parameters())
     total, lengths = torch.zeros(()), batch["completion_mask"].sum(1).tolist()
     for row, count in enumerate(lengths):
         prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]

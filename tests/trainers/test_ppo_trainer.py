@@ -107,7 +107,7 @@ def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_
 def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_trainer, make_policy, reduction):
     policy = make_policy()
     with torch.no_grad():
-        policy.lm_head.weight[1] *= 4  # answers of different lengths
+        policy.lm_head.weight[1] *= 20  # answers of different lengths
     trainer = make_trainer(
         policy=policy,
         per_device_train_batch_size=4,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers.trainer
-from ppo_step import build
+from ppo_step import build, is_clock
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -92,10 +92,7 @@ def train(source, output, lora):
     )
     trainer.train(resume_from_checkpoint=True if output.is_dir() and get_last_checkpoint(output) else None)
     trainer.save_model(str(output / "end"))
-    log = [
-        {key: value for key, value in record.items() if not key.endswith(("_time", "_runtime", "_per_second"))}
-        for record in trainer.state.log_history
-    ]
+    log = [{key: value for key, value in record.items() if not is_clock(key)} for record in trainer.state.log_history]
     (output / "end" / "log.json").write_text(json.dumps(log), encoding="utf-8")
 
 

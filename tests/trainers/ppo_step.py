@@ -24,6 +24,11 @@ PROMPTS = [f"{'a b ' * (index % 3)}w{index % 35}" for index in range(56)]
 TEXTS = [f"a b c w{index} " * (1 + index % 4) for index in range(30)]
 
 
+def is_clock(name):
+    """Whether a metric is what a clock says."""
+    return name.startswith(("time/", "throughput/")) or name.endswith(("_time", "_runtime", "_per_second"))
+
+
 def with_adapter(model, task):
     model = get_peft_model(model, LoraConfig(r=4, task_type=task, target_modules=["q_proj", "v_proj", "up_proj"]))
     # An adapter that starts at 0 has no gradient for one half of itself.

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -260,7 +261,8 @@ class PPOTrainer(OnPolicyTrainer):
         if self.args.whiten_advantages:
             advantages = self._over_all_processes(masked_whiten, advantages, mask)
         batch["advantages"] = advantages
-        self._record_rollout(batch, scores, reference, finished, share_of_most_frequent(completion_ids))
+        most_frequent = share_of_most_frequent(gather_object(completion_ids))
+        self._record_rollout(batch, scores, reference, finished, most_frequent)
         self.clock.end("score", tokens)
         if training:
             self.clock.training_tokens = training_tokens(self.args, tokens, self.value_only)

@@ -181,10 +181,10 @@ class FileBench(Bench):
             "per_device_eval_batch_size": 16,
             "max_completion_length": 16,
             "max_prompt_length": 24,
-            "ptx_max_length": 64,
+            "ptx_max_length": 32,
             "ptx_episodes_ratio": 1,
-            "learning_rate": 1e-3,
-            "value_learning_rate": 1e-3,
+            "learning_rate": 2e-3,
+            "value_learning_rate": 2e-3,
             "beta": 0.02,
             "warmup_iterations": 2,
         }

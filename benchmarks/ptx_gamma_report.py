@@ -68,7 +68,7 @@ def table(path: Path) -> str:
             + " | ".join(f"{run['start'][name]:.{_COLUMNS[name][1]}f}" for name in names)
             + " | |",
         ]
-        for entry in run["summary"]:
+        for entry in sorted(run["summary"], key=lambda entry: _order(entry, run)):
             values = " | ".join(_interval(entry.get(name), _COLUMNS[name][1], len(entry["seeds"])) for name in columns)
             lines.append(
                 f"| {reductions(entry)} | {advantages(entry)} | {entry['learning_rate']:g} | {entry['gamma']:g} "
@@ -76,6 +76,10 @@ def table(path: Path) -> str:
             )
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def _order(entry: dict[str, Any], run: dict[str, Any]) -> tuple[Any, ...]:
+    return entry["learning_rate"], not entry["whiten"], in_token_means(entry, run), entry["reductions"]
 
 
 def _interval(item: dict[str, float] | None, digits: int, seeds: int) -> str:
@@ -88,81 +92,80 @@ def _interval(item: dict[str, float] | None, digits: int, seeds: int) -> str:
 def draw(path: Path) -> Path:
     """Picture of the last run of a result file, beside it.
 
-    Left the trade: reward against loss on held-out text, one curve for each pair of reductions, points labelled with
-    gamma. Right, if there are several learning rates, what they do at each gamma.
+    The trade: reward against loss on held-out text, one curve for each pair of reductions, points labelled with gamma;
+    the same rewards against the ratio of the two gradients; and, if there are several learning rates, the loss on text
+    at each of them.
     """
     runs = common.read_runs(path)
     if not runs:
         raise BenchmarkError(f"{path}: nothing has been measured yet")
     run, chart = runs[-1], path.with_suffix(".png")
-    measure = "gold_score" if "gold_score" in run["start"] else "reward"
-    rate = run["settings"]["learning_rate"]
-    swept = [entry for entry in run["summary"] if entry["reductions"] == "mean/mean" and entry["whiten"]]
+    whitened = [entry for entry in run["summary"] if entry["whiten"]]
+    swept = [entry for entry in whitened if entry["reductions"] == "mean/mean"]
     several = len({entry["learning_rate"] for entry in swept}) > 1
-    with common.figure(chart, 12.6 if several else 6.3, 4.4) as figure:
-        panels = figure.subplots(1, 3 if several else 1, squeeze=False)[0]
-        _draw_trade(panels[0], run, [entry for entry in run["summary"] if entry["learning_rate"] == rate], measure)
+    with common.figure(chart, 12.6 if several else 8.4, 4.2) as figure:
+        panels = figure.subplots(1, 3 if several else 2)
+        same_rate = [entry for entry in whitened if entry["learning_rate"] == run["settings"]["learning_rate"]]
+        _draw_rewards(panels[0], run, same_rate, "text_loss")
+        _draw_rewards(panels[1], run, same_rate, "grad_norm_ratio_ptx")
         if several:
-            for axes, name in zip(panels[1:], (measure, "text_loss"), strict=True):
-                _draw_rates(axes, swept, name, run["start"][name])
+            _draw_rates(panels[2], run, swept)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower left", ncols=4)
     return chart
 
 
-def _draw_trade(axes: Any, run: dict[str, Any], entries: list[dict[str, Any]], measure: str) -> None:
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for entry in entries:
-        name = reductions(entry) + ("" if entry["whiten"] else ", raw advantages")
-        groups.setdefault(name, []).append(entry)
-    for number, (name, group) in enumerate(groups.items()):
+def _draw_rewards(axes: Any, run: dict[str, Any], entries: list[dict[str, Any]], measure: str) -> None:
+    for number, names in enumerate(sorted({entry["reductions"] for entry in entries})):
+        group = [entry for entry in entries if entry["reductions"] == names and measure in entry]
         group.sort(key=lambda entry: entry["gamma"])
-        color, marker = _COLORS[number % 5], _MARKERS[number % 5]
-        x, y = ([entry[key] for entry in group] for key in ("text_loss", measure))
-        axes.errorbar(
-            [item["mean"] for item in x],
-            [item["mean"] for item in y],
-            xerr=[[item["mean"] - item["low"] for item in x], [item["high"] - item["mean"] for item in x]],
-            yerr=[[item["mean"] - item["low"] for item in y], [item["high"] - item["mean"] for item in y]],
-            color=color,
-            marker=marker,
-            markersize=5,
-            elinewidth=0.6,
-            linewidth=1.4,
-            label=name,
-        )
+        color = _COLORS[number]
+        _line(axes, [entry[measure]["mean"] for entry in group], [entry["reward"] for entry in group], number)
+        axes.lines[-1].set_label(reductions(group[0]))
         for entry in group:
-            place = (entry["text_loss"]["mean"], entry[measure]["mean"])
-            axes.annotate(
-                f"{entry['gamma']:g}", place, xytext=(4, 4), textcoords="offset points", color=color, fontsize=8
-            )
-    axes.plot(run["start"]["text_loss"], run["start"][measure], "*", color=INK, markersize=10, label="before PPO")
-    axes.set_title("Reward against forgetting, by γ")
-    axes.set_xlabel("loss on held-out text, nats per token")
-    axes.set_ylabel(measure.replace("_", " "))
-    axes.legend(fontsize=8)
+            place = (entry[measure]["mean"], entry["reward"]["mean"])
+            text = f"γ {entry['gamma']:g}"
+            axes.annotate(text, place, xytext=(5, 4), textcoords="offset points", color=color, fontsize=8)
+    start = run["start"]["reward"]
+    if measure == "text_loss":
+        axes.plot(run["start"][measure], start, "*", color=INK, markersize=10, label="before PPO", linestyle="none")
+        axes.set_title("Reward against forgetting")
+        axes.set_xlabel("loss on held-out text, nats per token")
+    else:
+        axes.axhline(start, color=GREY, linewidth=1, linestyle=":", zorder=1)
+        axes.set_xscale("log")
+        axes.set_title("Reward by gradient ratio")
+        axes.set_xlabel("grad_norm_ratio_ptx")
+    axes.set_ylabel("reward of held-out answers")
 
 
-def _draw_rates(axes: Any, entries: list[dict[str, Any]], name: str, start: float) -> None:
-    for number, gamma in enumerate(sorted({entry["gamma"] for entry in entries})):
-        line = sorted((e for e in entries if e["gamma"] == gamma), key=lambda entry: entry["learning_rate"])
-        if len(line) < 2:
-            continue
-        rates, items = [entry["learning_rate"] for entry in line], [entry[name] for entry in line]
-        axes.errorbar(
-            rates,
-            [item["mean"] for item in items],
-            yerr=[
-                [item["mean"] - item["low"] for item in items],
-                [item["high"] - item["mean"] for item in items],
-            ],
-            color=_COLORS[number % 5],
-            marker=_MARKERS[number % 5],
-            markersize=5,
-            elinewidth=0.6,
-            linewidth=1.4,
-            label=f"γ = {gamma:g}",
-        )
-    axes.axhline(start, color=GREY, linewidth=1, linestyle=":", zorder=1)
+def _draw_rates(axes: Any, run: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+    lines = {
+        gamma: sorted((e for e in entries if e["gamma"] == gamma), key=lambda entry: entry["learning_rate"])
+        for gamma in sorted({entry["gamma"] for entry in entries})
+    }
+    for number, (gamma, line) in enumerate((gamma, line) for gamma, line in lines.items() if len(line) > 1):
+        _line(axes, [entry["learning_rate"] for entry in line], [entry["text_loss"] for entry in line], number)
+        axes.lines[-1].set_label(f"γ = {gamma:g}, token means")
+    axes.axhline(run["start"]["text_loss"], color=GREY, linewidth=1, linestyle=":", zorder=1)
     axes.set_xscale("log")
-    axes.set_title("Loss on text" if name == "text_loss" else name.replace("_", " ").capitalize())
-    axes.set_xlabel("learning rate of the policy (token means)")
-    axes.legend(fontsize=8)
+    axes.set_yscale("log")
+    rates = sorted({entry["learning_rate"] for entry in entries})
+    axes.set_xticks(rates, [f"{rate:g}" for rate in rates], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    axes.set_yticks([], minor=True)
+    axes.set_title("Forgetting by learning rate")
+    axes.set_xlabel("learning rate of the policy")
+    axes.set_ylabel("loss on held-out text, nats per token")
+    axes.legend()
+
+
+def _line(axes: Any, places: list[float], items: list[dict[str, float]], number: int) -> None:
+    """Means over `places` joined by a line, with faint 95 % intervals."""
+    means = [item["mean"] for item in items]
+    below = [item["mean"] - item["low"] for item in items]
+    above = [item["high"] - item["mean"] for item in items]
+    color = _COLORS[number % 5]
+    axes.errorbar(places, means, yerr=[below, above], fmt="none", ecolor=color, elinewidth=1, alpha=0.35)
+    axes.plot(places, means, color=color, marker=_MARKERS[number % 5], markersize=5, linewidth=1.6)

@@ -135,7 +135,7 @@ class PPOConfig(trl.RLOOConfig):
     vf_coef: float = setting(0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019")
     value_learning_rate: float = setting(9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy")
     policy_loss_reduction: str = setting(
-        "token_mean",
+        "sequence_sum",
         "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
         "answer, averaged over answers: equation 2 as written).",
         _REDUCTION,

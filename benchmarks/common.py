@@ -1,4 +1,4 @@
-"""What the benchmarks share: machine and versions, interleaved timing, peak memory, JSON results, the house style."""
+"""What the benchmarks share: machine and versions, interleaved timing, JSON results, the house style."""
 
 from __future__ import annotations
 
@@ -27,18 +27,15 @@ import matplotlib
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from process import BenchmarkError, PeakMemory
 
 from instructgpt_hf.evaluation.style import STYLE
 from instructgpt_hf.stages.common import versions
 
+__all__ = ["BenchmarkError", "PeakMemory"]  # from process, for the scripts of this environment
 RESULTS = Path(__file__).parent / "results"
-MIB = 2**20
 # 97.5 % points of Student's t by degrees of freedom.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-
-
-class BenchmarkError(Exception):
-    """A benchmark cannot go on, most of all because its contenders do not compute the same thing."""
 
 
 def device_name(cuda: bool | None = None) -> str:
@@ -120,41 +117,6 @@ def mean_interval(values: Sequence[float]) -> dict[str, float]:
         return {"mean": mean, "low": mean, "high": mean}
     half = _STUDENT[len(values) - 1] * statistics.stdev(values) / math.sqrt(len(values))
     return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
-class PeakMemory:
-    """Peak memory of this process above what it held at `start`, after imports and model loading.
-
-    On a GPU torch's allocated bytes; else the resident set, whose high-water mark Linux lets a process set back.
-    """
-
-    def __init__(self, cuda: bool) -> None:
-        self.cuda = cuda
-        self.baseline = 0
-
-    def start(self) -> None:
-        """Take the baseline."""
-        if self.cuda:
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.baseline = torch.cuda.memory_allocated()
-            return
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-        self.baseline = _resident("VmRSS")
-
-    def peak_mib(self) -> float:
-        """MiB above the baseline."""
-        peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
-        return (peak - self.baseline) / MIB
-
-
-def _resident(name: str) -> int:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        raise BenchmarkError("memory on a CPU is read from /proc, which this system does not have") from None
-    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB", status, re.MULTILINE)[1])  # type: ignore[index]
 
 
 def in_subprocess(script: str, arguments: Sequence[str]) -> dict[str, Any]:

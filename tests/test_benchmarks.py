@@ -1,9 +1,11 @@
 """The benchmarks run, refuse to time what is not equal, and the documentation quotes what they found."""
 
 import argparse
+import contextlib
 import importlib
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -237,10 +239,215 @@ class TestPtxGamma:
         assert plain_words(["I am 24, hi!", "", [{"role": "assistant", "content": "four"}]]) == [-5 / 3, -12.0, -4.0]
 
 
+class TestPPO:
+    @pytest.fixture
+    def ppo(self, script):
+        return script("ppo")
+
+    @pytest.fixture
+    def job(self, script, small_model, tmp_path):
+        """Four prompts, two of them in a minibatch, for the small model."""
+        models = script("ppo_models")
+        folder = models.prepare(small_model, "full", "float32", tmp_path / "models")
+        prompts = models.make_prompts(4, 2, 5, models.load_tokenizer(folder / "policy"), 64)
+        sizes = dict(episodes=4, minibatch=2, completion=6, rollout_batch=2)
+        shared = dict(train="full", dtype="float32", cuda=False, threads=1)
+        return script("ppo_side").Job(folder=str(folder), prompts=prompts, biases={"0": -1e4}, **shared, **sizes)
+
+    def test_prompts_spread_evenly_and_hold_no_special_token(self, script, tokenizer):
+        prompts = script("ppo_models").make_prompts(5, 8, 16, tokenizer, 64)
+        assert [len(prompt) for prompt in prompts] == [8, 10, 12, 14, 16]
+        assert min(map(min, prompts)) > 2
+
+    def test_expected_length_is_that_of_the_truncated_geometric_distribution(self, script):
+        """With probability p of EOS at every token: (1 - (1-p)^T) / p."""
+        models = script("ppo_models")
+        chance, longest = 0.1, 20
+        margins = torch.full((3, longest), math.log(1000.0))
+        bias = math.log(1000.0) + math.log(chance / (1 - chance))
+        mean = (1 - (1 - chance) ** longest) / chance
+        assert models.expected_length(margins, bias) == pytest.approx(mean, rel=1e-6)
+        assert models.bias_for_mean(margins, mean) == pytest.approx(bias, rel=1e-6)
+
+    @pytest.mark.parametrize("mean", [None, 10.0])
+    def test_bias_gives_the_lengths_asked_for(self, script, job, mean):
+        """200 sampled answers of at most 30 tokens; 10 lies within 4 standard errors of their mean."""
+        models, side = script("ppo_models"), script("ppo_side")
+        folder = Path(job.folder)
+        tokenizer = models.load_tokenizer(folder / "policy")
+        found = models.biases(folder, "float32", job.prompts, 30, mean)
+        policy = side.set_biases(models.load_policy(folder / "policy", tokenizer), found)
+        ids = torch.tensor([job.prompts[-1]] * 200)
+        torch.manual_seed(0)
+        answers = policy.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, top_k=0, max_new_tokens=30
+        )[:, ids.shape[1] :]
+        lengths = torch.tensor([answer.index(1) + 1 if 1 in answer else 30 for answer in answers.tolist()]).float()
+        if mean is None:
+            assert lengths.min() == 30
+        else:
+            assert abs(lengths.mean() - mean) < 4 * lengths.std() / 200**0.5
+
+    def test_names_are_those_without_adapters(self, script):
+        plain = script("ppo_side").plain_name
+        assert plain("policy.base_model.model.model.layers.0.mlp.up_proj.lora_A.default.weight") == (
+            plain("policy.model.layers.0.mlp.up_proj.lora_A.default.weight")
+        )
+        assert plain("value_model.base_model.model.score.modules_to_save.default.weight") == (
+            plain("value_model.score.modules_to_save.default.weight")
+        )
+
+    def test_this_side_records_what_is_compared(self, script, ppo, job, tmp_path):
+        """Two steps on stored answers; a record equals itself, and not one of other answers."""
+        models, ours, side = script("ppo_models"), script("ppo_ours"), script("ppo_side")
+        tokenizer = models.load_tokenizer(Path(job.folder) / "policy")
+        records = []
+        for ends in (True, False):
+            changed = ppo.stored(job.prompts, 6, ends, tokenizer, 64)
+            lengths = [len(answer) for answer in changed["completions"]]
+            assert (min(lengths), max(lengths)) == ((1, 6) if ends else (6, 6))
+            assert [answer[-1] == 1 for answer in changed["completions"]] == [ends] * 7 + [False]
+            record = str(tmp_path / f"{ends}.pt")
+            one = side.Job(**{**vars(job), **changed, "record": record, "learning_rate": 0.1})
+            ours.check(one, str(tmp_path / "work"))
+            records.append(torch.load(record))
+        assert [len(record["steps"]) for record in records] == [2, 2]
+        assert records[0]["scalars"]["kl"] != 0, "the policy must differ from its reference"
+        differences = ppo.compare(records[0], records[0], whole=True)
+        assert max(differences.values()) == 0
+        assert {"logps", "reference", "returns", "value_loss", "policy_gradient_2"} <= differences.keys()
+        with pytest.raises(ppo.BenchmarkError, match=r"same thing.*logps"):
+            ppo.compare(*records, whole=True)
+
+    def test_comparison_may_leave_out_the_value_model(self, ppo):
+        def record(value):
+            tensors = {"logps": torch.tensor([[3.0, 4.0]])}
+            steps = [{"policy.a": torch.ones(2), "value_model.a": torch.tensor([value])}]
+            return {
+                "tensors": tensors,
+                "scalars": {"kl": 1.0, "policy_loss": 1.0, "value_loss": value},
+                "steps": steps,
+            }
+
+        assert "value_loss" not in ppo.compare(record(1.0), record(2.0), whole=False)
+        with pytest.raises(ppo.BenchmarkError, match=r"value_loss 1\.0e\+00, value_model_gradient_1 1\.0e\+00"):
+            ppo.compare(record(1.0), record(2.0), whole=True)
+        other = record(1.0)
+        other["steps"][0]["policy.b"] = torch.ones(1)
+        with pytest.raises(ppo.BenchmarkError, match=r"different parameters: \['policy.b'\]"):
+            ppo.compare(record(1.0), other, whole=True)
+
+    @pytest.fixture
+    def fake_sides(self, ppo, monkeypatch):
+        """Sides that need no process: TRL takes 3 s and 900 MiB, this package 2 s and 400 MiB, 100 MiB are models."""
+        turns = []
+
+        class Fake:
+            def __init__(self, name, job):
+                self.name, self.job = name, job
+
+            def iterate(self):
+                turns.append(self.name)
+                trl = self.name == "trl"
+                seconds = (3.0 if trl else 2.0) + (self.job.rollout_batch == 1)
+                peak = 900.0 if trl else 400.0
+                return {"seconds": seconds, "processor_seconds": seconds, "peak_mib": peak, "mean_length": 5.0}
+
+        @contextlib.contextmanager
+        def running(name, python, job):
+            yield Fake(name, job), {"held_mib": 100.0, "loading_mib": 150.0}
+
+        monkeypatch.setattr(ppo, "running", running)
+        return turns
+
+    def test_sides_take_turns(self, ppo, fake_sides, job):
+        found = ppo.measure_case({"trl": "a", "ours": "b"}, job, [1, 2], rounds=2)
+        assert fake_sides == ["trl", "trl"] + ["trl", "ours"] * 3
+        assert [item["rollout_batch"] for item in found["peer_rollout_batches"]] == [2, 1]
+        assert found["seconds"]["trl"]["all"] == [3.0, 3.0] and found["times_faster"]["median"] == 1.5
+        assert found["memory_of_peer"] == pytest.approx(4 / 9)
+        assert found["memory_above_models_of_peer"] == pytest.approx(3 / 8)
+
+    def test_measures_into_json_chart_and_table(self, ppo, fake_sides, small_model, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(ppo, "check", lambda pythons, job: {"full length": {"logps": 1e-6}})
+        monkeypatch.setattr(ppo, "peer_versions", lambda python: {"trl": "1.12.0"})
+        path = tmp_path / "found.json"
+        words = (
+            f"--peer_python p --model {small_model} --episodes 4 --minibatch 2 --prompt 3 5 --completion 9 --rounds 1"
+        )
+        ppo.main([*words.split(), "--output", str(path)])
+        (run,) = json.loads(path.read_text())["runs"]
+        assert run["peer_versions"] == {"trl": "1.12.0"} and run["machine"]["threads"] >= 1
+        cases = {(case["train"], case["lengths"]): case for case in run["cases"]}
+        assert set(cases) == {(train, lengths) for train in ("full", "lora") for lengths in ("equal", "varying")}
+        case = cases["lora", "varying"]
+        assert case["optimizer_steps"] == 2 and case["prompt"] == [3, 5]
+        assert cases["lora", "equal"]["biases"]["1"] == -1e4 < case["biases"]["1"]
+        ppo.main(["--output", str(path), "--draw"])
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert "| 3 s | 2 s | 1.50 (1.50) | 900 MiB | 400 MiB | 0.44 (0.38) |" in capsys.readouterr().out
+
+    def test_a_side_that_ends_says_why(self, ppo, job, tmp_path, monkeypatch):
+        script = tmp_path / "broken.py"
+        script.write_text("import sys; sys.exit('no such thing')")
+        monkeypatch.setitem(ppo.SCRIPTS, "ours", str(script))
+        with pytest.raises(ppo.BenchmarkError, match="no such thing"), ppo.running("ours", sys.executable, job):
+            pass
+
+    def test_a_peer_of_another_version_is_refused(self, ppo):
+        with pytest.raises(ppo.BenchmarkError, match=r"the peer is trl 1\.12\.0"):
+            ppo.peer_versions(sys.executable)
+
+    def test_what_needs_a_gpu_is_skipped_and_says_so(self, ppo, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        words = ["--peer_python", "p", "--model", "random-7b", "--train", "qlora"]
+        ppo.main([*words, "--output", str(tmp_path / "none.json")])
+        assert "needs a GPU" in capsys.readouterr().out
+        assert not list(tmp_path.glob("none*"))
+
+
+class TestPPOLearning:
+    def test_summary_takes_the_end_of_the_curves(self, script):
+        """Rewards 0..9, the last five average 7; the other side is 1 and 3 higher: 2, and Student's t 12.706 x 1."""
+        report = script("ppo_learning_report")
+
+        def curve(side, seed, more, seconds):
+            points = [{"reward": place + more, "gold": 0.0, "kl": 1.0} for place in range(10)]
+            return {"side": side, "seed": seed, "points": points, "seconds": seconds}
+
+        curves = [
+            curve("trl", 0, 0, 30.0),
+            curve("ours", 0, 1, 20.0),
+            curve("trl", 1, 0, 30.0),
+            curve("ours", 1, 3, 10.0),
+        ]
+        summary = report.summarise([*curves, curve("trl", 2, 5, 1.0)])
+        assert summary["seeds"] == [0, 1] and summary["trl"]["reward"]["mean"] == 7
+        difference = summary["ours_minus_trl"]["reward"]
+        assert (difference["mean"], difference["high"]) == pytest.approx((2, 2 + 12.706))
+        assert summary["times_faster"] == [1.5, 3.0]
+
+    def test_picture_and_table(self, script, tmp_path):
+        report, common = script("ppo_learning_report"), script("common")
+        curves = []
+        for side, more in (("trl", 0.0), ("ours", 1.0)):
+            points = [
+                {"episodes": 8 * place, "seconds": float(place), "reward": more, "gold": more, "kl": 0.5}
+                for place in range(6)
+            ]
+            curves += [{"side": side, "seed": seed, "points": points, "seconds": 6.0 - more} for seed in (0, 1)]
+        path = tmp_path / "found.json"
+        run = {"recipe": "tiny-cpu", "curves": curves, "summary": report.summarise(curves)}
+        common.write_run(path, run, same=("recipe",))
+        assert report.draw(path).read_bytes().startswith(b"\x89PNG")
+        assert "| seconds of training | 6 s | 5 s | 1.20 to 1.20 times faster |" in report.table(path)
+
+
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_documentation_quotes_the_result_files(path, script):
     """The table of every result file stands in docs/benchmarks.md as the script prints it, and its picture exists."""
-    name = next(name for name in ("reward_model", "overfitting", "ptx_gamma") if path.stem.startswith(name))
+    names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo")
+    name = next(name for name in names if path.stem.startswith(name))
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert script(f"{name}_report").table(path) in page
     assert f"results/{path.with_suffix('.png').name}" in page

@@ -1,0 +1,158 @@
+"""The models and prompts of benchmarks/ppo.py: one folder that both sides load, and how long its answers are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from ppo_side import NEVER, POLICY, SCALAR, set_biases
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from instructgpt_hf import lab
+from instructgpt_hf.models.loading import load_policy, load_tokenizer
+from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
+
+# Drawn at random: only the shapes matter. 3.4 million parameters under SmolLM2's vocabulary; 1.3 and 7 billion.
+RANDOM: dict[str, dict[str, int]] = {
+    "random-3m": dict(
+        vocab_size=49152, hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4
+    ),
+    "random-1b": dict(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=24,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    ),
+    "random-7b": dict(
+        vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32
+    ),
+}
+NEED_GPU = ("random-1b", "random-7b")
+ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear")
+
+
+def prepare(model: str, train: str, dtype: str, folder: Path) -> Path:
+    """Write `policy` and `scalar`, the reward model and start of the value model, and for adapters their `base`.
+
+    Args:
+        model: lab, a key of `RANDOM`, or a model folder.
+        train: full, lora or qlora.
+        dtype: of the weights.
+        folder: to write into.
+    """
+    source = lab.base_model_path() if model == "lab" or model in RANDOM else Path(model)
+    tokenizer = load_tokenizer(source)
+    options = {"dtype": getattr(torch, dtype)}
+    if model in RANDOM:
+        source = _make_random(RANDOM[model], tokenizer, folder / "random", options["dtype"])
+    torch.manual_seed(0)
+    base = folder / ("base" if train != "full" else POLICY)
+    policy = load_policy(source, tokenizer, **options)
+    policy.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    del policy
+    adapter = LoraConfig(task_type="CAUSAL_LM", **ADAPTER) if train != "full" else None
+    if adapter is not None:
+        policy = load_policy(base, tokenizer, peft_config=adapter, **options)
+        _fill_adapter(policy)
+        policy.save_pretrained(folder / POLICY)
+        tokenizer.save_pretrained(folder / POLICY)
+        adapter = LoraConfig(task_type="SEQ_CLS", **ADAPTER)
+    scalar = create_reward_model(base, tokenizer, seed=0, peft_config=adapter, **options)
+    if adapter is not None:
+        _fill_adapter(scalar)
+    save_reward_model(scalar, folder / SCALAR)
+    return folder
+
+
+def _make_random(shape: dict[str, int], tokenizer: Any, folder: Path, dtype: torch.dtype) -> Path:
+    torch.manual_seed(0)
+    tokens = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        config = AutoConfig.for_model(
+            "llama", **shape, **tokens, max_position_embeddings=2048, tie_word_embeddings=True
+        )
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _fill_adapter(model: Any) -> None:
+    """A fresh adapter changes nothing, so half of its gradient is 0; give it weights of some training."""
+    draw = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = (0.01 * torch.randn(parameter.shape, generator=draw)).to(parameter)
+
+
+def make_prompts(count: int, shortest: int, longest: int, tokenizer: Any, vocabulary: int) -> list[list[int]]:
+    """Random token ids, with lengths evenly spread from `shortest` to `longest`."""
+    draw = torch.Generator().manual_seed(0)
+    special = set(tokenizer.all_special_ids)
+    words = torch.tensor([token for token in range(min(vocabulary, len(tokenizer))) if token not in special])
+    lengths = [shortest + round(index * (longest - shortest) / max(1, count - 1)) for index in range(count)]
+    return [words[torch.randint(len(words), (length,), generator=draw)].tolist() for length in lengths]
+
+
+def biases(
+    folder: Path, dtype: str, prompts: list[list[int]], completion: int, mean: float | None
+) -> dict[str, float]:
+    """Biases under which the policy's answers have `completion` tokens each, or `mean` tokens on average.
+
+    The policy answers a few prompts with EOS and padding excluded; from EOS's distance to the other logits follow the
+    chance that an answer ends at each token and the expected length, for any bias of EOS.
+
+    Args:
+        folder: what `prepare` wrote.
+        dtype: of the weights.
+        prompts: the first and last ones are answered.
+        completion: most tokens of an answer.
+        mean: None excludes EOS.
+    """
+    tokenizer = load_tokenizer(folder / POLICY)
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    never = {str(eos): NEVER, str(pad): NEVER}
+    if mean is None:
+        return never
+    policy = load_policy(folder / POLICY, tokenizer, dtype=getattr(torch, dtype))
+    set_biases(policy, never)
+    if torch.cuda.is_available():
+        policy.to("cuda")
+    torch.manual_seed(0)
+    margins = torch.stack([_margins(policy, prompt, completion, eos) for prompt in prompts[:4] + prompts[-4:]])
+    return {**never, str(eos): bias_for_mean(margins, mean)}
+
+
+@torch.no_grad()
+def _margins(policy: Any, prompt: list[int], completion: int, eos: int) -> torch.Tensor:
+    """Logarithm of the odds against EOS at each token of one sampled answer, with a bias of 0: [completion]."""
+    ids = torch.tensor([prompt], device=policy.device)
+    settings = dict(do_sample=True, top_k=0, max_new_tokens=completion, return_dict_in_generate=True)
+    found = policy.generate(ids, attention_mask=torch.ones_like(ids), output_logits=True, **settings)
+    logits = torch.cat(found.logits).float()
+    return (logits.logsumexp(-1) - (logits[:, eos] - NEVER)).cpu()
+
+
+def expected_length(margins: torch.Tensor, bias: float) -> float:
+    """Mean number of tokens, EOS included, of answers that end with the odds exp(bias - margin) at each token.
+
+    Args:
+        margins: [answers, tokens].
+        bias: of EOS.
+    """
+    goes_on = torch.sigmoid(margins.double() - bias).cumprod(1)
+    return 1.0 + float(goes_on[:, :-1].sum(1).mean())
+
+
+def bias_for_mean(margins: torch.Tensor, mean: float) -> float:
+    """The bias of EOS with which `expected_length` is `mean`, by bisection."""
+    low, high = float(margins.min()) - 50, float(margins.max()) + 50
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if expected_length(margins, middle) > mean else (low, middle)
+    return low

@@ -44,6 +44,7 @@ BOUND = 1e-3
 # Compared answers end on average at a third of their longest; 1 and the longest are among them.
 CHECKED_EPISODES = 8
 CHECKED_LEARNING_RATE = 0.2
+SIZES = "episodes in a pass without gradient and in one with, as ROLLOUT:MICRO"
 
 
 class Side:
@@ -158,7 +159,7 @@ def stored(prompts: list[list[int]], completion: int, ends: bool, tokenizer: Any
             [*answer[: length - 1], tokenizer.eos_token_id] for answer, length in zip(answers, lengths, strict=True)
         ]
         answers = [*cut[:-1], answers[-1]]  # the longest one does not end
-    sizes = dict.fromkeys(("episodes", "minibatch", "rollout_batch"), CHECKED_EPISODES)
+    sizes = dict.fromkeys(("episodes", "minibatch", "micro_batch", "rollout_batch"), CHECKED_EPISODES)
     return {"prompts": chosen, "completions": answers, **sizes}
 
 
@@ -195,22 +196,22 @@ def check(pythons: dict[str, str], job: Job) -> dict[str, dict[str, float]]:
     return found
 
 
-def tune(python: str, job: Job, sizes: list[int]) -> list[dict[str, Any]]:
-    """One iteration of the peer with each size of its passes without gradient, the fastest first."""
-    if len(sizes) == 1:
-        return [{"rollout_batch": sizes[0]}]
+def tune(python: str, job: Job, tried_sizes: list[dict[str, int]]) -> list[dict[str, Any]]:
+    """One iteration of the peer with each of several sizes of its passes, the fastest first."""
+    if len(tried_sizes) == 1:
+        return [{"sizes": tried_sizes[0]}]
     tried = []
-    for size in sizes:
-        with running(PEER, python, replace(job, rollout_batch=size)) as (side, _):
-            one = side.iterate()
-        tried.append({"rollout_batch": size, **{key: one[key] for key in ("seconds", "peak_mib", "mean_length")}})
-    return sorted(tried, key=lambda item: item["seconds"])
+    for one in tried_sizes:
+        with running(PEER, python, replace(job, **one)) as (side, _):
+            found = side.iterate()
+        tried.append({"sizes": one, **{key: found[key] for key in ("processor_seconds", "seconds", "peak_mib")}})
+    return sorted(tried, key=lambda item: item["seconds" if job.cuda else "processor_seconds"])
 
 
-def measure_case(pythons: dict[str, str], job: Job, peer_sizes: list[int], rounds: int) -> dict[str, Any]:
+def measure_case(pythons: dict[str, str], job: Job, peer_sizes: list[dict[str, int]], rounds: int) -> dict[str, Any]:
     """Iterations of both sides in turns. The first one of each, which makes the optimizer's state, is not timed."""
     tried = tune(pythons[PEER], job, peer_sizes)
-    jobs = {PEER: replace(job, rollout_batch=tried[0]["rollout_batch"]), OURS: job}
+    jobs = {PEER: replace(job, **tried[0]["sizes"]), OURS: job}
     iterations: dict[str, list[dict[str, Any]]] = {name: [] for name in pythons}
     with ExitStack() as stack:
         entered = {name: stack.enter_context(running(name, pythons[name], jobs[name])) for name in pythons}
@@ -225,7 +226,7 @@ def measure_case(pythons: dict[str, str], job: Job, peer_sizes: list[int], round
     peaks = {name: max(item["peak_mib"] for item in found) for name, found in iterations.items()}
     above = {name: peaks[name] - loaded[name]["held_mib"] for name in pythons}
     found = {
-        "peer_rollout_batches": tried,
+        "peer_sizes": tried,
         "seconds": {name: common.spread(values) for name, values in seconds.items()},
         "times_faster": common.ratios(seconds[PEER], seconds[OURS]),
         # What other processes of the machine take is not in these.
@@ -264,7 +265,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                 mean = options.completion / 3 if lengths == "varying" else None
                 biased = replace(job, biases=biases(folder, options.dtype, job.prompts, job.completion, mean))
                 case = {"train": train, "lengths": lengths, **shape(biased), "equality": equality}
-                case |= measure_case(pythons, biased, options.peer_rollout_batches, options.rounds)
+                case |= measure_case(pythons, biased, options.peer_sizes, options.rounds)
                 print(describe(case), flush=True)
                 run["cases"].append(case)
                 common.write_run(path, run, same=("model", "dtype"))
@@ -286,7 +287,7 @@ def make_job(options: argparse.Namespace, train: str, folder: Path, cuda: bool) 
         episodes=options.episodes,
         minibatch=options.minibatch,
         completion=options.completion,
-        rollout_batch=options.rollout_batch,
+        **options.sizes,
         biases=biases(folder, options.dtype, prompts, options.completion, None),
     )
 
@@ -300,7 +301,7 @@ def shape(job: Job) -> dict[str, Any]:
         "minibatch": job.minibatch,
         "prompt": [min(lengths), max(lengths)],
         "completion": job.completion,
-        "rollout_batch": job.rollout_batch,
+        "sizes": {"rollout_batch": job.rollout_batch, "micro_batch": job.micro_batch},
         "biases": job.biases,
     }
 
@@ -323,6 +324,12 @@ def peer_versions(python: str) -> dict[str, str]:
     return found
 
 
+def sizes(text: str) -> dict[str, int]:
+    """`"64:8"` as the two fields of a job."""
+    rollout_batch, _, micro_batch = text.partition(":")
+    return {"rollout_batch": int(rollout_batch), "micro_batch": int(micro_batch)}
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -332,15 +339,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--lengths", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--episodes", type=int, default=64, help="of an iteration")
-    parser.add_argument("--minibatch", type=int, default=8, help="episodes of an optimizer step, in one pass")
+    parser.add_argument("--minibatch", type=int, default=8, help="episodes of an optimizer step")
+    parser.add_argument("--sizes", type=sizes, default="8:2", help=f"{SIZES}, of this package")
+    parser.add_argument(
+        "--peer_sizes", type=sizes, nargs="+", default=[sizes("64:8")], help=f"{SIZES}, best one taken"
+    )
     parser.add_argument("--prompt", type=int, nargs=2, default=(32, 64), help="fewest and most tokens")
     parser.add_argument("--completion", type=int, default=128, help="most tokens")
-    parser.add_argument(
-        "--rollout_batch", type=int, default=8, help="this package's passes without gradient: episodes"
-    )
-    parser.add_argument(
-        "--peer_rollout_batches", type=int, nargs="+", default=[64], help="the peer's, and of sampling; best one taken"
-    )
     parser.add_argument("--rounds", type=int, default=5, help="timed iterations of each side, in turns")
     parser.add_argument("--output", type=Path, help="result file; results/ppo_<device>.json by default")
     parser.add_argument(
@@ -351,6 +356,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--peer_python is needed to measure")
     if options.episodes % options.minibatch:
         parser.error("--episodes must be a multiple of --minibatch")
+    if any(options.minibatch % one["micro_batch"] for one in (options.sizes, *options.peer_sizes)):
+        parser.error("--minibatch must be a multiple of every MICRO")
     return options
 
 

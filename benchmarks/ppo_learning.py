@@ -93,6 +93,7 @@ def make_job(lab: Lab, seed: int) -> Job:
         prompts=[list(prompt) for prompt in lab.texts if len(prompt) <= settings["max_prompt_length"]],
         episodes=settings["generation_batch_size"],
         minibatch=settings["per_device_train_batch_size"],
+        micro_batch=settings["per_device_train_batch_size"],
         completion=settings["max_completion_length"],
         rollout_batch=settings["per_device_eval_batch_size"],
         biases={},

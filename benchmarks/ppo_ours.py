@@ -29,7 +29,7 @@ from transformers import PrinterCallback, TrainerCallback
 from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
-from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.trainers.ppo import PPOTrainer
 
 
@@ -47,7 +47,7 @@ def build(job: Job, folder: str) -> Any:
     tokenizer = load_tokenizer(root / POLICY)
     args = PPOConfig(
         **training_settings(job, folder),
-        gradient_accumulation_steps=1,
+        gradient_accumulation_steps=job.accumulation,
         generation_batch_size=job.episodes,
         num_iterations=2 if job.checks else 1,
         max_steps=2 if job.checks else job.steps * ITERATIONS,
@@ -79,11 +79,8 @@ def load_models(job: Job, root: Path, tokenizer: Any) -> dict[str, Any]:
     """Policy, reward model and value model, as the package's PPO stage loads them."""
     policy = load_policy(root / POLICY, tokenizer, **job.model_options)
     set_biases(policy, job.biases)
-    return {
-        "model": policy,
-        "reward_model": load_reward_model(root / SCALAR, **job.model_options),
-        "value_model": load_reward_model(root / SCALAR, trainable=True, **job.model_options),
-    }
+    reward_model, value_model = load_scorers(policy, root / SCALAR, **job.model_options)
+    return {"model": policy, "reward_model": reward_model, "value_model": value_model}
 
 
 def keep_samples(trainer: Any) -> list[tuple[list[int], list[int]]]:
@@ -109,7 +106,7 @@ class Steps(TrainerCallback):
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Before the optimizer sees them."""
-        self.gradients.append(gradients(model))
+        self.gradients.append(gradients({role: model.role_parameters(role) for role in ("policy", "value_model")}))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """One iteration, then the summary of the run."""

@@ -52,7 +52,7 @@ def build(job: Job, folder: str, callbacks: list[Any]) -> Any:
     epochs = 2 if job.checks else 1
     args = PPOConfig(
         **training_settings(job, folder),
-        gradient_accumulation_steps=job.steps,
+        gradient_accumulation_steps=job.episodes // job.micro_batch,
         num_mini_batches=job.steps,
         num_ppo_epochs=epochs,
         total_episodes=job.episodes * (1 if job.checks else ITERATIONS),
@@ -80,7 +80,7 @@ def build(job: Job, folder: str, callbacks: list[Any]) -> Any:
     )
     # Without the first line all minibatches are accumulated into one optimizer step; without the second the last
     # batch of a pass over the prompts steps after every micro-batch. With both it takes the steps it is told to.
-    trainer.accelerator.gradient_accumulation_steps = 1
+    trainer.accelerator.gradient_accumulation_steps = job.accumulation
     trainer.accelerator.gradient_state.plugin_kwargs["sync_with_dataloader"] = False
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -188,7 +188,10 @@ def check(job: Job, folder: str) -> None:
     step = trainer.optimizer.step
 
     def keep(*arguments: Any, **settings: Any) -> Any:
-        steps.append(gradients(trainer.model))
+        roles: dict[str, dict[str, Any]] = {"policy": {}, "value_model": {}}
+        for name, parameter in trainer.model.named_parameters():
+            roles[name.split(".")[0]][name] = parameter
+        steps.append(gradients(roles))
         return step(*arguments, **settings)
 
     trainer.optimizer.step = keep

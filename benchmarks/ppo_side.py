@@ -41,7 +41,8 @@ class Job:
         threads: of torch.
         prompts: token ids.
         episodes: of an iteration, each with a prompt of its own.
-        minibatch: episodes of an optimizer step, all in one forward and backward pass.
+        minibatch: episodes of an optimizer step.
+        micro_batch: episodes of a forward and backward pass.
         completion: most tokens of a completion.
         rollout_batch: episodes of a forward pass without gradient.
         biases: by token id, added to the policy's logits.
@@ -63,6 +64,7 @@ class Job:
     prompts: list[list[int]]
     episodes: int
     minibatch: int
+    micro_batch: int
     completion: int
     rollout_batch: int
     biases: dict[str, float]
@@ -83,6 +85,11 @@ class Job:
     def steps(self) -> int:
         """Optimizer steps of an iteration, with one inner epoch."""
         return self.episodes // self.minibatch
+
+    @property
+    def accumulation(self) -> int:
+        """Forward and backward passes of an optimizer step."""
+        return self.minibatch // self.micro_batch
 
     @property
     def model_options(self) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def training_settings(job: Job, folder: str) -> dict[str, Any]:
         "optim": "sgd" if job.checks else "adamw_torch",
         "adam_beta2": 0.95,
         "max_grad_norm": 0.0,
-        "per_device_train_batch_size": job.minibatch,
+        "per_device_train_batch_size": job.micro_batch,
         "temperature": 1.0,
         "gamma": 1.0,
         "lam": job.lam,
@@ -152,18 +159,23 @@ def move_policy(policy: Any, train: str) -> None:
             parameter.mul_(1.02 if train == "full" else 1.5)
 
 
-def gradients(module: Any) -> dict[str, torch.Tensor]:
-    """Gradients of everything trained, by names that do not depend on who wrapped the model."""
+def gradients(roles: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Gradients by role and by names that do not depend on who wrapped the model.
+
+    Args:
+        roles: under `policy` and `value_model` the parameters that are trained, by name.
+    """
     found = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad and parameter.grad is not None:
-            found[plain_name(name)] = parameter.grad.detach().float().cpu().clone()
+    for role, parameters in roles.items():
+        for name, parameter in parameters.items():
+            if parameter.grad is not None:
+                found[f"{role}.{plain_name(name)}"] = parameter.grad.detach().float().cpu().clone()
     return found
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without the wrappers of PEFT and the names of adapters."""
-    wrappers = ("base_model", "model", "default", "modules_to_save")
+    """A parameter's name without roles, the wrappers of PEFT, and the names of adapters."""
+    wrappers = ("policy", "value_model", "base_model", "model", "default", "modules_to_save")
     return ".".join(part for part in name.split(".") if part not in wrappers)
 
 

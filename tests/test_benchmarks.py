@@ -250,7 +250,7 @@ class TestPPO:
         models = script("ppo_models")
         folder = models.prepare(small_model, "full", "float32", tmp_path / "models")
         prompts = models.make_prompts(4, 2, 5, models.load_tokenizer(folder / "policy"), 64)
-        sizes = dict(episodes=4, minibatch=2, completion=6, rollout_batch=2)
+        sizes = dict(episodes=4, minibatch=2, micro_batch=1, completion=6, rollout_batch=2)
         shared = dict(train="full", dtype="float32", cuda=False, threads=1)
         return script("ppo_side").Job(folder=str(folder), prompts=prompts, biases={"0": -1e4}, **shared, **sizes)
 
@@ -361,9 +361,9 @@ class TestPPO:
         return turns
 
     def test_sides_take_turns(self, ppo, fake_sides, job):
-        found = ppo.measure_case({"trl": "a", "ours": "b"}, job, [1, 2], rounds=2)
+        found = ppo.measure_case({"trl": "a", "ours": "b"}, job, [ppo.sizes("1:2"), ppo.sizes("2:2")], rounds=2)
         assert fake_sides == ["trl", "trl"] + ["trl", "ours"] * 3
-        assert [item["rollout_batch"] for item in found["peer_rollout_batches"]] == [2, 1]
+        assert [item["sizes"]["rollout_batch"] for item in found["peer_sizes"]] == [2, 1]
         assert found["seconds"]["trl"]["all"] == [3.0, 3.0] and found["times_faster"]["median"] == 1.5
         assert found["memory_of_peer"] == pytest.approx(4 / 9)
         assert found["memory_above_models_of_peer"] == pytest.approx(3 / 8)
@@ -372,9 +372,8 @@ class TestPPO:
         monkeypatch.setattr(ppo, "check", lambda pythons, job: {"full length": {"logps": 1e-6}})
         monkeypatch.setattr(ppo, "peer_versions", lambda python: {"trl": "1.12.0"})
         path = tmp_path / "found.json"
-        words = (
-            f"--peer_python p --model {small_model} --episodes 4 --minibatch 2 --prompt 3 5 --completion 9 --rounds 1"
-        )
+        words = f"--peer_python p --model {small_model} --episodes 4 --minibatch 2 --prompt 3 5 --completion 9"
+        words += " --sizes 2:1 --peer_sizes 4:2 --rounds 1"
         ppo.main([*words.split(), "--output", str(path)])
         (run,) = json.loads(path.read_text())["runs"]
         assert run["peer_versions"] == {"trl": "1.12.0"} and run["machine"]["threads"] >= 1

@@ -42,7 +42,7 @@ SCRIPTS = {PEER: "ppo_peer.py", OURS: "ppo_ours.py"}
 # Largest relative difference of what is compared (norm of the difference over norm) in float32.
 BOUND = 1e-3
 # Compared answers end on average at a third of their longest; 1 and the longest are among them.
-CHECKED_EPISODES = 8
+CHECKED_EPISODES, CHECKED_TOKENS = 4, 16
 CHECKED_LEARNING_RATE = 0.2
 SIZES = "episodes in a pass without gradient and in one with, as ROLLOUT:MICRO"
 
@@ -175,7 +175,7 @@ def check(pythons: dict[str, str], job: Job) -> dict[str, dict[str, float]]:
     for name, ends in (("full length", False), ("ending early", True)):
         # With lambda = 1 and no discount, where the score is placed does not change an advantage: TRL places it
         # after EOS, this package on EOS.
-        changed = stored(job.prompts, min(job.completion, 32), ends, tokenizer, vocabulary)
+        changed = stored(job.prompts, min(job.completion, CHECKED_TOKENS), ends, tokenizer, vocabulary)
         lam = 1.0 if ends else job.lam
         with tempfile.TemporaryDirectory() as folder:
             records = {}

@@ -306,7 +306,7 @@ class TestPPO:
             changed = ppo.stored(job.prompts, 6, ends, tokenizer, 64)
             lengths = [len(answer) for answer in changed["completions"]]
             assert (min(lengths), max(lengths)) == ((1, 6) if ends else (6, 6))
-            assert [answer[-1] == 1 for answer in changed["completions"]] == [ends] * 7 + [False]
+            assert [answer[-1] == 1 for answer in changed["completions"]] == [ends] * 3 + [False]
             record = str(tmp_path / f"{ends}.pt")
             one = side.Job(**{**vars(job), **changed, "record": record, "learning_rate": 0.1})
             ours.check(one, str(tmp_path / "work"))

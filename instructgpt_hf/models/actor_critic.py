@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
+from instructgpt_hf.models.completions import Completions, completion_logits
 from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
 from instructgpt_hf.models.reward_model import model_inputs, token_scores
@@ -100,8 +100,10 @@ class ActorCritic(nn.Module):
         )
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-        """Value [B, T] of the state before each of the last T tokens."""
-        return token_scores(self.value_model, input_ids, attention_mask)[:, -completion_length - 1 : -1]
+        """Value [B, T] of the state before each completion token; 0 at padding."""
+        batch = Completions.of(input_ids, attention_mask, completion_length)
+        scores = token_scores(self.value_model, batch.input_ids, batch.attention_mask)
+        return batch.spread(scores[batch.predictors])
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """The trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
@@ -177,12 +179,12 @@ def completion_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
-    The unembedding is applied to the completion's positions only, so no logits of prompt tokens exist.
+    Nothing is computed for padding, and the unembedding is applied to the completions' tokens alone.
 
     Args:
         policy: causal language model, whole or PEFT.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
+        input_ids: [B, S], prompts padded left, completions padded right.
+        attention_mask: [B, S].
         completion_length: T.
         temperature: divides the logits.
         with_entropy: also the entropy of each token's distribution, without gradient.
@@ -190,18 +192,16 @@ def completion_log_probs(
         eos_token_ids: the tokens excluded there.
 
     Returns:
-        logps [B, T] and entropy [B, T] or None, float32; meaningless at padding.
+        logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
     """
-    inputs = model_inputs(policy, input_ids, attention_mask)
-    # The logits before the first completion token predict it; those of the last token predict nothing.
-    if "logits_to_keep" in inspect.signature(unwrap_peft(policy).forward).parameters:
-        logits = policy(**inputs, logits_to_keep=completion_length + 1).logits[:, :-1]
-    else:
-        logits = policy(**inputs).logits[:, -completion_length - 1 : -1]
+    batch = Completions.of(input_ids, attention_mask, completion_length)
+    logits, ids = completion_logits(policy, batch), batch.ids[None]
     if min_length and eos_token_ids:
+        early = (batch.steps < min_length).nonzero()
         excluded = torch.tensor(eos_token_ids, device=logits.device)
-        logits[:, :min_length].index_fill_(-1, excluded, -torch.inf)  # in place: a copy would double the logits
-    ids = input_ids[:, -completion_length:]
-    if with_entropy:
-        return log_probs_and_entropy(logits, ids, temperature)
-    return token_log_probs(logits, ids, temperature), None
+        # In place: a copy would double the logits.
+        logits[0].index_put_((early, excluded), logits.new_tensor(-torch.inf))
+    if not with_entropy:
+        return batch.spread(token_log_probs(logits, ids, temperature)[0]), None
+    logps, entropy = log_probs_and_entropy(logits, ids, temperature)
+    return batch.spread(logps[0]), batch.spread(entropy[0])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.modeling_outputs import CausalLMOutput
 
 from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput, completion_log_probs
 
@@ -41,20 +42,35 @@ def test_log_probs_and_entropy(make_policy, architecture, temperature):
         torch.testing.assert_close(entropy[row, real], -(expected.exp() * expected).sum(-1))
 
 
-def test_architecture_without_logits_to_keep(make_policy):
-    """A model whose forward pass gives all logits agrees with one that gives those of the completion only."""
+def test_architecture_that_unembeds_without_its_module(make_policy):
+    """A model whose forward pass does not call its unembedding agrees with one that does."""
 
-    class AllLogits(type(make_policy())):
+    class Direct(type(make_policy())):
         def forward(self, input_ids=None, attention_mask=None, position_ids=None, use_cache=None):
-            return super().forward(input_ids, attention_mask=attention_mask, position_ids=position_ids)
+            hidden = self.model(input_ids, attention_mask=attention_mask, position_ids=position_ids).last_hidden_state
+            return CausalLMOutput(logits=hidden @ self.lm_head.weight.T)
 
     policy = make_policy().eval()
-    other = AllLogits(policy.config).eval()
+    other = Direct(policy.config).eval()
     other.load_state_dict(policy.state_dict())
     ids, mask, length = layout(ROWS)
     torch.testing.assert_close(
         completion_log_probs(other, ids, mask, length)[0], completion_log_probs(policy, ids, mask, length)[0]
     )
+
+
+def test_nothing_is_computed_for_padding(make_policy):
+    """11 completion tokens are unembedded, in rows as long as the longest prompt and completion together."""
+    policy = make_policy().eval()
+    seen = []
+    policy.lm_head.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
+    policy.model.embed_tokens.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
+    ids, mask, length = layout(ROWS)
+    logps, entropy = completion_log_probs(policy, ids, mask, length, with_entropy=True)
+    assert seen == [(4, 6, 32), (1, 11, 64)], "3 + 5 + 2 + 1 tokens, 1 + 5 in the longest row"
+    padding = mask[:, -length:] == 0
+    assert logps[padding].eq(0).all() and entropy[padding].eq(0).all()
+    assert not policy.lm_head._forward_pre_hooks, "the hook is left in the model"
 
 
 def test_gradient_is_that_of_the_plain_pass(make_policy):

@@ -119,7 +119,7 @@ def training_settings(job: Job, folder: str) -> dict[str, Any]:
         "output_dir": folder,
         "learning_rate": job.learning_rate,
         "lr_scheduler_type": "constant",
-        "optim": "sgd" if job.checks else "adamw_torch",
+        "optim": "sgd" if job.checks else "adamw_torch_fused",
         "adam_beta2": 0.95,
         "max_grad_norm": 0.0,
         "per_device_train_batch_size": job.micro_batch,

@@ -375,9 +375,9 @@ class TestPPO:
         words = f"--peer_python p --model {small_model} --episodes 4 --minibatch 2 --prompt 3 5 --completion 9"
         words += " --sizes 2:1 --peer_sizes 4:2 --rounds 1"
         ppo.main([*words.split(), "--output", str(path)])
-        (run,) = json.loads(path.read_text())["runs"]
-        assert run["peer_versions"] == {"trl": "1.12.0"} and run["machine"]["threads"] >= 1
-        cases = {(case["train"], case["lengths"]): case for case in run["cases"]}
+        runs = json.loads(path.read_text())["runs"]
+        assert all(run["peer_versions"] == {"trl": "1.12.0"} and run["machine"]["threads"] >= 1 for run in runs)
+        cases = {(run["train"], run["lengths"]): run for run in runs}
         assert set(cases) == {(train, lengths) for train in ("full", "lora") for lengths in ("equal", "varying")}
         case = cases["lora", "varying"]
         assert case["optimizer_steps"] == 2 and case["prompt"] == [3, 5]

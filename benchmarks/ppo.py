@@ -254,8 +254,8 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         return
     pythons = {PEER: options.peer_python, OURS: sys.executable}
     label = options.model if options.model in (*RANDOM, "lab") else Path(options.model).name
-    run = {**common.header(), "peer_versions": peer_versions(options.peer_python), "model": label}
-    run |= {"dtype": options.dtype, "rounds": options.rounds, "cases": []}
+    found = {**common.header(), "peer_versions": peer_versions(options.peer_python), "model": label}
+    found |= {"dtype": options.dtype, "rounds": options.rounds}
     for train in options.train:
         with tempfile.TemporaryDirectory() as scratch:
             folder = prepare(options.model, train, options.dtype, Path(scratch))
@@ -264,11 +264,10 @@ def measure(options: argparse.Namespace, path: Path) -> None:
             for lengths in options.lengths:
                 mean = options.completion / 3 if lengths == "varying" else None
                 biased = replace(job, biases=biases(folder, options.dtype, job.prompts, job.completion, mean))
-                case = {"train": train, "lengths": lengths, **shape(biased), "equality": equality}
-                case |= measure_case(pythons, biased, options.peer_sizes, options.rounds)
-                print(describe(case), flush=True)
-                run["cases"].append(case)
-                common.write_run(path, run, same=("model", "dtype"))
+                run = {**found, "train": train, "lengths": lengths, **shape(biased), "equality": equality}
+                run |= measure_case(pythons, biased, options.peer_sizes, options.rounds)
+                print(describe(run), flush=True)
+                common.write_run(path, run, same=("model", "dtype", "train", "lengths"))
 
 
 def make_job(options: argparse.Namespace, train: str, folder: Path, cuda: bool) -> Job:

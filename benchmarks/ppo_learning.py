@@ -125,9 +125,11 @@ def curves(pythons: dict[str, str], lab: Lab, seed: int, iterations: int) -> lis
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    """Curves of every seed, kept in `path` after each."""
+    """Curves of every seed, kept in `path` after each, beside those of other seeds."""
     pythons = {PEER: options.peer_python, OURS: sys.executable}
-    run = {**common.header(), "peer_versions": peer_versions(options.peer_python), "recipe": RECIPE, "curves": []}
+    run = {**common.header(), "peer_versions": peer_versions(options.peer_python), "recipe": RECIPE}
+    earlier = [curve for run in common.read_runs(path) if run["recipe"] == RECIPE for curve in run["curves"]]
+    run["curves"] = [curve for curve in earlier if curve["seed"] not in options.seeds]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "run" if options.run is None else options.run
         if options.run is None:

@@ -16,32 +16,28 @@ TRAIN = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
 LENGTHS = {"equal": "equal lengths", "varying": "varying lengths"}
 
 
-def describe(case: dict[str, Any]) -> str:
-    """A case in a few lines."""
+def describe(run: dict[str, Any]) -> str:
+    """A run in a few lines."""
     lines = [
-        f"{TRAIN[case['train']]}, {LENGTHS[case['lengths']]}: {case['episodes']} episodes of up to "
-        f"{case['completion']} tokens, {case['optimizer_steps']} optimizer steps"
+        f"{TRAIN[run['train']]}, {LENGTHS[run['lengths']]}: {run['episodes']} episodes of up to "
+        f"{run['completion']} tokens, {run['optimizer_steps']} optimizer steps"
     ]
     for name, title in NAMES.items():
-        seconds = case["seconds"][name]
+        seconds = run["seconds"][name]
         lines.append(
             f"  {title:14}{seconds['min']:9.2f} s min {seconds['median']:9.2f} s median"
-            f" {case['peak_mib'][name]:8.0f} MiB, {case['peak_above_models_mib'][name]:8.0f} above the models,"
-            f" mean length {case['mean_length'][name]:.1f}"
+            f" {run['peak_mib'][name]:8.0f} MiB, {run['peak_above_models_mib'][name]:8.0f} above the models,"
+            f" mean length {run['mean_length'][name]:.1f}"
         )
-    faster, less = case["times_faster"], case["times_less_processor"]
-    worst = max(max(found.values()) for found in case["equality"].values())
+    faster, less = run["times_faster"], run["times_less_processor"]
+    worst = max(max(found.values()) for found in run["equality"].values())
     lines.append(
         f"  {faster['min']:.2f}x faster by minima, {faster['median']:.2f}x by medians, {less['median']:.2f}x by "
         "processor time, memory "
-        f"{case['memory_of_peer']:.2f}x, above the models {case['memory_above_models_of_peer']:.2f}x; "
+        f"{run['memory_of_peer']:.2f}x, above the models {run['memory_above_models_of_peer']:.2f}x; "
         f"largest relative difference on stored answers {worst:.0e}"
     )
     return "\n".join(lines)
-
-
-def _label(case: dict[str, Any]) -> str:
-    return f"{TRAIN[case['train']]}, {case['lengths']}"
 
 
 def draw(path: Path) -> Path:
@@ -49,43 +45,39 @@ def draw(path: Path) -> Path:
     runs = common.read_runs(path)
     if not runs:
         raise BenchmarkError(f"{path}: nothing has been measured yet")
+    models: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        models.setdefault(f"{run['model']}, {run['dtype']}", []).append(run)
     chart = path.with_suffix(".png")
-    with common.figure(chart, 9.6, 0.8 + sum(0.8 + 0.4 * len(run["cases"]) for run in runs)) as figure:
-        heights = [1 + len(run["cases"]) for run in runs]
-        grid = figure.subplots(len(runs), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
-        for row, run in zip(grid, runs, strict=True):
-            _draw_run(row[0], row[1], run)
+    with common.figure(chart, 9.6, 0.6 + sum(0.9 + 0.35 * len(found) for found in models.values())) as figure:
+        heights = [1 + len(found) for found in models.values()]
+        grid = figure.subplots(len(models), 2, squeeze=False, gridspec_kw={"height_ratios": heights})
+        for axes, (title, found) in zip(grid, models.items(), strict=True):
+            _draw_model(axes[0], axes[1], title, found)
     return chart
 
 
-def _draw_run(time_axes: Any, memory_axes: Any, run: dict[str, Any]) -> None:
-    for place, case in enumerate(run["cases"]):
-        faster, memory = case["times_faster"], case["memory_of_peer"]
+def _draw_model(time_axes: Any, memory_axes: Any, title: str, runs: list[dict[str, Any]]) -> None:
+    for place, run in enumerate(runs):
+        faster, memory = run["times_faster"], run["memory_of_peer"]
         time_axes.plot([min(faster["all"]), max(faster["all"])], [place, place], color=BLUE, linewidth=2)
         time_axes.plot([faster["median"]], [place], "o", color=BLUE, markersize=6)
         memory_axes.plot([memory], [place], "s", color=ORANGE, markersize=6)
-        for axes, value, end, color in (
-            (time_axes, f"{faster['median']:.2f}x", max(faster["all"]), BLUE),
+        for axes, text, end, color in (
+            (time_axes, f"{faster['median']:.1f}x", max(faster["all"]), BLUE),
             (memory_axes, f"{memory:.2f}", memory, ORANGE),
         ):
-            axes.annotate(
-                value,
-                (end, place),
-                xytext=(7, 0),
-                textcoords="offset points",
-                va="center",
-                color=color,
-                fontsize="small",
-            )
-    labels = [_label(case) for case in run["cases"]]
-    for axes, title in ((time_axes, "times faster than TRL 1.12.0"), (memory_axes, "peak memory, TRL 1.12.0 = 1")):
+            style = dict(textcoords="offset points", va="center", color=color, fontsize="small")
+            axes.annotate(text, (end, place), xytext=(7, 0), **style)
+    labels = [f"{TRAIN[run['train']]}, {run['lengths']}" for run in runs]
+    for axes, label in ((time_axes, "times faster than TRL 1.12.0"), (memory_axes, "peak memory, TRL 1.12.0 = 1")):
         axes.axvline(1, color=GREY, linewidth=1, linestyle=":", zorder=1)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.set_xlim(0, 1.2 * max(1.0, axes.get_xlim()[1]))
-        axes.set_xlabel(title)
+        axes.set_xlabel(label)
         axes.grid(axis="y", visible=False)
-    time_axes.set_title(f"{run['model']}, {run['dtype']}")
+    time_axes.set_title(title)
 
 
 def table(path: Path) -> str:
@@ -96,17 +88,16 @@ def table(path: Path) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in common.read_runs(path):
-        for case in run["cases"]:
-            means, faster = case["mean_length"], case["times_faster"]["median"]
-            cells = [
-                f"{run['model']}, {run['dtype']}",
-                TRAIN[case["train"]],
-                f"{case['lengths']}, {case['completion']}, {means[PEER]:.0f} and {means[OURS]:.0f}",
-                f"{case['episodes']}, {case['optimizer_steps']}",
-                *(f"{case['seconds'][name]['median']:.3g} s" for name in NAMES),
-                f"{faster:.2f} ({case['times_less_processor']['median']:.2f})",
-                *(f"{case['peak_mib'][name]:.0f} MiB" for name in NAMES),
-                f"{case['memory_of_peer']:.2f} ({case['memory_above_models_of_peer']:.2f})",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+        means, faster = run["mean_length"], run["times_faster"]["median"]
+        cells = [
+            f"{run['model']}, {run['dtype']}",
+            TRAIN[run["train"]],
+            f"{run['lengths']}, {run['completion']}, {means[PEER]:.0f} and {means[OURS]:.0f}",
+            f"{run['episodes']}, {run['optimizer_steps']}",
+            *(f"{run['seconds'][name]['median']:.3g} s" for name in NAMES),
+            f"{faster:.2f} ({run['times_less_processor']['median']:.2f})",
+            *(f"{run['peak_mib'][name]:.0f} MiB" for name in NAMES),
+            f"{run['memory_of_peer']:.2f} ({run['memory_above_models_of_peer']:.2f})",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

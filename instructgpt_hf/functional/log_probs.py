@@ -89,9 +89,12 @@ class _TokenLogProbs(torch.autograd.Function):
         result = torch.empty_like(logits)
         for block in _blocks(logits):
             part = scaled[block][..., None]
-            wide = torch.exp(_widen(logits[block], ctx.temperature) - log_total[block][..., None]).mul_(-part)
-            wide.scatter_add_(-1, ids[block][..., None], part)
-            result[block] = wide.masked_fill_(part == 0, 0.0)
+            view = result[block]
+            wide = view if view.dtype == log_total.dtype else torch.empty_like(view, dtype=log_total.dtype)
+            torch.sub(_widen(logits[block], ctx.temperature), log_total[block][..., None], out=wide)
+            wide.exp_().mul_(-part).scatter_add_(-1, ids[block][..., None], part).masked_fill_(part == 0, 0.0)
+            if wide is not view:
+                view.copy_(wide)
         return result, None, None, None
 
 
@@ -111,9 +114,16 @@ def _log_total_and_entropy(wide: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.exp(wide - largest)
     total = weights.sum(-1)
     log_total = largest.squeeze(-1) + total.log()
-    # 0 times minus infinity is not a number; 0 times the smallest number is 0.
-    mean = torch.linalg.vecdot(weights, wide.clamp(min=torch.finfo(wide.dtype).min)) / total
+    mean = _dot(weights, wide) / total
+    if not bool(mean.isfinite().all()):
+        # 0 times minus infinity is not a number; 0 times the smallest number is 0.
+        mean = _dot(weights, wide.clamp(min=torch.finfo(wide.dtype).min)) / total
     return log_total, log_total - mean
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Sum of products over the last dimension, without a tensor of the products."""
+    return torch.einsum("btv,btv->bt", first, second)
 
 
 def _widen(logits: Tensor, temperature: float) -> Tensor:

@@ -76,22 +76,32 @@ class ActorCritic(nn.Module):
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
-        batch = Completions.of(input_ids, attention_mask, completion_length)
-        logps, entropy = self._log_probs(self.policy, batch, with_entropy)
-        return ActorCriticOutput(logps, entropy, self._values(batch))
+        logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
+        return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
 
-    def log_probs(self, policy: Any, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
-        """Log-probabilities [B, T] of another policy, under the distribution that rollouts are drawn from."""
-        return self._log_probs(policy, Completions.of(input_ids, attention_mask, completion_length))[0]
+    def log_probs(
+        self,
+        policy: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_length: int,
+        with_entropy: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """`completion_log_probs` of this or another policy, under the distribution that rollouts are drawn from."""
+        return completion_log_probs(
+            policy,
+            input_ids,
+            attention_mask,
+            completion_length,
+            self.temperature,
+            with_entropy,
+            self.min_length,
+            self.eos_token_ids,
+        )
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Value [B, T] of the state before each completion token; 0 at padding."""
-        return self._values(Completions.of(input_ids, attention_mask, completion_length))
-
-    def _log_probs(self, policy: Any, batch: Completions, with_entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-        return log_probs_of(policy, batch, self.temperature, with_entropy, self.min_length, self.eos_token_ids)
-
-    def _values(self, batch: Completions) -> Tensor:
+        batch = Completions.of(input_ids, attention_mask, completion_length)
         scores = token_scores(self.value_model, batch.input_ids, batch.attention_mask)
         return batch.spread(scores[batch.predictors])
 
@@ -185,24 +195,12 @@ def completion_log_probs(
         logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
     """
     batch = Completions.of(input_ids, attention_mask, completion_length)
-    return log_probs_of(policy, batch, temperature, with_entropy, min_length, eos_token_ids)
-
-
-def log_probs_of(
-    policy: Any,
-    batch: Completions,
-    temperature: float,
-    with_entropy: bool,
-    min_length: int = 0,
-    eos_token_ids: Sequence[int] = (),
-) -> tuple[Tensor, Tensor | None]:
-    """`completion_log_probs` of a batch without padding."""
     logits, ids = completion_logits(policy, batch), batch.ids[None]
     if min_length and eos_token_ids:
-        excluded = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        excluded[list(eos_token_ids)] = True
-        early = batch.steps < min_length
-        logits.masked_fill_((early[:, None] & excluded)[None], -torch.inf)  # in place: a copy would double the logits
+        early = (batch.steps < min_length).nonzero()
+        excluded = torch.tensor(eos_token_ids, device=logits.device)
+        # In place: a copy would double the logits.
+        logits[0].index_put_((early, excluded), logits.new_tensor(-torch.inf))
     if not with_entropy:
         return batch.spread(token_log_probs(logits, ids, temperature)[0]), None
     logps, entropy = log_probs_and_entropy(logits, ids, temperature)

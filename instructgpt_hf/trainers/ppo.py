@@ -341,9 +341,9 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _reference_log_probs(self, policy: Any, ids: Tensor, mask: Tensor, length: int) -> Tensor:
         if self.ref_model is not None:
-            return self.actor_critic.log_probs(self.ref_model, ids, mask, length)
+            return self.actor_critic.log_probs(self.ref_model, ids, mask, length)[0]
         with using_adapter(policy, REFERENCE_ADAPTER):
-            return self.actor_critic.log_probs(policy, ids, mask, length)
+            return self.actor_critic.log_probs(policy, ids, mask, length)[0]
 
     def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
         """Apply a batch statistic over the episodes of all processes and return this process's rows."""

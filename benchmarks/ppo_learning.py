@@ -1,4 +1,4 @@
-"""Reward against episodes and against processor time: this package's PPOTrainer and TRL 1.12.0's, from the same models.
+"""Reward against episodes and processor time: this package's PPOTrainer and TRL 1.12.0's, from the same models.
 
     python benchmarks/ppo_learning.py --peer_python trl-1.12/bin/python    # benchmarks/ppo.py says how to make it
     python benchmarks/ppo_learning.py --draw    # the picture of what has been measured

@@ -1,4 +1,4 @@
-"""Reward against episodes and against time: this package's PPOTrainer and TRL 1.12.0's, from the same models.
+"""Reward against episodes and processor time: this package's PPOTrainer and TRL 1.12.0's, from the same models.
 
     python benchmarks/ppo_learning.py --peer_python trl-1.12/bin/python    # benchmarks/ppo.py says how to make it
     python benchmarks/ppo_learning.py --draw    # the picture of what has been measured
@@ -105,7 +105,7 @@ def make_job(lab: Lab, seed: int) -> Job:
 
 
 def curves(pythons: dict[str, str], lab: Lab, seed: int, iterations: int) -> list[dict[str, Any]]:
-    """Both sides' rewards by episodes and by seconds from one seed, an iteration of each in turns.
+    """Both sides' rewards by episodes and by seconds of processor time from one seed, an iteration of each in turns.
 
     The score of an iteration is that of its samples, taken before its optimizer steps.
     """
@@ -120,7 +120,7 @@ def curves(pythons: dict[str, str], lab: Lab, seed: int, iterations: int) -> lis
                 point = {"episodes": iteration * job.episodes, "seconds": seconds[name]}
                 point |= {key: found[key] for key in ("kl", "mean_length")} | lab.rewards(found["samples"])
                 points[name].append(point)
-                seconds[name] += found["seconds"]
+                seconds[name] += found["processor_seconds"]
     return [{"side": name, "seed": seed, "points": found, "seconds": seconds[name]} for name, found in points.items()]
 
 

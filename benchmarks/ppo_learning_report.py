@@ -72,13 +72,13 @@ def table(path: Path) -> str:
             lines.append(f"| {title} | {parts} |")
         seconds = [f"{summary[side]['seconds']['mean']:.0f} s" for side in NAMES]
         faster = f"{min(summary['times_faster']):.2f} to {max(summary['times_faster']):.2f} times faster"
-        lines.append(f"| seconds of training | {' | '.join(seconds)} | {faster} |")
+        lines.append(f"| processor time | {' | '.join(seconds)} | {faster} |")
     return "\n".join(lines)
 
 
 _PANELS = (
     ("episodes", "reward", "Reward by episodes", "episodes"),
-    ("seconds", "reward", "Reward by time", "seconds of training"),
+    ("seconds", "reward", "Reward by time", "seconds of processor time"),
     ("episodes", "gold", "Gold labeler's score", "episodes"),
 )
 

@@ -118,7 +118,7 @@ def check(job: Job, folder: str) -> None:
     """Compute the stored completions, take two steps on them, and write down everything on the way."""
     trainer, steps = build(job, folder), Steps()
     trainer.add_callback(steps)
-    move_policy(trainer.actor_critic.policy, job.train)
+    move_policy(trainer.actor_critic.role_parameters("policy").values(), job.train)
     answers = {
         " ".join(map(str, p)): (i, c) for i, (p, c) in enumerate(zip(job.prompts, job.completions, strict=True))
     }

@@ -180,7 +180,7 @@ def check(job: Job, folder: str) -> None:
     metrics, steps = Metrics(), []
     trainer = build(job, folder, [metrics])
     pad = trainer.processing_class.pad_token_id
-    move_policy(trainer.policy_model, job.train)
+    move_policy((item for item in trainer.policy_model.parameters() if item.requires_grad), job.train)
     answers = Answers(job, pad)
     log_softmax, rewards, whitened = (
         Recorder(name) for name in ("selective_log_softmax", "get_reward", "masked_whiten")

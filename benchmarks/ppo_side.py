@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,10 @@ def set_biases(model: Any, biases: dict[str, float]) -> Any:
 
 
 @torch.no_grad()
-def move_policy(policy: Any, train: str) -> None:
-    """Scale what is trained, so that the policy differs from the reference it was copied to by a few nats."""
-    for parameter in policy.parameters():
-        if parameter.requires_grad:
-            parameter.mul_(1.02 if train == "full" else 1.5)
+def move_policy(parameters: Iterable[Any], train: str) -> None:
+    """Scale what is trained of the policy, so that it differs from the reference it was copied to by a few nats."""
+    for parameter in parameters:
+        parameter.mul_(1.02 if train == "full" else 1.5)
 
 
 def gradients(roles: dict[str, dict[str, Any]]) -> dict[str, torch.Tensor]:

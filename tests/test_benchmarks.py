@@ -439,7 +439,7 @@ class TestPPOLearning:
         run = {"recipe": "tiny-cpu", "curves": curves, "summary": report.summarise(curves)}
         common.write_run(path, run, same=("recipe",))
         assert report.draw(path).read_bytes().startswith(b"\x89PNG")
-        assert "| seconds of training | 6 s | 5 s | 1.20 to 1.20 times faster |" in report.table(path)
+        assert "| processor time | 6 s | 5 s | 1.20 to 1.20 times faster |" in report.table(path)
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)

@@ -58,6 +58,7 @@ def build(job: Job, folder: str) -> Any:
         warmup_iterations=0,
         beta=job.beta,
         epsilon=CLIP,
+        policy_loss_reduction="token_mean",  # the peer's
         policy_loss_reduction="token_mean",  # as the peer's
         # What the peer does not have.
         ptx_coef=0.0,

@@ -260,7 +260,10 @@ def summarise(curves: list[dict[str, Any]], passes: int) -> list[dict[str, Any]]
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    """Train every arm from every seed at every learning rate; `path` holds what is done after each run."""
+    """Train every arm from every seed at every learning rate; `path` holds what is done after each run.
+
+    Curves of other seeds and rates stay, if the file has some with the same data and settings.
+    """
     base = Base(options.model, options.layers)
     data = Data(options, base)
     run: dict[str, Any] = {
@@ -279,6 +282,12 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         },
         "curves": [],
     }
+    same = ("dataset", "model", "layers", "data", "settings")
+    for earlier in common.read_runs(path):
+        if all(earlier[name] == run[name] for name in same):
+            new = set(itertools.product(options.seeds, options.learning_rates))
+            run["curves"] = [item for item in earlier["curves"] if (item["seed"], item["learning_rate"]) not in new]
+            run["command"] = f"{earlier['command']}; {run['command']}" if run["curves"] else run["command"]
     print(f"{run['data']}, {options.prompts} rankings or {data.pairs_per_step} pairs a step", flush=True)
     for seed, rate, arm in itertools.product(options.seeds, options.learning_rates, ARMS):
         started = time.perf_counter()

@@ -33,7 +33,7 @@ import torch
 from common import BenchmarkError
 from contenders import RANDOM, Case, Contender, Setup, make_random
 from datasets.utils.logging import disable_progress_bar
-from reward_model_report import NAMES, PER_COMPLETION, SHARED, TRL, describe, draw, table
+from reward_model_report import NAMES, PER_COMPLETION, SHARED, TRL, describe, draw, shape, table
 from transformers.utils import logging as transformers_logging
 
 from instructgpt_hf._compat import quiet_environment
@@ -161,13 +161,16 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         setup = Setup(folder, options.train, dtype, cuda, torch.get_num_threads())
         label = options.model if options.model in (*RANDOM, "lab") else Path(options.model).name
         run = {**common.header(), "model": label, "train": options.train, "dtype": dtype, "rounds": options.rounds}
-        run |= {"steps_per_round": options.steps, "cases": []}
-        for completions, (prompt, completion) in itertools.product(options.completions, options.lengths):
-            case = Case(completions, prompt, completion, options.prompts)
+        cases = [
+            Case(completions, prompt, completion, options.prompts)
+            for completions, (prompt, completion) in itertools.product(options.completions, options.lengths)
+        ]
+        run |= {"steps_per_round": options.steps, "shapes": [shape(asdict(case)) for case in cases], "cases": []}
+        for case in cases:
             found = run_case(setup, case, options.micro_batches, options.rounds, options.steps)
             print(describe(found), flush=True)
             run["cases"].append(found)
-            common.write_run(path, run, same=("model", "train", "dtype"))
+            common.write_run(path, run, same=("model", "train", "dtype", "shapes"))
 
 
 def lengths(text: str) -> tuple[int, int]:

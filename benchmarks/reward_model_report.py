@@ -38,9 +38,19 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def by_model(path: Path) -> list[dict[str, Any]]:
+    """What a result file holds of each model, training and dtype: its `title` and the `cases` of all its runs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in common.read_runs(path):
+        found.setdefault(f"{run['model']}, {run['train']}, {run['dtype']}", []).extend(run["cases"])
+    # By K, then from long prompts to long completions.
+    order = {"key": lambda case: (case["completions"], case["completion"] / case["prompt"])}
+    return [{"title": title, "cases": sorted(cases, **order)} for title, cases in found.items() if cases]
+
+
 def draw(path: Path) -> Path:
     """Chart of a result file, beside it: times faster than TRL, and peak memory, by model and shape of rankings."""
-    runs = common.read_runs(path)
+    runs = by_model(path)
     if not runs:
         raise BenchmarkError(f"{path}: nothing has been measured yet")
     styles = {PER_COMPLETION: (BLUE, "s", -0.12), SHARED: (ORANGE, "o", 0.12)}
@@ -76,7 +86,7 @@ def _draw_run(time_axes: Any, memory_axes: Any, run: dict[str, Any], styles: dic
         axes.set_xlim(0, 1.15 * axes.get_xlim()[1])
         axes.set_xlabel(title)
         axes.grid(axis="y", visible=False)
-    time_axes.set_title(f"{run['model']}, {run['train']}, {run['dtype']}")
+    time_axes.set_title(run["title"])
 
 
 def table(path: Path) -> str:
@@ -86,12 +96,12 @@ def table(path: Path) -> str:
         "| times faster | peak memory, TRL | shared prefix |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for run in common.read_runs(path):
+    for run in by_model(path):
         for case in run["cases"]:
             seconds = " | ".join(f"{case['seconds'][name]['median']:.3g} s" for name in NAMES)
             faster, peaks = case["times_faster"], case["peak_mib"]
             lines.append(
-                f"| {run['model']}, {run['train']}, {run['dtype']} | {case['completions']} "
+                f"| {run['title']} | {case['completions']} "
                 f"| {case['prompt']}:{case['completion']} | {case['prompts']} | {seconds} "
                 f"| {faster[SHARED]['median']:.1f} (per completion {faster[PER_COMPLETION]['median']:.1f}) "
                 f"| {peaks[TRL]:.0f} MiB | {peaks[SHARED]:.0f} MiB |"

@@ -190,6 +190,11 @@ class TestOverfitting:
         assert len(starts) == 2, "both arms start from the same model and head, every seed from another head"
         ends = {curve["arm"]: curve["points"][-1]["held_out_loss"] for curve in run["curves"] if curve["seed"] == 0}
         assert ends["rankings"] != ends["pairs"]
+        more = words.replace("--seeds 0 1", "--seeds 1 2").split()
+        overfitting.main([*more, "--learning_rates", "0.001", "--output", str(path)])
+        (run,) = json.loads(path.read_text())["runs"]
+        assert sorted(curve["seed"] for curve in run["curves"]) == [0, 0, 1, 1, 2, 2], "other seeds stay"
+        assert run["summary"][0]["seeds"] == [0, 1, 2]
         overfitting.main(["--output", str(path), "--draw"])
         assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
         assert "| held out loss |" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The rankings a reward stage trains on and holds back: from tables and streams, never one prompt on both sides."""
 
 import io
+import json
 import types
 
 import pytest
@@ -148,7 +149,11 @@ def test_a_stage_on_a_stream(tmp_path, tokenizer):
     data = write_rows(tmp_path / "demonstrations.jsonl", demonstrations), write_rows(tmp_path / "r.jsonl", rows)
     stages = {
         "sft": {**common, **sft, "dataset_name": data[0]},
-        "reward": {**common, "dataset_name": data[1], "streaming": True, "max_steps": 3},
+        "reward": {
+            **common,
+            **{"dataset_name": data[1], "streaming": True, "max_steps": 3},
+            **{"eval_strategy": "steps", "eval_steps": 1},
+        },
     }
     recipe = write_recipe(tmp_path / "recipe", stages)
     for stage in ("sft", "reward"):
@@ -159,6 +164,13 @@ def test_a_stage_on_a_stream(tmp_path, tokenizer):
     # Every second row has an unranked completion, every other one loses its longest: 2 + 4 tokens are too many.
     assert noted["dropped_unranked"] + noted["dropped_completions"] >= 12 and noted["dropped_unranked"] >= 6
     assert noted["dropped_too_few"] == noted["dropped_ties"] == 0
+    measured = [entry for entry in record.training["log"] if "eval_accuracy" in entry]
+    assert [entry["step"] for entry in measured] == [1, 2, 3, 3]  # the last one is the stage's own
+    assert all({"eval_length_baseline_accuracy", "eval_ece", "eval_kendall_tau"} <= entry.keys() for entry in measured)
+    assert record.metrics["eval_accuracy"] == measured[-1]["eval_accuracy"]
+    written = json.loads((tmp_path / "run" / "reward" / "evaluation.json").read_text())
+    assert written["accuracy"]["accuracy"] == record.metrics["eval_accuracy"]
+    assert (tmp_path / "run" / "reward" / "evaluation.png").read_bytes().startswith(b"\x89PNG")
     console = Console(file=io.StringIO(), width=200)
     pipeline.run_stage(load_recipe(recipe, stages=["reward"]), "reward", tmp_path / "run", console)
     assert "already finished and unchanged" in console.file.getvalue()

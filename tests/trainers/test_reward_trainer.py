@@ -9,6 +9,7 @@ import torch
 import trl
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from instructgpt_hf.config.stages import RewardConfig
 from instructgpt_hf.trainers.reward import RewardTrainer
@@ -27,7 +28,17 @@ RATE = 0.1
 def trainer(tokenizer, tmp_path):
     """A trainer that takes one SGD step over all prompts."""
 
-    def build(model, rows=ROWS, batch=4, accumulation=1, shared=True, side="right", compute_metrics=None, **changes):
+    def build(
+        model,
+        rows=ROWS,
+        batch=4,
+        accumulation=1,
+        shared=True,
+        side="right",
+        compute_metrics=None,
+        refusal=None,
+        **changes,
+    ):
         settings = dict(
             output_dir=str(tmp_path / "work"),
             per_device_train_batch_size=batch,
@@ -53,13 +64,20 @@ def trainer(tokenizer, tmp_path):
             eval_dataset=data,
             compute_metrics=compute_metrics,
         )
-        assert made.shared_prefix_refusal is None
+        assert made.shared_prefix_refusal == refusal
         made.data_collator.padding_side = side
         if not shared:
             made.data_collator.hidden_size = None
         return made
 
     return build
+
+
+def scorer_without_positions():
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=64, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0, attention_dropout=0)
+    config = AutoConfig.for_model("bloom", num_labels=1, pad_token_id=0, eos_token_id=1, **sizes)
+    return AutoModelForSequenceClassification.from_config(config)
 
 
 def weights(model):
@@ -221,6 +239,24 @@ class TestAgainstTRL:
         assert first_loss(made) == pytest.approx(sum(losses) / len(losses), rel=1e-3)
         for name, item in weights(model).items():
             torch.testing.assert_close(item - start[name], moves[name], rtol=1e-3, atol=1e-6)
+
+
+class TestFallback:
+    def test_is_said_once_and_computes_the_same(self, trainer, caplog):
+        """Bloom cannot be told positions: every completion gets a row of its own."""
+        model = scorer_without_positions()
+        with caplog.at_level("WARNING", "instructgpt_hf"):
+            made = trainer(model, refusal="BloomForSequenceClassification cannot be told the positions of its tokens")
+            made.evaluate()
+            expected = stepped(*(lambda other: (other, loop_loss(other)))(copy.deepcopy(model)))
+            made.train()
+        said = [record.getMessage() for record in caplog.records if "with a copy of its prompt" in record.getMessage()]
+        assert said == [
+            "Every completion is computed with a copy of its prompt, because BloomForSequenceClassification cannot be "
+            "told the positions of its tokens."
+        ]
+        for name, item in weights(model).items():
+            torch.testing.assert_close(item, expected[name], rtol=1e-4, atol=1e-6)
 
 
 class TestTies:

@@ -59,7 +59,6 @@ def build(job: Job, folder: str) -> Any:
         beta=job.beta,
         epsilon=CLIP,
         policy_loss_reduction="token_mean",  # the peer's
-        policy_loss_reduction="token_mean",  # as the peer's
         # What the peer does not have.
         ptx_coef=0.0,
         ema_decay=0.0,

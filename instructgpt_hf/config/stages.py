@@ -203,7 +203,7 @@ class PPOConfig(trl.RLOOConfig):
         None,
         "Stop where objective/kl, in nats per answer, is above this. Two checkpoints are kept then, because the "
         "newest may be of the policy that is too far away.",
-        "ours: None only warns",
+        "ours: unset only warns",
     )
     compare_without_ptx: bool = setting(
         False, "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.", "ours"

@@ -37,13 +37,8 @@ def using_adapter(model: Any, name: str | None) -> Iterator[None]:
     """
     if name is not None and name not in model.peft_config:
         raise ValueError(f"No adapter {name!r}; the model has {', '.join(map(repr, model.peft_config))}.")
-    layers = adapter_layers(model)
-    before = applied_adapters(layers)
-    apply_adapters(layers, [] if name is None else [name])
-    try:
+    with _applied(adapter_layers(model), [] if name is None else [name]):
         yield
-    finally:
-        apply_adapters(layers, before)
 
 
 def recompute_with_same_adapter(model: Any) -> Callable[[], tuple[Any, Any]]:

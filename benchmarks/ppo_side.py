@@ -51,6 +51,7 @@ class Job:
         lam: lambda of the advantages.
         beta: coefficient of the KL penalty.
         seed: of the order of the prompts and of what is sampled.
+        gradient_checkpointing: whether activations are computed again instead of kept.
         samples: whether prompts and completions are reported too.
         completions: what the policy answers, instead of sampling: then nothing is timed, and the two steps of two
             inner epochs are written to `record`.
@@ -73,6 +74,7 @@ class Job:
     lam: float = 0.95
     beta: float = 0.02
     seed: int = 0
+    gradient_checkpointing: bool = False
     samples: bool = False
     completions: list[list[int]] | None = None
     record: str | None = None
@@ -129,7 +131,7 @@ def training_settings(job: Job, folder: str) -> dict[str, Any]:
         "lam": job.lam,
         "vf_coef": VALUE_WEIGHT,
         "cliprange_value": VALUE_CLIP,
-        "gradient_checkpointing": False,
+        "gradient_checkpointing": job.gradient_checkpointing,
         "bf16": job.dtype == "bfloat16",
         "use_cpu": not job.cuda,
         "save_strategy": "no",

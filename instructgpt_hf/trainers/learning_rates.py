@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+from torch.optim.lr_scheduler import LambdaLR
 
 
 def peak_rate(args: Any, role: str) -> float:
@@ -23,6 +26,31 @@ def policy_factor(args: Any, step: int) -> float:
     if iteration >= length - 1:
         return 1.0
     return float(start + (1.0 - start) * iteration / (length - 1))
+
+
+def parameter_groups(args: Any, actor_critic: Any, decayed: set[str]) -> list[dict[str, Any]]:
+    """What an optimizer is given: the weights by role, and by whether they decay.
+
+    Args:
+        args: `PPOConfig`.
+        actor_critic: both models.
+        decayed: names of the parameters that decay.
+    """
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for role in ("policy", "value_model"):
+        rate = peak_rate(args, role)
+        for name, parameter in actor_critic.role_parameters(role).items():
+            decay = args.weight_decay if name in decayed else 0.0
+            group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
+            groups.setdefault((role, name in decayed), group)["params"].append(parameter)
+    return list(groups.values())
+
+
+def make_scheduler(args: Any, optimizer: Any) -> LambdaLR:
+    """The policy's groups follow `policy_factor`, the value model's keep their rate."""
+    warmup = partial(policy_factor, args)
+    policy = [group["role"] == "policy" for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [warmup if item else (lambda _step: 1.0) for item in policy])
 
 
 def apply_rates(args: Any, optimizer: Any, lr_scheduler: Any) -> None:

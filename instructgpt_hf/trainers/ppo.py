@@ -8,25 +8,20 @@ model, clipped policy and value losses per token, and the pretraining gradient.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import textwrap
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from instructgpt_hf._compat import REFERENCE_ADAPTER, OnPolicyTrainer
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.functional import (
     adapted_kl_weight,
-    explained_variance,
     gae,
     kl_estimate,
     loss_denominator,
@@ -41,13 +36,13 @@ from instructgpt_hf.functional import (
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
-from instructgpt_hf.models.reward_model import save_reward_model
-from instructgpt_hf.trainers.checkpoints import ContinueLog
+from instructgpt_hf.trainers import checkpoints
+from instructgpt_hf.trainers.checkpoints import trainable_weights
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.generation import generate_continuously, in_batches, prepare_generation
 from instructgpt_hf.trainers.gradients import GradientComparison
-from instructgpt_hf.trainers.guards import Guard, all_finite, share_of_most_frequent
-from instructgpt_hf.trainers.learning_rates import apply_rates, peak_rate, policy_factor
+from instructgpt_hf.trainers.guards import Guard, all_finite
+from instructgpt_hf.trainers.learning_rates import apply_rates, make_scheduler, parameter_groups
 from instructgpt_hf.trainers.phases import PhaseClock, count_tokens, training_tokens
 from instructgpt_hf.trainers.rewards import (
     RewardModelFunction,
@@ -56,6 +51,7 @@ from instructgpt_hf.trainers.rewards import (
     distinct,
     is_finished,
 )
+from instructgpt_hf.trainers.rollout_metrics import gather_rows, rollout_metrics
 from instructgpt_hf.trainers.rollouts import (
     Batch,
     by_length,
@@ -67,11 +63,6 @@ from instructgpt_hf.trainers.rollouts import (
     sorted_by_length,
 )
 from instructgpt_hf.trainers.sampler import EpisodeSampler
-
-TRAINABLE_FILE = "trainable.safetensors"
-AVERAGE_FILE = "ema.safetensors"
-STATE_FILE = "ppo_state.json"
-SAMPLES_FILE = "rollouts.jsonl"
 
 
 class PPOTrainer(OnPolicyTrainer):
@@ -261,8 +252,8 @@ class PPOTrainer(OnPolicyTrainer):
         if self.args.whiten_advantages:
             advantages = self._over_all_processes(masked_whiten, advantages, mask)
         batch["advantages"] = advantages
-        most_frequent = share_of_most_frequent(gather_object(completion_ids))
-        self._record_rollout(batch, scores, reference, finished, most_frequent)
+        for name, value in rollout_metrics(self, batch, scores, reference, finished, completion_ids).items():
+            self.record(name, value)
         self.clock.end("score", tokens)
         if training:
             self.clock.training_tokens = training_tokens(self.args, tokens, self.value_only)
@@ -347,38 +338,7 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _over_all_processes(self, function: Callable[..., Tensor], values: Tensor, mask: Tensor) -> Tensor:
         """Apply a batch statistic over the episodes of all processes and return this process's rows."""
-        return self._local(function(*self._gathered(values, mask)))[:, : values.shape[1]]
-
-    def _gathered(self, *tensors: Tensor) -> list[Tensor]:
-        """The rows of all processes, padded to the longest."""
-        return [self.accelerator.gather(self.accelerator.pad_across_processes(item, dim=1)) for item in tensors]
-
-    def _record_rollout(
-        self, batch: Batch, scores: Tensor, reference: Tensor, finished: Tensor, most_frequent: float
-    ) -> None:
-        mask = batch["completion_mask"]
-        kl = ((batch["logps"] - reference) * mask).sum(1)
-        penalty = (kl_estimate(batch["logps"], reference, self.args.kl_estimator) * mask).sum(1) * self.beta
-        values = batch["values"].sum(1) / mask.sum(1)
-        rows = torch.stack(
-            [scores, kl, scores - penalty, penalty, finished.float(), torch.full_like(kl, most_frequent), values]
-        )
-        means = self.accelerator.gather(rows.T.contiguous()).mean(0).tolist()
-        names = (
-            "objective/scores",
-            "objective/kl",
-            "objective/rlhf_reward",
-            "objective/kl_penalty",
-            "completions/eos_rate",
-            "completions/most_frequent",
-            "val/mean_value",
-        )
-        for name, value in zip(names, means, strict=True):
-            self.record(name, value)
-        self.record("objective/beta", self.beta)
-        self.record("objective/scores_std", self.accelerator.gather(scores).std(unbiased=False).item())
-        explained = explained_variance(*self._gathered(batch["values"], batch["returns"], mask))
-        self.record("val/explained_variance", explained.item())
+        return self._local(function(*gather_rows(self.accelerator, values, mask)))[:, : values.shape[1]]
 
     # Optimization
 
@@ -508,7 +468,7 @@ class PPOTrainer(OnPolicyTrainer):
         super().record(name, value)
 
     def _all_finite(self) -> bool:
-        finite = all_finite(list(_trainable(self.actor_critic).values()))
+        finite = all_finite(list(trainable_weights(self.actor_critic).values()))
         # Of sharded weights, a process sees its own.
         return bool(self.accelerator.gather(finite.reshape(1)).all())
 
@@ -516,26 +476,15 @@ class PPOTrainer(OnPolicyTrainer):
         """One optimizer; the value model's parameters have their own learning rate (C.4)."""
         if self.optimizer is None:
             module = self.actor_critic
-            decayed = set(self.get_decay_parameter_names(module))
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, module)
-            groups: dict[tuple[str, bool], dict[str, Any]] = {}
-            for role in ("policy", "value_model"):
-                rate = peak_rate(self.args, role)
-                for name, parameter in module.role_parameters(role).items():
-                    decay = self.args.weight_decay if name in decayed else 0.0
-                    group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
-                    groups.setdefault((role, name in decayed), group)["params"].append(parameter)
-            self.optimizer = optimizer_class(list(groups.values()), **options)
+            decayed = set(self.get_decay_parameter_names(module))
+            self.optimizer = optimizer_class(parameter_groups(self.args, module, decayed), **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The policy's learning rate follows `policy_factor`; the value model's is fixed (C.4)."""
         if self.lr_scheduler is None:
-            optimizer = optimizer or self.optimizer
-            roles = [group["role"] for group in optimizer.param_groups]
-            warmup = partial(policy_factor, self.args)
-            factors = [warmup if role == "policy" else (lambda _step: 1.0) for role in roles]
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+            self.lr_scheduler = make_scheduler(self.args, optimizer or self.optimizer)
         return self.lr_scheduler
 
     def set_learning_rates(self) -> None:
@@ -555,44 +504,16 @@ class PPOTrainer(OnPolicyTrainer):
 
     def save_models(self, output_dir: str) -> None:
         """Write what a checkpoint needs to resume: trainable weights, their average, the pretraining position."""
-        folder = Path(output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(_trainable(self.actor_critic), folder / TRAINABLE_FILE)
-        if self.average is not None:
-            save_file(self.average.tensors(), folder / AVERAGE_FILE)
-        stream = self.pretraining.state_dict() if self.pretraining is not None else None
-        state = {
-            "pretraining": stream,
-            "samples": self.samples,
-            "unlogged": self.unlogged(),
-            "beta": {"setting": self.args.beta, "current": self.beta},
-            "warnings": self.guard.warnings.state_dict(),
-        }
-        (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+        checkpoints.write(self, Path(output_dir))
 
     def load_models(self, checkpoint: str) -> None:
         """Read what `save_models` wrote."""
-        folder = Path(checkpoint)
-        saved = load_file(folder / TRAINABLE_FILE)
-        with torch.no_grad():
-            for name, parameter in self.actor_critic.named_parameters():
-                if parameter.requires_grad:
-                    parameter.copy_(saved[name])
+        checkpoints.read_weights(self, Path(checkpoint))
         self.load_state(checkpoint)
 
     def load_state(self, checkpoint: str) -> None:
         """Read what `save_models` wrote, apart from the trainable weights."""
-        folder = Path(checkpoint)
-        if self.average is not None:
-            self.average.load(load_file(folder / AVERAGE_FILE))
-        state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-        self.samples = state["samples"]
-        self.add_callback(ContinueLog(self, state["unlogged"]))
-        self.guard.warnings.load_state_dict(state["warnings"])
-        if self.args.kl_target is not None and state["beta"]["setting"] == self.args.beta:
-            self.beta = state["beta"]["current"]
-        if self.pretraining is not None:
-            self.pretraining.load_state_dict(state["pretraining"])
+        checkpoints.read_state(self, Path(checkpoint))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write the stage's models: the policy, `value_model/`, and the weights that are not published; and the
@@ -600,19 +521,7 @@ class PPOTrainer(OnPolicyTrainer):
 
         With `publish_weights: raw` the averaged policy goes to `ema/`, with `ema` the last one goes to `raw/`.
         """
-        policy, value_model = self.actor_critic.policy, self.actor_critic.value_model
-        save_reward_model(value_model, folder / "value_model")
-        if self.average is None:
-            _save_policy(policy, folder)
-        else:
-            last, averaged = ("", "ema") if self.args.publish_weights == "raw" else ("raw", "")
-            _save_policy(policy, folder / last)
-            with self.average.applied():
-                _save_policy(policy, folder / averaged)
-        for path in (folder, folder / "value_model"):
-            self.tokenizer.save_pretrained(path)
-        lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in self.samples]
-        (folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
+        checkpoints.write_models(self, folder)
 
 
 def _check_sizes(args: Any, train_dataset: Any, pretraining_dataset: Any) -> None:
@@ -631,12 +540,3 @@ def _freeze_reference_adapter(policy: Any) -> None:
             parameter.requires_grad_(False)
             # Of a quantised model, TRL may have rounded the copy.
             parameter.data = policy.get_parameter(name.replace(f".{REFERENCE_ADAPTER}.", ".default.")).data.clone()
-
-
-def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    return {name: item.detach().contiguous() for name, item in module.named_parameters() if item.requires_grad}
-
-
-def _save_policy(policy: Any, folder: Path) -> None:
-    adapters = {"selected_adapters": ["default"]} if hasattr(policy, "peft_config") else {}
-    policy.save_pretrained(folder, **adapters)

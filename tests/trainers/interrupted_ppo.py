@@ -21,7 +21,9 @@ from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from instructgpt_hf import _compat
-from instructgpt_hf.trainers import ppo
+from instructgpt_hf.trainers import checkpoints
+from instructgpt_hf.trainers.ema import WeightAverage
+from instructgpt_hf.trainers.ppo import PPOTrainer
 
 
 def die(*_, **__):
@@ -45,10 +47,10 @@ def half_of_an_old_checkpoint(path, *_, **__):
 
 # Name of a place -> where it is, and what happens there instead.
 PLACES = {
-    "rollout": (ppo.PPOTrainer, "rewards", die),
-    "pretraining": (ppo.PPOTrainer, "_pretraining_backward", die),
-    "optimizer-step": (ppo.WeightAverage, "on_step_end", die),
-    "weights": (ppo, "save_file", half_of_the_weights),
+    "rollout": (PPOTrainer, "rewards", die),
+    "pretraining": (PPOTrainer, "_pretraining_backward", die),
+    "optimizer-step": (WeightAverage, "on_step_end", die),
+    "weights": (checkpoints, "save_file", half_of_the_weights),
     "random-numbers": (transformers.trainer.Trainer, "_save_rng_state", die),
     "state": (TrainerState, "save_to_json", half_of_the_state),
     "rename": (_compat, "_move_into_place", die),

@@ -4,8 +4,8 @@
     python benchmarks/ppo_memory.py --model random-1b --train lora
 
 Policy, reference, reward model and value model share the base (benchmarks/ppo.py compares time and memory with TRL,
-which needs a base for each of three). Weights are drawn at random: only their shapes matter. On a CPU, writing the
-7B model needs 16 GB of memory and 30 GB of disk, and decoding is slow: ask for few tokens.
+which needs a base for each of three). Weights are drawn at random: only their shapes matter. The 7B model takes 14 GB
+of disk, and minutes for every few hundred tokens on a CPU.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from peft import LoraConfig
-from ppo_side import NEVER, POLICY, SCALAR, set_biases
+from ppo_side import NEVER, POLICY, SCALAR, model_options, set_biases
+from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from instructgpt_hf import lab
@@ -32,6 +35,7 @@ RANDOM: dict[str, dict[str, int]] = {
     ),
 }
 NEED_GPU = ("random-1b", "random-7b")
+SHARD_SIZE = "1GB"
 ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear")
 
 
@@ -46,21 +50,21 @@ def prepare(model: str, train: str, dtype: str, folder: Path) -> Path:
     """
     source = lab.base_model_path() if model == "lab" or model in RANDOM else Path(model)
     tokenizer = load_tokenizer(source)
-    options = {"dtype": getattr(torch, dtype)}
-    if model in RANDOM:
-        source = _make_random(RANDOM[model], tokenizer, folder / "random", options["dtype"])
-    torch.manual_seed(0)
     base = folder / ("base" if train != "full" else POLICY)
-    policy = load_policy(source, tokenizer, **options)
-    policy.save_pretrained(base)
-    tokenizer.save_pretrained(base)
-    del policy
+    if model in RANDOM:
+        _write_random(RANDOM[model], base, tokenizer, getattr(torch, dtype))
+    else:
+        load_policy(source, tokenizer, dtype=getattr(torch, dtype)).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+    options = model_options(train, dtype, torch.cuda.is_available())
+    torch.manual_seed(0)
     adapter = LoraConfig(task_type="CAUSAL_LM", **ADAPTER) if train != "full" else None
     if adapter is not None:
         policy = load_policy(base, tokenizer, peft_config=adapter, **options)
         _fill_adapter(policy)
         policy.save_pretrained(folder / POLICY)
         tokenizer.save_pretrained(folder / POLICY)
+        del policy
         adapter = LoraConfig(task_type="SEQ_CLS", **ADAPTER)
     scalar = create_reward_model(base, tokenizer, seed=0, peft_config=adapter, **options)
     if adapter is not None:
@@ -69,17 +73,27 @@ def prepare(model: str, train: str, dtype: str, folder: Path) -> Path:
     return folder
 
 
-def _make_random(shape: dict[str, int], tokenizer: Any, folder: Path, dtype: torch.dtype) -> Path:
-    torch.manual_seed(0)
+def _write_random(shape: dict[str, int], folder: Path, tokenizer: Any, dtype: torch.dtype) -> None:
+    """A model folder with random weights, of which one shard at a time is in memory."""
     tokens = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=None)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        config = AutoConfig.for_model(
-            "llama", **shape, **tokens, max_position_embeddings=2048, tie_word_embeddings=True
-        )
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    model.save_pretrained(folder)
+    config = AutoConfig.for_model("llama", **shape, **tokens, max_position_embeddings=2048, tie_word_embeddings=True)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
+    folder.mkdir(parents=True)
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    with torch.device("meta"):
+        empty = dict(AutoModelForCausalLM.from_config(config, dtype=dtype).named_parameters())
+    plan = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_SIZE)
+    draw = torch.Generator().manual_seed(0)
+    for name, members in plan.filename_to_tensors.items():
+        shard = {member: torch.ones(empty[member].shape, dtype=dtype) for member in members}
+        for weight in shard.values():
+            if weight.dim() > 1:  # norms keep their ones
+                weight.normal_(0.0, config.initializer_range, generator=draw)
+        save_file(shard, folder / name, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = json.dumps({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
+        (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
 
 
 def _fill_adapter(model: Any) -> None:

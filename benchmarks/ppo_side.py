@@ -97,19 +97,24 @@ class Job:
     @property
     def model_options(self) -> dict[str, Any]:
         """For every `from_pretrained`."""
-        options: dict[str, Any] = {"dtype": getattr(torch, self.dtype)}
-        if self.train == "qlora":
-            from transformers import BitsAndBytesConfig
+        return model_options(self.train, self.dtype, self.cuda)
 
-            options["quantization_config"] = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=options["dtype"],
-            )
-        if self.cuda:
-            options["device_map"] = {"": "cuda:0"}
-        return options
+
+def model_options(train: str, dtype: str, cuda: bool) -> dict[str, Any]:
+    """What a model is loaded with, as the keyword arguments of `from_pretrained`."""
+    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    if train == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+    if cuda:
+        options["device_map"] = {"": "cuda:0"}
+    return options
 
 
 def training_settings(job: Job, folder: str) -> dict[str, Any]:

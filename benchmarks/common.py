@@ -1,7 +1,8 @@
-"""What the benchmarks share: machine and versions, interleaved timing, JSON results, the house style."""
+"""What the benchmarks share: command line, machine and versions, interleaved timing, JSON results, the house style."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import datetime
 import json
@@ -13,6 +14,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import matplotlib
 import torch
+from datasets.utils.logging import disable_progress_bar
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from process import BenchmarkError, PeakMemory
+from transformers.utils import logging as transformers_logging
 
+from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.evaluation.style import STYLE
 from instructgpt_hf.stages.common import versions
 
@@ -36,6 +41,53 @@ __all__ = ["BenchmarkError", "PeakMemory"]  # from process, for the scripts of t
 RESULTS = Path(__file__).parent / "results"
 # 97.5 % points of Student's t by degrees of freedom.
 _STUDENT = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+
+
+def command_line(description: str | None, results: str) -> argparse.ArgumentParser:
+    """A parser with the options that every script has.
+
+    Args:
+        description: the script's docstring.
+        results: name of its result file, for the help.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, help=f"result file; results/{results}.json by default")
+    parser.add_argument("--draw", action="store_true", help="only draw the result file, and print its table")
+    return parser
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars, and no messages of the libraries, for the length of the block."""
+    disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    with quiet_environment():
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated.*", category=FutureWarning)
+        yield
+
+
+def measure_or_draw(
+    options: argparse.Namespace,
+    path: Path,
+    measure: Callable[[argparse.Namespace, Path], None],
+    draw: Callable[[Path], Path],
+    table: Callable[[Path], str],
+) -> None:
+    """What a script does: measure, or with `--draw` the picture and the table of its result file."""
+    with quiet():
+        if options.draw:
+            print(draw(path))
+            print(table(path))
+        else:
+            measure(options, path)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a script's `main`; a `BenchmarkError` is its last line."""
+    try:
+        main()
+    except BenchmarkError as error:
+        sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 
 def device_name(cuda: bool | None = None) -> str:

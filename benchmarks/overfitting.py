@@ -26,10 +26,8 @@ import argparse
 import gc
 import itertools
 import random
-import sys
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +36,10 @@ import common
 import torch
 from common import BenchmarkError
 from datasets import Dataset
-from datasets.utils.logging import disable_progress_bar
 from overfitting_report import ARMS, MEASURES, PAIRS, RANKINGS, describe, draw, table
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback
-from transformers.utils import logging as transformers_logging
 
 from instructgpt_hf import lab
-from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.config.stages import RewardConfig
 from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
@@ -308,7 +303,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "overfitting_<dataset>")
     parser.add_argument("--dataset", default="lab", help="lab (default), or a file of rankings")
     parser.add_argument("--model", default="lab", help="lab (default: the lab's base model), or a model folder")
     parser.add_argument("--layers", type=int, help="keep only the model's first layers")
@@ -322,10 +317,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--points", type=int, default=10, help="measurements per pass")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="of head and order")
     parser.add_argument("--max_tokens_per_forward", type=int, default=4096)
-    parser.add_argument("--output", type=Path, help="result file; results/overfitting_<dataset>.json by default")
-    parser.add_argument(
-        "--draw", action="store_true", help="only draw the picture of the result file, and print its table"
-    )
     return parser.parse_args(arguments)
 
 
@@ -333,19 +324,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
     path = options.output or common.RESULTS / f"overfitting_{Path(options.dataset).stem}.json"
-    disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    with quiet_environment():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated.*", category=FutureWarning)
-        if options.draw:
-            print(draw(path))
-            print(table(path))
-        else:
-            measure(options, path)
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"overfitting.py: {error}")
+    common.start(main)

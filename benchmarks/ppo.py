@@ -33,9 +33,7 @@ from ppo_models import NEED_GPU, RANDOM, biases, make_prompts, prepare
 from ppo_report import LENGTHS, OURS, PEER, TRAIN, describe, draw, table
 from ppo_side import POLICY, Job
 from transformers import AutoConfig
-from transformers.utils import logging as transformers_logging
 
-from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.models.loading import load_tokenizer
 
 SCRIPTS = {PEER: "ppo_peer.py", OURS: "ppo_ours.py"}
@@ -331,7 +329,7 @@ def sizes(text: str) -> dict[str, int]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "ppo_<device>")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--model", default="random-3m", help=f"lab, {', '.join(RANDOM)}, or a model folder")
     parser.add_argument("--train", nargs="+", choices=list(TRAIN), default=["full", "lora"])
@@ -346,10 +344,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, nargs=2, default=(32, 64), help="fewest and most tokens")
     parser.add_argument("--completion", type=int, default=128, help="most tokens")
     parser.add_argument("--rounds", type=int, default=5, help="timed iterations of each side, in turns")
-    parser.add_argument("--output", type=Path, help="result file; results/ppo_<device>.json by default")
-    parser.add_argument(
-        "--draw", action="store_true", help="only draw the chart of the result file, and print its table"
-    )
     options = parser.parse_args(arguments)
     if not options.draw and options.peer_python is None:
         parser.error("--peer_python is needed to measure")
@@ -363,18 +357,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    transformers_logging.set_verbosity_error()
-    with quiet_environment():
-        path = options.output or common.RESULTS / f"ppo_{common.device_name()}.json"
-        if options.draw:
-            print(draw(path))
-            print(table(path))
-        else:
-            measure(options, path)
+    path = options.output or common.RESULTS / f"ppo_{common.device_name()}.json"
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"ppo.py: {error}")
+    common.start(main)

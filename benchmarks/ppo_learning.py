@@ -23,16 +23,13 @@ from typing import Any
 
 import common
 import torch
-from common import BenchmarkError
 from ppo import peer_versions, running
 from ppo_learning_report import describe, draw, summarise, table
 from ppo_report import OURS, PEER
 from ppo_side import POLICY, SCALAR, Job
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 from instructgpt_hf import pipeline
-from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.data.prompts import PromptFormat
@@ -146,15 +143,11 @@ def measure(options: argparse.Namespace, path: Path) -> None:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "ppo_learning_cpu")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--run", type=Path, help=f"folder of a run of {RECIPE} with finished stages sft and reward")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=40)
-    parser.add_argument("--output", type=Path, help="result file; results/ppo_learning_cpu.json by default")
-    parser.add_argument(
-        "--draw", action="store_true", help="only draw the picture of the result file, and print its table"
-    )
     options = parser.parse_args(arguments)
     if not options.draw and options.peer_python is None:
         parser.error("--peer_python is needed to measure")
@@ -164,18 +157,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    transformers_logging.set_verbosity_error()
-    with quiet_environment():
-        path = options.output or common.RESULTS / "ppo_learning_cpu.json"
-        if options.draw:
-            print(draw(path))
-            print(table(path))
-        else:
-            measure(options, path)
+    path = options.output or common.RESULTS / "ppo_learning_cpu.json"
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"ppo_learning.py: {error}")
+    common.start(main)

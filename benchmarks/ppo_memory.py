@@ -2,6 +2,7 @@
 
     python benchmarks/ppo_memory.py    # 7 billion parameters in 4 bits, policy and reward model of that size
     python benchmarks/ppo_memory.py --model random-1b --train lora
+    python benchmarks/ppo_memory.py --draw    # the chart of what has been measured
 
 Policy, reference, reward model and value model share the base (benchmarks/ppo.py compares time and memory with TRL,
 which needs a base for each of three). Weights are drawn at random: only their shapes matter. The 7B model takes 14 GB
@@ -17,13 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import common
-from common import BenchmarkError
 from ppo import make_job, running, shape, sizes
+from ppo_memory_report import draw, table
 from ppo_models import RANDOM, prepare
 from ppo_report import OURS, TRAIN
-from transformers.utils import logging as transformers_logging
-
-from instructgpt_hf._compat import quiet_environment
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
@@ -42,36 +40,13 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     # Above what the process held after imports; models are loaded after that.
     run |= {"loading_mib": loaded["loading_mib"], "models_mib": loaded["held_mib"], "iterations": iterations}
     run["peak_mib"] = max(item["peak_mib"] for item in iterations)
+    print(f"models {run['models_mib']:.0f} MiB, peak {run['peak_mib']:.0f} MiB")
     common.write_run(path, run, same=("model", "dtype", "train", "prompt", "completion"))
-
-
-def table(path: Path) -> str:
-    """A result file as the table of the documentation."""
-    lines = [
-        "| model | training | prompt, answer | episodes, in a pass without and with gradient "
-        "| models loaded | peak of loading | peak of an iteration |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for run in common.read_runs(path):
-        passes = run["sizes"]
-        cells = [
-            f"{run['model']}, {run['dtype']}",
-            TRAIN[run["train"]],
-            f"{run['prompt'][1]}, {run['completion']}",
-            f"{run['episodes']}, {passes['rollout_batch']} and {passes['micro_batch']}",
-            *(_gib(run[name]) for name in ("models_mib", "loading_mib", "peak_mib")),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _gib(mib: float) -> str:
-    return f"{mib / 1024:.1f} GiB"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "ppo_memory_<device>")
     parser.add_argument("--model", default="random-7b", help=f"lab, {', '.join(RANDOM)}, or a model folder")
     parser.add_argument("--train", choices=[name for name in TRAIN if name != "full"], default="qlora")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
@@ -83,8 +58,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, nargs=2, default=(512, 512), help="fewest and most tokens")
     parser.add_argument("--completion", type=int, default=512, help="tokens of every answer")
     parser.add_argument("--iterations", type=int, default=2, help="the first one makes the optimizer's state")
-    parser.add_argument("--output", type=Path, help="result file; results/ppo_memory_<device>.json by default")
-    parser.add_argument("--draw", action="store_true", help="only print the table of the result file")
     options = parser.parse_args(arguments)
     if options.episodes % options.minibatch or options.minibatch % options.sizes["micro_batch"]:
         parser.error("--episodes must be a multiple of --minibatch, and that of the second of --sizes")
@@ -92,18 +65,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Measure, or print the table."""
+    """Measure or draw."""
     options = parse(arguments)
-    transformers_logging.set_verbosity_error()
     path = options.output or common.RESULTS / f"ppo_memory_{common.device_name()}.json"
-    with quiet_environment():
-        if not options.draw:
-            measure(options, path)
-    print(table(path))
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"ppo_memory.py: {error}")
+    common.start(main)

@@ -18,23 +18,18 @@ import argparse
 import gc
 import itertools
 import statistics
-import sys
 import tempfile
 import time
-import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import common
 from common import BenchmarkError
-from datasets.utils.logging import disable_progress_bar
 from ptx_gamma_bench import Bench, FileBench, LabBench
 from ptx_gamma_report import describe, draw, table
 from transformers import PrinterCallback
-from transformers.utils import logging as transformers_logging
 
-from instructgpt_hf._compat import quiet_environment
 from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.trainers.ppo import PPOTrainer
 
@@ -135,8 +130,9 @@ def summarise(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def measure(options: argparse.Namespace, bench: Bench, path: Path) -> None:
+def measure(options: argparse.Namespace, path: Path) -> None:
     """Run every combination that is missing; `path` holds what is done after each."""
+    bench = make_bench(options)
     header = common.header()
     commands = [header.pop("command")]
     run: dict[str, Any] = {
@@ -168,9 +164,22 @@ def measure(options: argparse.Namespace, bench: Bench, path: Path) -> None:
         print(describe(run["points"][-1]), flush=True)
 
 
+def make_bench(options: argparse.Namespace) -> Bench:
+    """Models, prompts and text that the command line asks for.
+
+    Raises:
+        BenchmarkError: if a model folder comes without prompts or text.
+    """
+    if options.model is None:
+        return LabBench(options.run, options.held_out)
+    if not (options.prompts and options.text):
+        raise BenchmarkError("--model needs --prompts and --text")
+    return FileBench(options.model, options.prompts, options.text, options.held_out, options.value_layers)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "ptx_gamma_<bench>")
     parser.add_argument("--run", type=Path, default=Path("runs/tiny-cpu"), help="finished tiny-cpu run, for the lab")
     parser.add_argument("--model", type=Path, help="model folder, instead of the lab; with --prompts and --text")
     parser.add_argument("--prompts", type=Path, help="file with the column prompt")
@@ -189,8 +198,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--held_out", type=int, default=200, help="prompts (and, from files, documents) to measure on")
-    parser.add_argument("--output", type=Path, help="result file; results/ptx_gamma_<bench>.json by default")
-    parser.add_argument("--draw", action="store_true", help="only draw the picture of the result file, and its table")
     return parser.parse_args(arguments)
 
 
@@ -198,26 +205,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
     path = options.output or common.RESULTS / f"ptx_gamma_{options.model.name if options.model else 'lab'}.json"
-    if options.model and not (options.prompts and options.text):
-        raise BenchmarkError("--model needs --prompts and --text")
-    disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    with quiet_environment():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated.*", category=FutureWarning)
-        if options.draw:
-            print(draw(path))
-            print(table(path))
-            return
-        bench = (
-            FileBench(options.model, options.prompts, options.text, options.held_out, options.value_layers)
-            if options.model
-            else LabBench(options.run, options.held_out)
-        )
-        measure(options, bench, path)
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"ptx_gamma.py: {error}")
+    common.start(main)

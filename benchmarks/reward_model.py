@@ -19,9 +19,7 @@ import argparse
 import itertools
 import json
 import math
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,11 +30,7 @@ import common
 import torch
 from common import BenchmarkError
 from contenders import RANDOM, Case, Contender, Setup, make_random
-from datasets.utils.logging import disable_progress_bar
 from reward_model_report import NAMES, PER_COMPLETION, SHARED, TRL, describe, draw, shape, table
-from transformers.utils import logging as transformers_logging
-
-from instructgpt_hf._compat import quiet_environment
 
 # Prompt and completion tokens: 4:1, 1:1, 1:4.
 LENGTHS = ((128, 32), (64, 64), (32, 128))
@@ -181,7 +175,7 @@ def lengths(text: str) -> tuple[int, int]:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = common.command_line(__doc__, "reward_model_<device>")
     parser.add_argument("--model", default="lab", help="lab (default), random-1b (needs a GPU), or a model folder")
     parser.add_argument("--train", choices=["full", "qlora"], default="full", help="which weights are trained")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32, or bfloat16 for random-1b")
@@ -193,10 +187,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved repetitions")
     parser.add_argument("--steps", type=int, default=1, help="optimizer steps of one repetition")
-    parser.add_argument("--output", type=Path, help="result file; results/reward_model_<device>.json by default")
-    parser.add_argument(
-        "--draw", action="store_true", help="only draw the chart of the result file, and print its table"
-    )
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -204,23 +194,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    with quiet_environment():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing. is deprecated.*", category=FutureWarning)
-        if options.probe:
+    if options.probe:
+        with common.quiet():
             answer_probe(options.probe)
-            return
-        path = options.output or common.RESULTS / f"reward_model_{common.device_name()}.json"
-        if options.draw:
-            print(draw(path))
-            print(table(path))
-        else:
-            measure(options, path)
+        return
+    path = options.output or common.RESULTS / f"reward_model_{common.device_name()}.json"
+    common.measure_or_draw(options, path, measure, draw, table)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BenchmarkError as error:
-        sys.exit(f"reward_model.py: {error}")
+    common.start(main)

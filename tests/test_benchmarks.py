@@ -410,6 +410,32 @@ class TestPPO:
         assert not list(tmp_path.glob("none*"))
 
 
+class TestPPOMemory:
+    def test_random_models_are_written_in_shards(self, script, monkeypatch, tmp_path):
+        models = script("ppo_models")
+        monkeypatch.setattr(models, "SHARD_SIZE", "50KB")
+        shape = dict(vocab_size=1100, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
+        monkeypatch.setitem(models.RANDOM, "random-small", shape)
+        folder = models.prepare("random-small", "lora", "float32", tmp_path / "models")
+        assert len(list((folder / "base").glob("*.safetensors"))) > 1
+        policy = models.load_policy(folder / "policy", models.load_tokenizer(folder / "policy"))
+        weights = {name: item for name, item in policy.get_base_model().named_parameters() if "lora" not in name}
+        for name, weight in weights.items():
+            deviation = weight.std().item()
+            assert deviation == (0.0 if "norm" in name else pytest.approx(0.02, rel=0.2)), name
+
+    def test_measures_into_json_chart_and_table(self, script, small_model, tmp_path, capsys):
+        memory, path = script("ppo_memory"), tmp_path / "found.json"
+        words = f"--model {small_model} --episodes 4 --minibatch 2 --sizes 2:1 --prompt 5 5 --completion 4"
+        memory.main([*words.split(), "--output", str(path)])
+        (run,) = json.loads(path.read_text())["runs"]
+        assert run["train"] == "qlora" and len(run["iterations"]) == 2
+        assert run["peak_mib"] == max(item["peak_mib"] for item in run["iterations"]) >= run["models_mib"] > 0
+        memory.main(["--output", str(path), "--draw"])
+        assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+        assert "| QLoRA | 5, 4 | 4, 2 and 1 |" in capsys.readouterr().out
+
+
 class TestPPOLearning:
     def test_summary_takes_the_end_of_the_curves(self, script):
         """Rewards 0..9, the last five average 7; the other side is 1 and 3 higher: 2, and Student's t 12.706 x 1."""
@@ -450,7 +476,7 @@ class TestPPOLearning:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_documentation_quotes_the_result_files(path, script):
     """The table of every result file stands in docs/benchmarks.md as the script prints it, and its picture exists."""
-    names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo")
+    names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo_memory", "ppo")
     name = next(name for name in names if path.stem.startswith(name))
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert script(f"{name}_report").table(path) in page

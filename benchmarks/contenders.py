@@ -17,26 +17,13 @@ from common import BenchmarkError
 from datasets import Dataset
 from peft import LoraConfig
 from reward_model_report import PER_COMPLETION, TRL
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
 
 from instructgpt_hf import lab
 from instructgpt_hf.config.stages import RewardConfig
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.reward_model import create_reward_model
 from instructgpt_hf.trainers.reward import RewardTrainer
-
-# About 1.3 billion parameters, drawn at random: only the shapes matter.
-RANDOM = {
-    "random-1b": dict(
-        vocab_size=32000,
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=24,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=2048,
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -249,15 +236,3 @@ def pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             if row["ranks"][better] < row["ranks"][worse]:
                 found.append({"chosen_ids": whole[better], "rejected_ids": whole[worse]})
     return found
-
-
-def make_random(name: str, folder: Path) -> Path:
-    """A random model of a few billion parameters on disk, with the lab's tokenizer."""
-    tokenizer = load_tokenizer(lab.base_model_path())
-    torch.manual_seed(0)
-    with torch.device(common.device_name()):
-        config = AutoConfig.for_model("llama", **RANDOM[name], pad_token_id=tokenizer.pad_token_id)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder

@@ -29,9 +29,10 @@ from typing import Any
 import common
 import torch
 from common import BenchmarkError
-from ppo_models import NEED_GPU, RANDOM, biases, make_prompts, prepare
+from ppo_models import biases, make_prompts, prepare
 from ppo_report import LENGTHS, OURS, PEER, TRAIN, describe, draw, table
 from ppo_side import POLICY, Job
+from random_models import NEED_GPU, RANDOM
 from transformers import AutoConfig
 
 from instructgpt_hf.models.loading import load_tokenizer

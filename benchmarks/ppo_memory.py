@@ -20,8 +20,9 @@ from pathlib import Path
 import common
 from ppo import make_job, running, shape, sizes
 from ppo_memory_report import draw, table
-from ppo_models import RANDOM, prepare
+from ppo_models import prepare
 from ppo_report import OURS, TRAIN
+from random_models import RANDOM
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:

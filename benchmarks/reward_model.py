@@ -29,7 +29,8 @@ from typing import Any
 import common
 import torch
 from common import BenchmarkError
-from contenders import RANDOM, Case, Contender, Setup, make_random
+from contenders import Case, Contender, Setup
+from random_models import NEED_GPU, RANDOM, write_random
 from reward_model_report import NAMES, PER_COMPLETION, SHARED, TRL, describe, draw, shape, table
 
 # Prompt and completion tokens: 4:1, 1:1, 1:4.
@@ -144,14 +145,15 @@ def run_case(setup: Setup, case: Case, sizes: list[int], rounds: int, steps: int
 def measure(options: argparse.Namespace, path: Path) -> None:
     """Run every case and keep what is done in `path` after each."""
     cuda = common.device_name() == "cuda"
-    if not cuda and (options.model in RANDOM or options.train == "qlora"):
+    if not cuda and (options.model in NEED_GPU or options.train == "qlora"):
         print(f"skipped: {options.model} with {options.train} training needs a GPU, and torch sees none")
         return
-    dtype = options.dtype or ("bfloat16" if options.model in RANDOM else "float32")
+    dtype = options.dtype or ("bfloat16" if options.model in NEED_GPU else "float32")
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model
         if folder in RANDOM:
-            folder = str(make_random(folder, Path(scratch) / folder))
+            write_random(options.model, Path(scratch) / folder, getattr(torch, dtype))
+            folder = str(Path(scratch) / folder)
         setup = Setup(folder, options.train, dtype, cuda, torch.get_num_threads())
         label = options.model if options.model in (*RANDOM, "lab") else Path(options.model).name
         run = {**common.header(), "model": label, "train": options.train, "dtype": dtype, "rounds": options.rounds}

@@ -412,10 +412,10 @@ class TestPPO:
 
 class TestPPOMemory:
     def test_random_models_are_written_in_shards(self, script, monkeypatch, tmp_path):
-        models = script("ppo_models")
-        monkeypatch.setattr(models, "SHARD_SIZE", "50KB")
+        models, random = script("ppo_models"), script("random_models")
+        monkeypatch.setattr(random, "SHARD_SIZE", "50KB")
         shape = dict(vocab_size=1100, hidden_size=16, intermediate_size=24, num_hidden_layers=3, num_attention_heads=2)
-        monkeypatch.setitem(models.RANDOM, "random-small", shape)
+        monkeypatch.setitem(random.RANDOM, "random-small", shape)
         folder = models.prepare("random-small", "lora", "float32", tmp_path / "models")
         assert len(list((folder / "base").glob("*.safetensors"))) > 1
         policy = models.load_policy(folder / "policy", models.load_tokenizer(folder / "policy"))

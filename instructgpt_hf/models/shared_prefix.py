@@ -7,16 +7,20 @@ restart after the prompt, so the hidden states equal those of one row per comple
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from instructgpt_hf.data.ranking_batches import RankingCollator
 from instructgpt_hf.models.loading import unwrap_peft
 from instructgpt_hf.models.reward_model import HEAD, head_dtype
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
-_IMPLEMENTATIONS = ("sdpa", "eager")
+FLEX = "flex_attention"
+_IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
 # Largest difference between shared and separate rows, relative to how much two completions differ.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
 # Two prompts, the second one short enough to end up in the first one's row.
@@ -91,27 +95,44 @@ def attention_masks(model: Any, batch: dict[str, torch.Tensor], dtype: torch.dty
         dtype: what attention computes in.
 
     Returns:
-        Additive mask [B, 1, L, L]; a dict with one for each type of layer where the config names types.
+        Additive mask [B, 1, L, L], or a `BlockMask` of that shape for flex attention; a dict with one for each type of
+        layer where the config names types.
     """
     config = model.config.get_text_config()
-    positions, blocks, segments = batch["position_ids"], batch["blocks"], batch["segments"]
-    length = positions.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool, device=positions.device).tril()
-    visible = causal & (blocks[:, :, None] == blocks[:, None, :])
-    visible &= (segments[:, :, None] == segments[:, None, :]) | (segments == 0)[:, None, :]
+    make = _block_mask if config._attn_implementation == FLEX else partial(_additive_mask, dtype=dtype)
     window = getattr(config, "sliding_window", None)
-    near = visible if window is None else visible & (positions[:, :, None] - positions[:, None, :] < window)
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types:
-        masks = {"full_attention": visible, "sliding_attention": near}
-        return {name: _additive(masks[name], dtype) for name in types}
+        return {name: make(batch, window if name == "sliding_attention" else None) for name in types}
     # Without types of layers, a window applies to all of them.
-    return _additive(visible if types else near, dtype)
+    return make(batch, None if types else window)
 
 
-def _additive(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _visibility(batch: dict[str, torch.Tensor], window: int | None) -> Callable[..., torch.Tensor]:
+    """Whether a query sees a key, as a function of the indices of row, head, query and key, which broadcast."""
+    positions, blocks, segments = batch["position_ids"], batch["blocks"], batch["segments"]
+
+    def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        of_prompt_or_own = (segments[row, key] == 0) | (segments[row, query] == segments[row, key])
+        seen: torch.Tensor = (query >= key) & (blocks[row, query] == blocks[row, key]) & of_prompt_or_own
+        if window is not None:
+            seen = seen & (positions[row, query] - positions[row, key] < window)
+        return seen
+
+    return visible
+
+
+def _additive_mask(batch: dict[str, torch.Tensor], window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    rows, length = batch["position_ids"].shape
+    row, place = (torch.arange(size, device=batch["position_ids"].device) for size in (rows, length))
+    visible = _visibility(batch, window)(row[:, None, None], None, place[:, None], place[None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _block_mask(batch: dict[str, torch.Tensor], window: int | None) -> BlockMask:
+    rows, length = batch["position_ids"].shape
+    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch["position_ids"].device)
 
 
 def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype | None = None) -> str | None:
@@ -129,6 +150,8 @@ def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: to
     config = model.config.get_text_config()
     if config._attn_implementation not in _IMPLEMENTATIONS:
         return f"attn_implementation {config._attn_implementation!r} is not {' or '.join(_IMPLEMENTATIONS)}"
+    if config._attn_implementation == FLEX and model.device.type == "cpu":
+        return f"{FLEX} has no backward pass on a CPU"
     if not takes_positions(model):
         return f"{type(model).__name__} cannot be told the positions of its tokens"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tiny_models import LLAMA, NEOX, SIZES, tiny_config
+from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import AutoModelForSequenceClassification
 
 from instructgpt_hf.data.ranking_batches import RankingCollator
@@ -116,17 +118,36 @@ class TestScores:
         assert not torch.equal(found, found.bfloat16().float())
 
 
+@pytest.mark.slow  # compiles its kernel
+@pytest.mark.skipif(shutil.which("g++") is None, reason="flex attention on a CPU needs a C++ compiler")
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2", "gemma3_text"])
+def test_flex_attention_gives_the_same_scores(architecture):
+    with torch.no_grad():
+        expected = together(scorer(architecture, "eager"))
+        found = together(scorer(architecture, "flex_attention"))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def seen(mask):
+    """Who sees whom, as numbers [B, L, L], of either form of a mask."""
+    if isinstance(mask, BlockMask):
+        return create_mask(mask.mask_mod, mask.shape[0], None, *mask.shape[2:], device="cpu")[:, 0].int()
+    assert set(mask.unique().tolist()) == {0.0, torch.finfo(torch.float32).min}
+    return (mask[:, 0] == 0).int()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "flex_attention"])
 class TestMask:
-    def test_drawn_by_hand(self):
+    def test_drawn_by_hand(self, attention):
         """[p p a b b] with one pad, then a row of two blocks: who sees whom."""
         batch = {
             "position_ids": torch.tensor([[0, 1, 2, 2, 3, 0], [0, 1, 0, 1, 1, 1]]),
             "blocks": torch.tensor([[0, 0, 0, 0, 0, -1], [0, 0, 1, 1, 1, 1]]),
             "segments": torch.tensor([[0, 0, 1, 2, 2, 0], [0, 1, 0, 1, 2, 3]]),
         }
-        mask = attention_masks(scorer("llama"), batch, torch.float32)
-        assert mask.shape == (2, 1, 6, 6) and set(mask.unique().tolist()) == {0.0, torch.finfo(torch.float32).min}
-        assert (mask[0, 0] == 0).int().tolist() == [
+        mask = attention_masks(scorer("llama", attention=attention), batch, torch.float32)
+        assert tuple(mask.shape) == (2, 1, 6, 6)
+        assert seen(mask)[0].tolist() == [
             [1, 0, 0, 0, 0, 0],
             [1, 1, 0, 0, 0, 0],
             [1, 1, 1, 0, 0, 0],
@@ -134,7 +155,7 @@ class TestMask:
             [1, 1, 0, 1, 1, 0],
             [0, 0, 0, 0, 0, 1],
         ]
-        assert (mask[1, 0] == 0).int().tolist() == [
+        assert seen(mask)[1].tolist() == [
             [1, 0, 0, 0, 0, 0],
             [1, 1, 0, 0, 0, 0],
             [0, 0, 1, 0, 0, 0],
@@ -143,18 +164,17 @@ class TestMask:
             [0, 0, 1, 0, 0, 1],
         ]
 
-    def test_window_counts_positions_not_places(self):
+    def test_window_counts_positions_not_places(self, attention):
         """[p p p p a b] with a window of 2: b follows the prompt's end as closely as a does."""
         batch = {
             "position_ids": torch.tensor([[0, 1, 2, 3, 4, 4]]),
             "blocks": torch.zeros(1, 6, dtype=torch.long),
             "segments": torch.tensor([[0, 0, 0, 0, 1, 2]]),
         }
-        model = scorer("gemma3_text", sizes={**SIZES["gemma3_text"], "sliding_window": 2})
-        masks = attention_masks(model, batch, torch.float32)
-        seen = {name: (mask[0, 0] == 0).int().tolist() for name, mask in masks.items()}
-        assert seen["sliding_attention"][4:] == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]
-        assert seen["full_attention"][4:] == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]
+        sizes = {**SIZES["gemma3_text"], "sliding_window": 2}
+        masks = attention_masks(scorer("gemma3_text", sizes=sizes, attention=attention), batch, torch.float32)
+        assert seen(masks["sliding_attention"])[0, 4:].tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]
+        assert seen(masks["full_attention"])[0, 4:].tolist() == [[1, 1, 1, 1, 1, 0], [1, 1, 1, 1, 0, 1]]
 
 
 class TestRefusal:
@@ -185,7 +205,12 @@ class TestRefusal:
     def test_attention_without_masks(self):
         model = scorer("llama")
         model.config._attn_implementation = "flash_attention_2"
-        assert "'flash_attention_2' is not sdpa or eager" in shared_prefix_refusal(CompletionScorer(model), PAD)
+        reason = shared_prefix_refusal(CompletionScorer(model), PAD)
+        assert "'flash_attention_2' is not sdpa or eager or flex_attention" in reason
+
+    def test_flex_attention_cannot_train_on_a_cpu(self):
+        reason = shared_prefix_refusal(CompletionScorer(scorer("llama", "flex_attention")), PAD)
+        assert reason == "flex_attention has no backward pass on a CPU"
 
     def test_a_model_that_ignores_the_mask(self, monkeypatch):
         model = scorer("llama")

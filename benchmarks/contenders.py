@@ -59,6 +59,7 @@ class Setup:
     dtype: str
     cuda: bool
     threads: int
+    attention: str = "sdpa"
 
 
 class Watch(TrainerCallback):
@@ -137,7 +138,7 @@ def load(setup: Setup) -> tuple[Any, Any]:
     """The reward model with a fresh head, and its tokenizer."""
     folder = lab.base_model_path() if setup.model == "lab" else Path(setup.model)
     tokenizer = load_tokenizer(folder)
-    options: dict[str, Any] = {"dtype": getattr(torch, setup.dtype)}
+    options: dict[str, Any] = {"dtype": getattr(torch, setup.dtype), "attn_implementation": setup.attention}
     adapter = None
     if setup.train == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(

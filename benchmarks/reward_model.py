@@ -3,6 +3,7 @@
     python benchmarks/reward_model.py                                  # the lab's base model, six shapes of rankings
     python benchmarks/reward_model.py --model ../smollm2 --prompts 1 --micro_batches 2 6
     python benchmarks/reward_model.py --model random-1b --train qlora  # needs a GPU
+    python benchmarks/reward_model.py --model random-1b --attention flex_attention
     python benchmarks/reward_model.py --draw                           # the chart of what has been measured
 
 Three contenders take the same optimizer step on the same rankings with copies of one model: TRL's trainer on all
@@ -154,8 +155,9 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         if folder in RANDOM:
             write_random(options.model, Path(scratch) / folder, getattr(torch, dtype))
             folder = str(Path(scratch) / folder)
-        setup = Setup(folder, options.train, dtype, cuda, torch.get_num_threads())
+        setup = Setup(folder, options.train, dtype, cuda, torch.get_num_threads(), options.attention)
         label = options.model if options.model in (*RANDOM, "lab") else Path(options.model).name
+        label += "" if options.attention == "sdpa" else f" with {options.attention}"
         run = {**common.header(), "model": label, "train": options.train, "dtype": dtype, "rounds": options.rounds}
         cases = [
             Case(completions, prompt, completion, options.prompts)
@@ -181,6 +183,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="lab", help="lab (default), random-1b (needs a GPU), or a model folder")
     parser.add_argument("--train", choices=["full", "qlora"], default="full", help="which weights are trained")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32, or bfloat16 for random-1b")
+    parser.add_argument("--attention", default="sdpa", help="of all contenders; flex_attention needs a GPU")
     parser.add_argument("--completions", type=int, nargs="+", default=list(COMPLETIONS), metavar="K")
     parser.add_argument("--lengths", type=lengths, nargs="+", default=list(LENGTHS), metavar="PROMPT:COMPLETION")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per optimizer step")

@@ -56,7 +56,7 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
         ) from error
 
 
-def load_tokenizer(folder: Path) -> Any:
+def load_tokenizer(folder: str | Path) -> Any:
     """The tokenizer of a model folder, with a padding token that differs from EOS.
 
     Transformers finds the token whose score a sequence classifier returns by looking for the padding id, so with
@@ -144,7 +144,7 @@ def load_config(folder: Path) -> Any:
 
 
 def load_policy(
-    folder: Path,
+    folder: str | Path,
     tokenizer: Any,
     *,
     peft_config: LoraConfig | None = None,
@@ -164,7 +164,7 @@ def load_policy(
     Raises:
         InstructGPTError: if the folder holds no causal language model.
     """
-    if is_adapter(folder):
+    if is_adapter(Path(folder)):
         model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, **model_kwargs)
     else:
         extra = {} if config is None else {"config": config}

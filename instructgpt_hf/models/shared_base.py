@@ -114,7 +114,7 @@ class AdapterScorer(nn.Module):
 
 
 def load_scorers(
-    policy: Any, folder: Path, *, peft_config: LoraConfig | None = None, **model_kwargs: Any
+    policy: Any, folder: str | Path, *, peft_config: LoraConfig | None = None, **model_kwargs: Any
 ) -> tuple[Any, Any]:
     """The frozen reward model, and the value model that starts as its copy (InstructGPT §3.5).
 
@@ -130,6 +130,7 @@ def load_scorers(
     Raises:
         InstructGPTError: if the folder holds no reward model, or an adapter that does not fit its base.
     """
+    folder = Path(folder)
     if is_adapter(folder):
         if isinstance(policy, PeftModel) and sharing_refusal(policy, folder, **model_kwargs) is None:
             return _adapters_on(policy, folder, owns_host=False)

@@ -35,9 +35,9 @@ def folders(make_policy, tokenizer, tmp_path):
 def make_trainer(folders, tokenizer, tmp_path):
     def build(shared, name, **changes):
         sft, reward_folder = folders
-        policy = load_policy(sft, tokenizer)
+        policy = load_policy(str(sft), tokenizer)
         if shared:
-            reward, value = load_scorers(policy, reward_folder)
+            reward, value = load_scorers(policy, str(reward_folder))
             assert reward.host is policy
         else:
             reward, value = load_reward_model(reward_folder), load_reward_model(reward_folder, trainable=True)

@@ -46,7 +46,6 @@ def run_stages(tokenizer, tmp_path):
 
 
 def test_tensorboard_files_outlive_the_stage_and_hold_its_metrics(run_stages):
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = run_stages("--report_to", "tensorboard")

@@ -101,9 +101,9 @@ class TestRewardModel:
     def test_memory_is_above_what_the_process_held(self, script):
         memory = script("common").PeakMemory(cuda=False)
         memory.start()
-        block = torch.ones(16 * 2**20)  # 64 MiB
+        block = torch.ones(64 * 2**20)  # 256 MiB, much more than the system takes back meanwhile
         del block
-        assert 60 < memory.peak_mib() < 90
+        assert 128 < memory.peak_mib() < 300
 
     def test_a_probe_prints_one_line(self, reward_model, setup, capsys):
         request = {"setup": vars(setup), "case": {"completions": 2, "prompt": 3, "completion": 2, "prompts": 1}}

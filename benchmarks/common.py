@@ -208,6 +208,23 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def measured_runs(path: Path) -> list[dict[str, Any]]:
+    """The runs in a result file.
+
+    Raises:
+        BenchmarkError: if there are none.
+    """
+    runs = read_runs(path)
+    if not runs:
+        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    return runs
+
+
+def table_row(cells: Sequence[str]) -> str:
+    """A line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
 def rounded(value: Any, digits: int = 5) -> Any:
     """`value` with every float, however deep, cut to significant digits."""
     if isinstance(value, float):

@@ -16,8 +16,9 @@ import trl
 from common import BenchmarkError
 from datasets import Dataset
 from peft import LoraConfig
+from ppo_side import model_options
 from reward_model_report import PER_COMPLETION, TRL
-from transformers import BitsAndBytesConfig, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from instructgpt_hf import lab
 from instructgpt_hf.config.stages import RewardConfig
@@ -138,21 +139,13 @@ def load(setup: Setup) -> tuple[Any, Any]:
     """The reward model with a fresh head, and its tokenizer."""
     folder = lab.base_model_path() if setup.model == "lab" else Path(setup.model)
     tokenizer = load_tokenizer(folder)
-    options: dict[str, Any] = {"dtype": getattr(torch, setup.dtype), "attn_implementation": setup.attention}
-    adapter = None
-    if setup.train == "qlora":
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=options["dtype"],
-        )
-        options["device_map"] = {"": "cuda:0" if setup.cuda else "cpu"}
-        adapter = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    options = model_options(setup.train, setup.dtype, setup.cuda)
+    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
+    adapter = lora if setup.train == "qlora" else None
     torch.manual_seed(0)  # of the adapter
-    model = create_reward_model(folder, tokenizer, seed=0, peft_config=adapter, **options)
-    if setup.cuda and adapter is None:
-        model.to("cuda")
+    model = create_reward_model(
+        folder, tokenizer, seed=0, peft_config=adapter, attn_implementation=setup.attention, **options
+    )
     return model, tokenizer
 
 

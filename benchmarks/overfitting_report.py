@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import BenchmarkError
 
 from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
 
@@ -56,9 +55,7 @@ _STYLES = {RANKINGS: (BLUE, "-"), PAIRS: (ORANGE, "--")}
 
 def draw(path: Path) -> Path:
     """Picture of the last run of a result file, beside it; one line of panels for each learning rate."""
-    runs = common.read_runs(path)
-    if not runs:
-        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    runs = common.measured_runs(path)
     run, chart = runs[-1], path.with_suffix(".png")
     rates = sorted({curve["learning_rate"] for curve in run["curves"]})
     with common.figure(chart, 12.6, 0.5 + 3.1 * len(rates)) as figure:

@@ -329,30 +329,44 @@ def sizes(text: str) -> dict[str, int]:
     return {"rollout_batch": int(rollout_batch), "micro_batch": int(micro_batch)}
 
 
+def add_job_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Give a command line the options of which `make_job` makes a job, with these defaults."""
+    parser.add_argument("--model", help=f"lab, {', '.join(RANDOM)}, or a model folder")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--episodes", type=int, help="of an iteration")
+    parser.add_argument("--minibatch", type=int, help="episodes of an optimizer step")
+    parser.add_argument("--sizes", type=sizes, help=f"{SIZES}, of this package")
+    parser.add_argument("--prompt", type=int, nargs=2, help="fewest and most tokens")
+    parser.add_argument("--completion", type=int, help="most tokens")
+    parser.set_defaults(**defaults)
+
+
+def check_job_options(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, *all_sizes: dict[str, int]
+) -> None:
+    """End with an error unless episodes are whole minibatches, and these whole passes of every size."""
+    if options.episodes % options.minibatch:
+        parser.error("--episodes must be a multiple of --minibatch")
+    if any(options.minibatch % one["micro_batch"] for one in all_sizes):
+        parser.error("--minibatch must be a multiple of every MICRO")
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = common.command_line(__doc__, "ppo_<device>")
     parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
-    parser.add_argument("--model", default="random-3m", help=f"lab, {', '.join(RANDOM)}, or a model folder")
+    defaults = dict(model="random-3m", dtype="float32", episodes=64, minibatch=8, sizes="8:2")
+    add_job_options(parser, **defaults, prompt=(32, 64), completion=128)
     parser.add_argument("--train", nargs="+", choices=list(TRAIN), default=["full", "lora"])
     parser.add_argument("--lengths", nargs="+", choices=list(LENGTHS), default=list(LENGTHS))
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--episodes", type=int, default=64, help="of an iteration")
-    parser.add_argument("--minibatch", type=int, default=8, help="episodes of an optimizer step")
-    parser.add_argument("--sizes", type=sizes, default="8:2", help=f"{SIZES}, of this package")
     parser.add_argument(
         "--peer_sizes", type=sizes, nargs="+", default=[sizes("64:8")], help=f"{SIZES}, best one taken"
     )
-    parser.add_argument("--prompt", type=int, nargs=2, default=(32, 64), help="fewest and most tokens")
-    parser.add_argument("--completion", type=int, default=128, help="most tokens")
     parser.add_argument("--rounds", type=int, default=5, help="timed iterations of each side, in turns")
     options = parser.parse_args(arguments)
     if not options.draw and options.peer_python is None:
         parser.error("--peer_python is needed to measure")
-    if options.episodes % options.minibatch:
-        parser.error("--episodes must be a multiple of --minibatch")
-    if any(options.minibatch % one["micro_batch"] for one in (options.sizes, *options.peer_sizes)):
-        parser.error("--minibatch must be a multiple of every MICRO")
+    check_job_options(parser, options, options.sizes, *options.peer_sizes)
     return options
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import BenchmarkError
 from ppo_report import NAMES, OURS, PEER
 
 from instructgpt_hf.evaluation.style import BLUE, ORANGE
@@ -85,9 +84,7 @@ _PANELS = (
 
 def draw(path: Path) -> Path:
     """Picture of the last run of a result file, beside it."""
-    runs = common.read_runs(path)
-    if not runs:
-        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    runs = common.measured_runs(path)
     chart = path.with_suffix(".png")
     with common.figure(chart, 12.6, 3.8) as figure:
         for axes, panel in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):

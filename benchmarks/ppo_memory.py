@@ -18,11 +18,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import common
-from ppo import make_job, running, shape, sizes
+from ppo import add_job_options, check_job_options, make_job, running, shape
 from ppo_memory_report import draw, table
 from ppo_models import prepare
 from ppo_report import OURS, TRAIN
-from random_models import RANDOM
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
@@ -48,20 +47,12 @@ def measure(options: argparse.Namespace, path: Path) -> None:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = common.command_line(__doc__, "ppo_memory_<device>")
-    parser.add_argument("--model", default="random-7b", help=f"lab, {', '.join(RANDOM)}, or a model folder")
+    defaults = dict(model="random-7b", dtype="bfloat16", episodes=8, minibatch=4, sizes="4:1")
+    add_job_options(parser, **defaults, prompt=(512, 512), completion=512)
     parser.add_argument("--train", choices=[name for name in TRAIN if name != "full"], default="qlora")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--episodes", type=int, default=8, help="of an iteration")
-    parser.add_argument("--minibatch", type=int, default=4, help="episodes of an optimizer step")
-    parser.add_argument(
-        "--sizes", type=sizes, default="4:1", help="episodes in a pass without gradient and in one with"
-    )
-    parser.add_argument("--prompt", type=int, nargs=2, default=(512, 512), help="fewest and most tokens")
-    parser.add_argument("--completion", type=int, default=512, help="tokens of every answer")
     parser.add_argument("--iterations", type=int, default=2, help="the first one makes the optimizer's state")
     options = parser.parse_args(arguments)
-    if options.episodes % options.minibatch or options.minibatch % options.sizes["micro_batch"]:
-        parser.error("--episodes must be a multiple of --minibatch, and that of the second of --sizes")
+    check_job_options(parser, options, options.sizes)
     return options
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import BenchmarkError
 from ppo_report import TRAIN
 
 from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
@@ -16,9 +15,7 @@ TARGET_GIB = 16
 
 def draw(path: Path) -> Path:
     """Chart of a result file, beside it: what the loaded models take, and what an iteration takes above them."""
-    runs = common.read_runs(path)
-    if not runs:
-        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    runs = common.measured_runs(path)
     chart = path.with_suffix(".png")
     with common.figure(chart, 8.0, 1.5 + 0.45 * len(runs)) as figure:
         axes = figure.subplots()
@@ -61,7 +58,7 @@ def table(path: Path) -> str:
             f"{run['episodes']}, {passes['rollout_batch']} and {passes['micro_batch']}",
             *(f"{run[name] / 1024:.1f} GiB" for name in ("models_mib", "loading_mib", "peak_mib")),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(common.table_row(cells))
     return "\n".join(lines)
 
 

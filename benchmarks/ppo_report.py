@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import BenchmarkError
 
 from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
 
@@ -42,9 +41,7 @@ def describe(run: dict[str, Any]) -> str:
 
 def draw(path: Path) -> Path:
     """Chart of a result file, beside it: times faster than TRL, and peak memory, by model, training and lengths."""
-    runs = common.read_runs(path)
-    if not runs:
-        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    runs = common.measured_runs(path)
     models: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
         models.setdefault(f"{run['model']}, {run['dtype']}", []).append(run)
@@ -99,5 +96,5 @@ def table(path: Path) -> str:
             *(f"{run['peak_mib'][name]:.0f} MiB" for name in NAMES),
             f"{run['memory_of_peer']:.2f} ({run['memory_above_models_of_peer']:.2f})",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(common.table_row(cells))
     return "\n".join(lines)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import common
-from common import BenchmarkError
 
 from instructgpt_hf.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE
 
@@ -96,9 +95,7 @@ def draw(path: Path) -> Path:
     the same rewards against the ratio of the two gradients; and, if there are several learning rates, the loss on text
     at each of them.
     """
-    runs = common.read_runs(path)
-    if not runs:
-        raise BenchmarkError(f"{path}: nothing has been measured yet")
+    runs = common.measured_runs(path)
     run, chart = runs[-1], path.with_suffix(".png")
     whitened = [entry for entry in run["summary"] if entry["whiten"]]
     swept = [entry for entry in whitened if entry["reductions"] == "mean/mean"]

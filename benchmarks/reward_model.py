@@ -153,8 +153,8 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model
         if folder in RANDOM:
-            write_random(options.model, Path(scratch) / folder, getattr(torch, dtype))
             folder = str(Path(scratch) / folder)
+            write_random(options.model, Path(folder), getattr(torch, dtype))
         setup = Setup(folder, options.train, dtype, cuda, torch.get_num_threads(), options.attention)
         label = options.model if options.model in (*RANDOM, "lab") else Path(options.model).name
         label += "" if options.attention == "sdpa" else f" with {options.attention}"

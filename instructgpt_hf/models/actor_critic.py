@@ -20,12 +20,12 @@ class ActorCriticOutput(NamedTuple):
     """What one forward pass over prompts and completions gives, for T completion tokens.
 
     Attributes:
-        logps: [B, T] log-probability of every completion token, at the sampling temperature.
+        logps: [B, T] log-probability of every completion token, at the sampling temperature, or None.
         entropy: [B, T] entropy of the distribution it was drawn from, in nats, or None; without gradient.
         values: [B, T] value before every completion token, or None.
     """
 
-    logps: Tensor
+    logps: Tensor | None
     entropy: Tensor | None
     values: Tensor | None
 
@@ -62,6 +62,8 @@ class ActorCritic(nn.Module):
         attention_mask: Tensor,
         completion_length: int | None = None,
         with_entropy: bool = False,
+        role: str | None = None,
+        last: bool = False,
     ) -> ActorCriticOutput | Tensor:
         """One pass; every use goes through here, so that distributed wrappers see it.
 
@@ -72,12 +74,23 @@ class ActorCritic(nn.Module):
                 next-token loss of whole texts, a scalar in nats: autocast widens what a module returns, and a scalar
                 is cheaper to widen than logits [B, S, V].
             with_entropy: also the entropy, for the log.
+            role: `"policy"` or `"value_model"` to run one of them; None runs both.
+            last: whether no other pass of the step follows; then the other role's parameters get a gradient of 0.
+                Distributed wrappers synchronise once every parameter has one.
         """
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
-        logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
-        return ActorCriticOutput(logps, entropy, self.values(input_ids, attention_mask, completion_length))
+        logps = entropy = values = None
+        if role != "value_model":
+            logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
+            if last and role is not None:
+                logps = logps + self._nothing_of("value_model")
+        if role != "policy":
+            values = self.values(input_ids, attention_mask, completion_length)
+            if last and role is not None:
+                values = values + self._nothing_of("policy")
+        return ActorCriticOutput(logps, entropy, values)
 
     def log_probs(
         self,
@@ -112,6 +125,11 @@ class ActorCritic(nn.Module):
             for name, item in self.named_parameters()
             if item.requires_grad and (_is_value(name) == (role == "value_model"))
         }
+
+    def _nothing_of(self, role: str) -> Tensor:
+        """A scalar 0 that depends on every trained parameter of a role."""
+        firsts = [item.flatten()[:1].float() for item in self.role_parameters(role).values()]
+        return 0.0 * torch.cat(firsts).sum()
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any

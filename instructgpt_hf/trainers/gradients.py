@@ -12,8 +12,8 @@ from torch import Tensor, nn
 class GradientComparison:
     """Length ratio and angle of the gradient already in the buffers and the one that the block adds.
 
-    The block runs one backward pass. Each parameter's new gradient is seen on its way into the buffer, so no second
-    copy of the gradients exists, and under DistributedDataParallel both are this process's own.
+    The block runs one backward pass that reaches the parameters. Each one's new gradient is seen on its way into the
+    buffer, so no second copy of the gradients exists, and under DistributedDataParallel both are this process's own.
 
     Args:
         parameters: those to compare over; frozen ones are left out.

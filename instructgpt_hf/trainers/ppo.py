@@ -377,10 +377,27 @@ class PPOTrainer(OnPolicyTrainer):
         )
 
     def minibatch_loss(self, model: Any, inputs: Batch) -> Tensor:
-        """Policy loss + vf_coef * value loss of one micro-batch."""
-        ids, mask, length = model_batch(inputs)
-        output = model(ids, mask, length, with_entropy=True)
-        real, denominator = inputs["completion_mask"], inputs.get("denominator")
+        """Policy loss + vf_coef * value loss of one micro-batch.
+
+        The value model's gradient is accumulated here, before the policy runs, so that the activations of one of
+        them are held at a time; the loss that is returned has the policy's gradient only. While the value model is
+        trained alone, it has the value model's.
+        """
+        last = self.accelerator.num_processes > 1
+        if self.value_only:
+            with torch.no_grad():
+                self._policy_loss(model, inputs)
+            return self._value_loss(model, inputs, last)
+        if not torch.is_grad_enabled():
+            return self._policy_loss(model, inputs) + self._value_loss(model, inputs)
+        with self.without_gradient_sync(model):
+            value = self._value_loss(model, inputs)
+            self.backward(value)
+        return self._policy_loss(model, inputs, last) + value.detach()
+
+    def _policy_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
+        output = model(*model_batch(inputs), with_entropy=True, role="policy", last=last)
+        real = inputs["completion_mask"]
         policy = policy_loss(
             output.logps,
             inputs["logps"],
@@ -390,30 +407,43 @@ class PPOTrainer(OnPolicyTrainer):
             self.epsilon_high,
             inputs.get("policy_denominator"),
         )
-        value = value_loss(
-            output.values, inputs["values"], inputs["returns"], real, self.args.cliprange_value, denominator
-        )
-        loss = self.args.vf_coef * value.loss
-        if not self.value_only:
-            loss = policy.loss + loss
-        elif self.accelerator.num_processes > 1:
-            # Distributed wrappers wait for a gradient of every weight; `gradient_done` takes it away.
-            loss = 0.0 * policy.loss + loss
-        steps = self.args.gradient_accumulation_steps
-        # A micro-batch counts by its tokens, as in the losses.
-        share = 1.0 if denominator is None else real.sum() / denominator * steps
+        share = self._share(inputs)
         self._record_means(
             {
-                "loss/policy": policy.loss * steps,
-                "loss/value": value.loss * steps,
+                "loss/policy": policy.loss * self.args.gradient_accumulation_steps,
                 "policy/clip_fraction": policy.clip_fraction * share,
                 "policy/approx_kl": policy.approx_kl * share,
                 "policy/ratio": policy.ratio_mean * share,
-                "val/clip_fraction": value.clip_fraction * share,
                 "objective/entropy": masked_mean(output.entropy, real) * share,
             }
         )
-        return loss
+        return policy.loss
+
+    def _value_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
+        """vf_coef * value loss."""
+        values = model(*model_batch(inputs), role="value_model", last=last).values
+        value = value_loss(
+            values,
+            inputs["values"],
+            inputs["returns"],
+            inputs["completion_mask"],
+            self.args.cliprange_value,
+            inputs.get("denominator"),
+        )
+        self._record_means(
+            {
+                "loss/value": value.loss * self.args.gradient_accumulation_steps,
+                "val/clip_fraction": value.clip_fraction * self._share(inputs),
+            }
+        )
+        return self.args.vf_coef * value.loss
+
+    def _share(self, inputs: Batch) -> Tensor | float:
+        """What a micro-batch's means count by in the log: its tokens, as in the losses."""
+        denominator = inputs.get("denominator")
+        if denominator is None:
+            return 1.0
+        return inputs["completion_mask"].sum() / denominator * self.args.gradient_accumulation_steps
 
     def _record_means(self, values: dict[str, Tensor]) -> None:
         means = self.accelerator.reduce(torch.stack([item.detach().float() for item in values.values()]), "mean")

@@ -66,6 +66,7 @@ def build(source, output, per_device, accumulation, ptx, lora, **changes):
         ptx_coef=2.0 if ptx else 0.0,
         ptx_episodes_ratio=2,
         ptx_max_length=7,
+        value_warmup_iterations=int(lora),
         seed=3,
         use_cpu=True,
         bf16=False,

@@ -133,6 +133,25 @@ def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_
         torch.testing.assert_close(item.grad, gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_micro_batch_holds_the_activations_of_one_model_at_a_time(make_trainer):
+    trainer = make_trainer(generation_batch_size=8, vf_coef=0.3)
+    model, seen = trainer.actor_critic, []
+    piece = trainer.minibatches(trainer.rollout([PROMPTS[index] for index in range(8)]))[0]
+    output = model(*model_batch(piece), with_entropy=True)
+    joint = trainer._policy_loss(lambda *_, **__: output, piece) + trainer._value_loss(lambda *_, **__: output, piece)
+    weights = {role: model.role_parameters(role).values() for role in ("policy", "value_model")}
+    expected = {role: torch.autograd.grad(joint, items, retain_graph=True) for role, items in weights.items()}
+    done = lambda role: all(item.grad is not None for item in weights[role])  # noqa: E731
+    model.policy.register_forward_pre_hook(lambda *_: seen.append(done("value_model")))
+    loss = trainer.minibatch_loss(model, piece)
+    assert seen == [True]
+    loss.backward()
+    assert loss.item() == joint.item()
+    for role, items in weights.items():
+        for item, gradient in zip(items, expected[role], strict=True):
+            torch.testing.assert_close(item.grad, gradient, rtol=0, atol=0)
+
+
 def test_gradients_of_both_terms_are_compared_in_every_iteration(make_trainer, make_policy):
     """Ratio and cosine against the two gradients of the first micro-batch, taken apart."""
     seen = []

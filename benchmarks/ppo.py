@@ -4,6 +4,7 @@
     trl-1.12/bin/pip install torch==2.13.0 trl==1.12.0 transformers==5.23.0 peft datasets accelerate
     python benchmarks/ppo.py --peer_python trl-1.12/bin/python    # 3.4M parameters under a vocabulary of 49k
     python benchmarks/ppo.py --peer_python ... --model SMOLLM2 --episodes 16 --completion 64 --rounds 2
+    python benchmarks/ppo.py --peer_python ... --model SMOLLM2 --train full --dtype mixed
     python benchmarks/ppo.py --peer_python ... --model random-1b --dtype bfloat16    # needs a GPU
     python benchmarks/ppo.py --peer_python ... --model random-7b --train qlora --lengths varying --rounds 1
     python benchmarks/ppo.py --draw    # the chart of what has been measured
@@ -31,7 +32,7 @@ import torch
 from common import BenchmarkError
 from ppo_models import biases, make_prompts, prepare
 from ppo_report import LENGTHS, OURS, PEER, TRAIN, describe, draw, table
-from ppo_side import POLICY, Job
+from ppo_side import POLICY, WEIGHTS, Job
 from random_models import NEED_GPU, RANDOM
 from transformers import AutoConfig
 
@@ -332,7 +333,7 @@ def sizes(text: str) -> dict[str, int]:
 def add_job_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
     """Give a command line the options of which `make_job` makes a job, with these defaults."""
     parser.add_argument("--model", help=f"lab, {', '.join(RANDOM)}, or a model folder")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", choices=list(WEIGHTS), help="mixed: float32 weights, bfloat16 arithmetic")
     parser.add_argument("--episodes", type=int, help="of an iteration")
     parser.add_argument("--minibatch", type=int, help="episodes of an optimizer step")
     parser.add_argument("--sizes", type=sizes, help=f"{SIZES}, of this package")

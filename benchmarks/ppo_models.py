@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from ppo_side import NEVER, POLICY, SCALAR, model_options, set_biases
+from ppo_side import NEVER, POLICY, SCALAR, WEIGHTS, model_options, set_biases
 from random_models import RANDOM, write_random
 
 from instructgpt_hf import lab
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
 
+# Answers of which the logits are held at a time when lengths are calibrated.
+CALIBRATION_BATCH = 8
 ADAPTER = dict(r=16, lora_alpha=32, target_modules="all-linear")
 
 
@@ -23,16 +25,16 @@ def prepare(model: str, train: str, dtype: str, folder: Path) -> Path:
     Args:
         model: lab, a key of `RANDOM`, or a model folder.
         train: full, lora or qlora.
-        dtype: of the weights.
+        dtype: a key of `WEIGHTS`.
         folder: to write into.
     """
     source = lab.base_model_path() if model == "lab" or model in RANDOM else Path(model)
     tokenizer = load_tokenizer(source)
     base = folder / ("base" if train != "full" else POLICY)
     if model in RANDOM:
-        write_random(model, base, getattr(torch, dtype))
+        write_random(model, base, WEIGHTS[dtype])
     else:
-        load_policy(source, tokenizer, dtype=getattr(torch, dtype)).save_pretrained(base)
+        load_policy(source, tokenizer, dtype=WEIGHTS[dtype]).save_pretrained(base)
         tokenizer.save_pretrained(base)
     options = model_options(train, dtype, torch.cuda.is_available())
     torch.manual_seed(0)
@@ -73,13 +75,13 @@ def biases(
 ) -> dict[str, float]:
     """Biases under which the policy's answers have `completion` tokens each, or `mean` tokens on average.
 
-    The policy answers a few prompts with EOS and padding excluded; from EOS's distance to the other logits follow the
+    The policy answers the prompts with EOS and padding excluded; from EOS's distance to the other logits follow the
     chance that an answer ends at each token and the expected length, for any bias of EOS.
 
     Args:
         folder: what `prepare` wrote.
-        dtype: of the weights.
-        prompts: the first and last ones are answered.
+        dtype: a key of `WEIGHTS`.
+        prompts: token ids.
         completion: most tokens of an answer.
         mean: None excludes EOS.
     """
@@ -88,23 +90,26 @@ def biases(
     never = {str(eos): NEVER, str(pad): NEVER}
     if mean is None:
         return never
-    policy = load_policy(folder / POLICY, tokenizer, dtype=getattr(torch, dtype))
+    policy = load_policy(folder / POLICY, tokenizer, dtype=WEIGHTS[dtype])
     set_biases(policy, never)
     if torch.cuda.is_available():
         policy.to("cuda")
     torch.manual_seed(0)
-    margins = torch.stack([_margins(policy, prompt, completion, eos) for prompt in prompts[:4] + prompts[-4:]])
+    parts = [prompts[start : start + CALIBRATION_BATCH] for start in range(0, len(prompts), CALIBRATION_BATCH)]
+    margins = torch.cat([_margins(policy, part, completion, eos, pad) for part in parts])
     return {**never, str(eos): bias_for_mean(margins, mean)}
 
 
 @torch.no_grad()
-def _margins(policy: Any, prompt: list[int], completion: int, eos: int) -> torch.Tensor:
-    """Logarithm of the odds against EOS at each token of one sampled answer, with a bias of 0: [completion]."""
-    ids = torch.tensor([prompt], device=policy.device)
+def _margins(policy: Any, prompts: list[list[int]], completion: int, eos: int, pad: int) -> torch.Tensor:
+    """Logarithm of the odds against EOS at each token of a sampled answer, with a bias of 0: [prompts, completion]."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=policy.device)
     settings = dict(do_sample=True, top_k=0, max_new_tokens=completion, return_dict_in_generate=True)
-    found = policy.generate(ids, attention_mask=torch.ones_like(ids), output_logits=True, **settings)
-    logits = torch.cat(found.logits).float()
-    return (logits.logsumexp(-1) - (logits[:, eos] - NEVER)).cpu()
+    # Prompts are made without the padding token.
+    found = policy.generate(ids, attention_mask=(ids != pad).long(), output_logits=True, **settings)
+    logits = torch.stack(found.logits, dim=1).float()
+    return (logits.logsumexp(-1) - (logits[..., eos] - NEVER)).cpu()
 
 
 def expected_length(margins: torch.Tensor, bias: float) -> float:

@@ -24,6 +24,8 @@ from transformers import TrainerCallback
 # Far below every logit: the probability is 0, and no infinity enters the arithmetic.
 NEVER = -1e4
 POLICY, SCALAR = "policy", "scalar"
+# What weights are loaded in; mixed computes in bfloat16 on float32 weights, by autocast.
+WEIGHTS = {"float32": torch.float32, "mixed": torch.float32, "bfloat16": torch.bfloat16}
 # As many iterations as anyone could ask for; the parent process ends the training.
 ITERATIONS = 1000
 # What both trainers are told of the algorithm (InstructGPT C.4 and this package's defaults).
@@ -37,7 +39,7 @@ class Job:
     Attributes:
         folder: holds the models `policy` and `scalar` (reward model and start of the value model).
         train: full, lora or qlora.
-        dtype: of the weights.
+        dtype: a key of `WEIGHTS`.
         cuda: on a GPU.
         threads: of torch.
         prompts: token ids.
@@ -102,7 +104,7 @@ class Job:
 
 def model_options(train: str, dtype: str, cuda: bool) -> dict[str, Any]:
     """What a model is loaded with, as the keyword arguments of `from_pretrained`."""
-    options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+    options: dict[str, Any] = {"dtype": WEIGHTS[dtype]}
     if train == "qlora":
         from transformers import BitsAndBytesConfig
 
@@ -137,7 +139,7 @@ def training_settings(job: Job, folder: str) -> dict[str, Any]:
         "vf_coef": VALUE_WEIGHT,
         "cliprange_value": VALUE_CLIP,
         "gradient_checkpointing": job.gradient_checkpointing,
-        "bf16": job.dtype == "bfloat16",
+        "bf16": job.dtype != "float32",
         "use_cpu": not job.cuda,
         "save_strategy": "no",
         "report_to": "none",

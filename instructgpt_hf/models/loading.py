@@ -230,11 +230,19 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
         dtype: bfloat16 or float16.
     """
     tied = {id(item.weight) for item in model.modules() if isinstance(item, torch.nn.Embedding)}
-    for module in model.modules():
-        if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in tied:
-            for parameter in module.parameters(recurse=False):
-                if parameter.dtype == torch.float32:
-                    parameter.data = parameter.data.to(dtype)
+    halved = {
+        id(parameter)
+        for module in model.modules()
+        if type(module) in (torch.nn.Linear, Conv1D) and id(module.weight) not in tied
+        for parameter in module.parameters(recurse=False)
+        if parameter.dtype == torch.float32
+    }
+    for parameter in model.parameters():
+        if id(parameter) in halved:
+            parameter.data = parameter.data.to(dtype)
+        elif parameter.device.type == "cpu" and parameter.is_floating_point():
+            # Weights may lie in the mapped file, and one that stays there would keep all of it in memory.
+            parameter.data = parameter.data.clone()
 
 
 FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")

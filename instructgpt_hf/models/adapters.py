@@ -15,13 +15,17 @@ from instructgpt_hf._compat import REFERENCE_ADAPTER, adapter_layers, applied_ad
 POLICY_ADAPTER = "default"
 # Names that are no part of a module's name in any model.
 VALUE_ADAPTER = "value_model"
+# Further reward models on the same base have a number behind it.
 REWARD_ADAPTER = "reward_model"
 
 
 def adapter_of(name: str) -> str:
     """The adapter that a parameter of a PEFT model belongs to, by its name; the policy's for all others."""
     parts = name.split(".")
-    return next((role for role in (VALUE_ADAPTER, REWARD_ADAPTER, REFERENCE_ADAPTER) if role in parts), POLICY_ADAPTER)
+    if VALUE_ADAPTER in parts:
+        return VALUE_ADAPTER
+    frozen = (part for part in parts if part == REFERENCE_ADAPTER or part.startswith(REWARD_ADAPTER))
+    return next(frozen, POLICY_ADAPTER)
 
 
 @contextlib.contextmanager

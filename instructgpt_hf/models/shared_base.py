@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +143,29 @@ def load_scorers(
     return _adapter_beside_whole(reward, peft_config)
 
 
-def sharing_refusal(policy: PeftModel, folder: Path, **model_kwargs: Any) -> str | None:
-    """Why the adapter in `folder` cannot use the policy's base, or None if it can."""
-    own, other = policy.peft_config[POLICY_ADAPTER], PeftConfig.from_pretrained(folder)
+def load_another_reward_model(policy: Any, value_model: Any, folder: str | Path, **model_kwargs: Any) -> Any:
+    """A further frozen reward model: an adapter on a base that is in memory already, or else a model of its own.
+
+    Args:
+        policy: of the same run.
+        value_model: what `load_scorers` gave.
+        folder: reward model, whole or adapter.
+        model_kwargs: for `from_pretrained`, where another base is loaded.
+
+    Raises:
+        InstructGPTError: if the folder holds no reward model, or an adapter that does not fit its base.
+    """
+    folder = Path(folder)
+    for host in (policy, getattr(value_model, "host", None)):
+        shares = isinstance(host, PeftModel) and is_adapter(folder)
+        if shares and sharing_refusal(host, folder, **model_kwargs) is None:
+            return _another_adapter_on(host, folder)
+    return load_reward_model(folder, **model_kwargs)
+
+
+def sharing_refusal(host: PeftModel, folder: Path, **model_kwargs: Any) -> str | None:
+    """Why the adapter in `folder` cannot use the base of the policy, or of another model, or None if it can."""
+    own, other = next(iter(host.peft_config.values())), PeftConfig.from_pretrained(folder)
     if not (isinstance(own, LoraConfig) and isinstance(other, LoraConfig)):
         return "only LoRA adapters can share a base"
     if set(other.modules_to_save or ()) - _HEADS or own.modules_to_save:
@@ -156,7 +177,7 @@ def sharing_refusal(policy: PeftModel, folder: Path, **model_kwargs: Any) -> str
     }
     if len(bases) > 1:
         return "the adapters have different base models"
-    saved, inner = load_classifier_config(folder), unwrap_peft(policy)
+    saved, inner = load_classifier_config(folder), unwrap_peft(host)
     quantization = model_kwargs.get("quantization_config", getattr(saved, BASE_QUANTIZATION, None))
     if _quantization(quantization) != _quantization(getattr(inner.config, "quantization_config", None)):
         return "the reward model was trained on a base of another precision"
@@ -174,25 +195,55 @@ def _quantization(config: Any) -> dict[str, Any]:
     return {name: str(values.get(name)) for name in _QUANTIZATION}
 
 
+class _SavedAdapter:
+    """The adapter of a reward model as its folder has it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = PeftConfig.from_pretrained(folder)
+        self.config.modules_to_save, self.config.inference_mode = None, False
+        self.weights = load_peft_weights(str(folder), device="cpu")
+        self.head = self.weights.pop(f"base_model.model.{HEAD}.weight")
+        self.record = load_classifier_config(folder)
+
+    def put_on(self, host: Any, name: str) -> PeftModel:
+        """Add it to a model, or PEFT model, under a name."""
+        config = copy.deepcopy(self.config)
+        if isinstance(host, PeftModel):
+            config.task_type = next(iter(host.peft_config.values())).task_type
+            host.add_adapter(name, config)
+        else:
+            config.task_type = None
+            host = get_peft_model(host, config, adapter_name=name)
+        _fill(host, name, self.weights, self.folder)
+        return host
+
+    def scorer(self, host: PeftModel, name: str, owns_host: bool = False) -> AdapterScorer:
+        """The role that applies it, with a copy of its head."""
+        head = _head(self.head, next(unwrap_peft(host).parameters()).device)
+        return AdapterScorer(host, name, head, copy.deepcopy(self.record), owns_host)
+
+
 def _adapters_on(base: Any, folder: Path, owns_host: bool) -> tuple[AdapterScorer, AdapterScorer]:
     """The reward adapter of `folder` twice, frozen and trainable, on the policy or on a classifier of its own."""
-    config = PeftConfig.from_pretrained(folder)
-    config.modules_to_save, config.inference_mode = None, False
-    config.task_type = base.peft_config[POLICY_ADAPTER].task_type if isinstance(base, PeftModel) else None
-    weights = load_peft_weights(str(folder), device="cpu")
-    weight = weights.pop(f"base_model.model.{HEAD}.weight")
-    record = load_classifier_config(folder)
-    host = base
+    saved, host = _SavedAdapter(folder), base
     for name in (VALUE_ADAPTER, REWARD_ADAPTER):
-        if isinstance(host, PeftModel):
-            host.add_adapter(name, copy.deepcopy(config))
-        else:
-            host = get_peft_model(host, copy.deepcopy(config), adapter_name=name)
-        _fill(host, name, weights, folder)
-    device = next(unwrap_peft(host).parameters()).device
-    reward = AdapterScorer(host, REWARD_ADAPTER, _head(weight, device), record, owns_host=False)
-    value = AdapterScorer(host, VALUE_ADAPTER, _head(weight, device), copy.deepcopy(record), owns_host=owns_host)
-    return _roles(reward, value, host)
+        host = saved.put_on(host, name)
+    return _roles(saved.scorer(host, REWARD_ADAPTER), saved.scorer(host, VALUE_ADAPTER, owns_host), host)
+
+
+def _another_adapter_on(host: PeftModel, folder: Path) -> AdapterScorer:
+    """The reward adapter of `folder`, frozen, beside the adapters that the host has."""
+    trained = {name: item.requires_grad for name, item in host.named_parameters()}
+    name = next(new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config)
+    saved = _SavedAdapter(folder)
+    saved.put_on(host, name)
+    # PEFT 0.20 freezes every adapter that is not the active one when it adds another.
+    for parameter, item in host.named_parameters():
+        item.requires_grad_(trained.get(parameter, False))
+    scorer = saved.scorer(host, name)
+    scorer.requires_grad_(False)
+    return scorer.eval()
 
 
 def _fill(host: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) -> None:

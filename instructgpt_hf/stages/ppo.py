@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from instructgpt_hf.artifacts import StageArtifact
@@ -16,8 +17,8 @@ from instructgpt_hf.models.loading import (
     load_tokenizer,
     unwrap_peft,
 )
-from instructgpt_hf.models.reward_model import load_reward_model, reward_shift
-from instructgpt_hf.models.shared_base import load_scorers
+from instructgpt_hf.models.reward_model import reward_shift
+from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_stop
 from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
@@ -58,14 +59,18 @@ def run_ppo(run: StageRun) -> StageArtifact:
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
     adapter = peft_config(run.settings.model, "SEQ_CLS")
     reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
+
+    def load_another(folder: Path) -> Any:
+        return load_another_reward_model(policy, value_model, folder, **options)
+
     if rewards.value != reward_folder:
-        reward_model = load_reward_model(reward_folder, **options)
+        reward_model = load_another(reward_folder)
     run.prepare_work(mark, keep=goes_on(run, fixed))
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(
         policy,
-        rewards.in_order(reward_model, options),
+        rewards.in_order(reward_model, load_another),
         value_model,
         args,
         train_dataset=prompts,

@@ -15,7 +15,6 @@ from instructgpt_hf.artifacts import StageArtifact, file_fingerprint, fingerprin
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.models.loading import load_tokenizer, resolve_source
-from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.stages.common import StageRun, model_fingerprint, previous_stage, vocabulary_fingerprint
 from instructgpt_hf.stages.reward import check_vocabulary
 from instructgpt_hf.trainers.rewards import TextRewardModel
@@ -64,15 +63,15 @@ class Rewards:
     value: Path
     value_source: str | None
 
-    def in_order(self, reward_model: Any, options: dict[str, Any]) -> list[Any]:
+    def in_order(self, reward_model: Any, load: Callable[[Path], Any]) -> list[Any]:
         """All rewards as the PPO trainer takes them, in the order of `reward_weights`.
 
         Args:
             reward_model: the first reward model, loaded.
-            options: of `from_pretrained`, for the others.
+            load: gives the model of a folder, for the others.
         """
         first, *others = self.models
-        loaded = [source.as_reward(load_reward_model(source.folder, **options)) for source in others]
+        loaded = [source.as_reward(load(source.folder)) for source in others]
         return [first.as_reward(reward_model), *loaded, *self.functions.values()]
 
     def lineage(self) -> dict[str, dict[str, Any]]:

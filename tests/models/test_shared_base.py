@@ -17,7 +17,12 @@ from instructgpt_hf.models.reward_model import (
     sequence_scores,
     token_scores,
 )
-from instructgpt_hf.models.shared_base import AdapterScorer, load_scorers, sharing_refusal
+from instructgpt_hf.models.shared_base import (
+    AdapterScorer,
+    load_another_reward_model,
+    load_scorers,
+    sharing_refusal,
+)
 
 IDS = torch.tensor([[0, 5, 6, 7, 8, 1], [9, 10, 11, 12, 1, 0]])
 MASK = torch.tensor([[0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0]])
@@ -185,6 +190,54 @@ def test_another_base_is_shared_by_reward_and_value_model(folders, tokenizer, ma
     names = model.role_parameters("value_model")
     assert names and all(VALUE_ADAPTER in name or "score" in name for name in names)
     assert not any(REWARD_ADAPTER in name for name in names)
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "nf4"])
+def test_further_reward_models_use_the_same_base(folders, tokenizer, tmp_path, four_bit):
+    sft, first = folders(four_bit)
+    options = quantized(four_bit)
+    others = [tmp_path / "harmless", tmp_path / "honest"]
+    for seed, folder in enumerate(others, start=3):
+        model = create_reward_model(sft, tokenizer, seed=seed, **options)
+        randomise(model, seed)
+        model.base_model.model.config.reward_shift = float(seed)
+        save_reward_model(model, folder)
+    policy, reward, value = shared_roles(sft, first, tokenizer, **options)
+    trained = {name for name, item in policy.named_parameters() if item.requires_grad}
+    further = [load_another_reward_model(policy, value, folder, **options) for folder in others]
+    assert all(item.host is policy and not item.training for item in further)
+    assert {name for name, item in policy.named_parameters() if item.requires_grad} == trained
+    with torch.no_grad():
+        for model, folder in zip([reward, value, *further], [first, first, *others], strict=True):
+            separate = load_reward_model(folder, **options)
+            torch.testing.assert_close(token_scores(model, IDS, MASK), token_scores(separate, IDS, MASK))
+            torch.testing.assert_close(sequence_scores(model, IDS, MASK), sequence_scores(separate, IDS, MASK))
+        torch.testing.assert_close(log_probs(policy), log_probs(load_policy(sft, tokenizer, **options)))
+    model = ActorCritic(policy, value)
+    own = {name for role in ("policy", "value_model") for name in model.role_parameters(role)}
+    assert not any("reward_model" in name for name in own)
+    assert count_parameters(policy) == count_parameters(load_policy(sft, tokenizer, **options))
+
+
+def test_a_further_reward_model_uses_the_base_of_the_first_one(folders, tokenizer, make_policy, tmp_path):
+    _, reward_folder = folders()
+    make_policy(seed=5).save_pretrained(tmp_path / "other_base")
+    tokenizer.save_pretrained(tmp_path / "other_base")
+    policy = load_policy(tmp_path / "other_base", tokenizer, peft_config=LoraConfig(r=4, target_modules="all-linear"))
+    reward, value = load_scorers(policy, reward_folder)
+    further = load_another_reward_model(policy, value, reward_folder)
+    assert further.host is value.host is reward.host is not policy
+    with torch.no_grad():
+        torch.testing.assert_close(token_scores(further, IDS, MASK), token_scores(reward, IDS, MASK))
+
+
+def test_a_further_whole_reward_model_is_one_of_its_own(folders, tokenizer, make_scorer, tmp_path):
+    sft, reward_folder = folders()
+    save_reward_model(make_scorer(), tmp_path / "whole")
+    policy, _, value = shared_roles(sft, reward_folder, tokenizer)
+    further = load_another_reward_model(policy, value, tmp_path / "whole")
+    assert not isinstance(further, AdapterScorer)
+    assert not any(item.requires_grad for item in further.parameters())
 
 
 def test_another_precision_is_not_shared(folders, tokenizer):

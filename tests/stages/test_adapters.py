@@ -136,6 +136,34 @@ def test_every_stage_saves_an_adapter(run):
     assert not (run / ".work").exists()
 
 
+def test_all_rewards_are_adapters_on_the_policys_base(run, tmp_path, monkeypatch):
+    """Also a second reward model, and one that the value model does not start from."""
+    from instructgpt_hf.stages import ppo
+
+    hosts, original = [], ppo.train
+
+    def watched(trainer, stage_run, **options):
+        policy = trainer.actor_critic.policy
+        hosts.append([function.model.host is policy for function in trainer.reward_funcs])
+        return original(trainer, stage_run, **options)
+
+    monkeypatch.setattr(ppo, "train", watched)
+    words = {
+        "sft_model_path": f"{run}/sft",
+        "reward_model_path": f"{run}/reward",
+        "extra_reward_model_paths": f"{run}/reward",
+        "reward_weights": "1,0.5",
+        "value_model_path": f"{run}/ppo-ptx/value_model",
+    }
+    overrides = [word for key, value in words.items() for word in (f"--{key}", value)]
+    recipe = load_recipe(run / "recipe", overrides, stages=["ppo"])
+    pipeline.run_stage(recipe, "ppo", tmp_path)
+    assert hosts == [[True, True]]
+    metrics = StageArtifact.load(tmp_path / "ppo-ptx").metrics
+    assert metrics["rewards/reward_model"] == pytest.approx(metrics["rewards/reward_model_2"], abs=1e-5)
+    assert metrics["objective/scores"] == pytest.approx(1.5 * metrics["rewards/reward_model"], abs=1e-5)
+
+
 def test_head_is_saved_with_the_adapter(run):
     for folder in ("reward", "ppo-ptx/value_model"):
         weights = load_file(run / folder / "adapter_model.safetensors")

@@ -25,12 +25,9 @@ from instructgpt_hf.functional import (
     gae,
     kl_estimate,
     loss_denominator,
-    masked_mean,
     masked_whiten,
-    policy_loss,
     predicted_mask,
     token_rewards,
-    value_loss,
     whiten_rewards,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic
@@ -43,6 +40,7 @@ from instructgpt_hf.trainers.generation import generate_continuously, in_batches
 from instructgpt_hf.trainers.gradients import GradientComparison
 from instructgpt_hf.trainers.guards import Guard, all_finite
 from instructgpt_hf.trainers.learning_rates import apply_rates, make_scheduler, parameter_groups
+from instructgpt_hf.trainers.losses import policy_term, value_term
 from instructgpt_hf.trainers.phases import PhaseClock, count_tokens, training_tokens
 from instructgpt_hf.trainers.rewards import (
     RewardModelFunction,
@@ -397,53 +395,17 @@ class PPOTrainer(OnPolicyTrainer):
 
     def _policy_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
         output = model(*model_batch(inputs), with_entropy=True, role="policy", last=last)
-        real = inputs["completion_mask"]
-        policy = policy_loss(
-            output.logps,
-            inputs["logps"],
-            inputs["advantages"],
-            real,
-            self.epsilon_low,
-            self.epsilon_high,
-            inputs.get("policy_denominator"),
-        )
-        share = self._share(inputs)
-        self._record_means(
-            {
-                "loss/policy": policy.loss * self.args.gradient_accumulation_steps,
-                "policy/clip_fraction": policy.clip_fraction * share,
-                "policy/approx_kl": policy.approx_kl * share,
-                "policy/ratio": policy.ratio_mean * share,
-                "objective/entropy": masked_mean(output.entropy, real) * share,
-            }
-        )
-        return policy.loss
+        steps = self.args.gradient_accumulation_steps
+        loss, metrics = policy_term(output, inputs, self.epsilon_low, self.epsilon_high, steps)
+        self._record_means(metrics)
+        return loss
 
     def _value_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
-        """vf_coef * value loss."""
         values = model(*model_batch(inputs), role="value_model", last=last).values
-        value = value_loss(
-            values,
-            inputs["values"],
-            inputs["returns"],
-            inputs["completion_mask"],
-            self.args.cliprange_value,
-            inputs.get("denominator"),
-        )
-        self._record_means(
-            {
-                "loss/value": value.loss * self.args.gradient_accumulation_steps,
-                "val/clip_fraction": value.clip_fraction * self._share(inputs),
-            }
-        )
-        return self.args.vf_coef * value.loss
-
-    def _share(self, inputs: Batch) -> Tensor | float:
-        """What a micro-batch's means count by in the log: its tokens, as in the losses."""
-        denominator = inputs.get("denominator")
-        if denominator is None:
-            return 1.0
-        return inputs["completion_mask"].sum() / denominator * self.args.gradient_accumulation_steps
+        steps = self.args.gradient_accumulation_steps
+        loss, metrics = value_term(values, inputs, self.args.cliprange_value, steps)
+        self._record_means(metrics)
+        return self.args.vf_coef * loss
 
     def _record_means(self, values: dict[str, Tensor]) -> None:
         means = self.accelerator.reduce(torch.stack([item.detach().float() for item in values.values()]), "mean")

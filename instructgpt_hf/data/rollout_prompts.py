@@ -17,7 +17,8 @@ def prompt_rows(
     """Prompts no longer than the limit (InstructGPT appendix C drops prompts of more than 1k tokens).
 
     Returns:
-        The dataset, other columns kept for reward functions, and the count of prompts dropped for their length.
+        The dataset, other columns kept for reward functions; the count of prompts dropped for their length, and the
+        tokens of the longest one kept.
 
     Raises:
         InstructGPTError: naming the missing column, every wrong row, or the limit if all prompts are longer.
@@ -40,4 +41,5 @@ def prompt_rows(
             f"{where}: every prompt is longer than max_prompt_length={max_prompt_length} tokens once rendered "
             f"(the shortest has {min(lengths)})."
         )
-    return kept, {"dropped_too_long": len(dataset) - len(kept)}
+    longest = max(length for length in lengths if length <= limit)
+    return kept, {"dropped_too_long": len(dataset) - len(kept), "longest_tokens": longest}

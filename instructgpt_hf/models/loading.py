@@ -143,6 +143,12 @@ def load_config(folder: Path) -> Any:
         raise InstructGPTError(f"{folder}: no model config could be loaded: {str(error).splitlines()[0]}") from error
 
 
+def positions(config: Any) -> int | None:
+    """How many tokens a model reads at once; None where its config states no limit."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def load_policy(
     folder: str | Path,
     tokenizer: Any,

@@ -21,6 +21,7 @@ from instructgpt_hf.models.reward_model import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_stop
+from instructgpt_hf.stages.lengths import check_rollout_lengths
 from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
 from instructgpt_hf.stages.reward import recorded_format
 from instructgpt_hf.stages.training import train
@@ -45,14 +46,20 @@ def run_ppo(run: StageRun) -> StageArtifact:
             f"{reward_folder}: this reward model was trained from an earlier SFT model than the one in {sft_folder}. "
             "Run the reward stage again, or name the reward model to use with reward_model_path."
         )
-    prompts, dropped = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
+    prompts, counted = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
+    check_rollout_lengths(
+        [("policy", sft_folder), *rewards.readers()],
+        counted["longest_tokens"],
+        args.max_completion_length,
+        args.ptx_max_length if text is not None else None,
+    )
     inputs = {"sft": sft.fingerprint, **rewards.determining()}
     mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
     if (done := run.finished(mark)) is not None:
         return done
 
-    run.data["prompts"].update(dropped)
+    run.data["prompts"].update(counted)
     run.check_folder()
     show_loading_progress(reward_folder)
     options = model_options(run.settings)
@@ -119,7 +126,7 @@ def _prompts(
     arguments, args = run.settings.arguments, run.training_arguments()
     dataset, _ = run.train_and_test("prompts")
     where = f"prompts: {arguments.dataset_name}"
-    prompts, dropped = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)
+    prompts, counted = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)
     if with_columns:
         check_columns(prompts.column_names, where)
     else:
@@ -129,7 +136,7 @@ def _prompts(
             f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = {args.generation_batch_size} "
             "episodes of one iteration; add prompts or lower generation_batch_size."
         )
-    return prompts, dropped
+    return prompts, counted
 
 
 def _last_metrics(log: list[dict[str, Any]]) -> dict[str, Any]:

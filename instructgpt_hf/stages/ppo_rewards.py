@@ -74,6 +74,12 @@ class Rewards:
         loaded = [source.as_reward(load(source.folder)) for source in others]
         return [first.as_reward(reward_model), *loaded, *self.functions.values()]
 
+    def readers(self) -> list[tuple[str, Path]]:
+        """Role and folder of every model that reads the policy's token ids."""
+        return [("reward model", item.folder) for item in self.models if item.reads_ids] + [
+            ("value model", self.value)
+        ]
+
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""
         names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]

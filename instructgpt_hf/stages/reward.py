@@ -43,6 +43,7 @@ from instructgpt_hf.stages.common import (
     show_loading_progress,
     vocabulary_fingerprint,
 )
+from instructgpt_hf.stages.lengths import usable_length
 from instructgpt_hf.stages.training import train
 
 CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is far below one reward unit
@@ -66,14 +67,15 @@ def run_reward(run: StageRun) -> StageArtifact:
     if (done := run.finished(mark)) is not None:
         return done
 
-    limits = {"max_length": args.max_length, "max_prompt_length": arguments.max_prompt_length}
+    max_length: Any = usable_length(run, start, args.max_length)
+    limits = {"max_length": max_length, "max_prompt_length": arguments.max_prompt_length}
     rows, dropped = tokenize_rankings(train_rows, prompt_format, tokenizer, where="rankings", **limits)
     held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)
     if not isinstance(rows, IterableDataset):  # of a stream nothing is known before it is read
         left_out = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count) or "nothing"
         run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; left out: {left_out}")
 
-    demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, args.max_length)
+    demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, max_length)
 
     run.check_folder()
     show_loading_progress(start)

@@ -20,6 +20,7 @@ from instructgpt_hf.stages.common import (
     show_loading_progress,
     vocabulary_fingerprint,
 )
+from instructgpt_hf.stages.lengths import usable_length
 from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.training import train
 
@@ -44,12 +45,13 @@ def run_sft(run: StageRun) -> StageArtifact:
     if (done := run.finished(mark)) is not None:
         return done
 
-    limits = {"max_length": args.max_length, "max_prompt_length": arguments.max_prompt_length}
+    max_length: Any = usable_length(run, base, args.max_length)
+    limits = {"max_length": max_length, "max_prompt_length": arguments.max_prompt_length}
     rows, dropped = tokenize_demonstrations(demonstrations, prompt_format, tokenizer, where="demonstrations", **limits)
     test_rows, _ = tokenize_demonstrations(test, prompt_format, tokenizer, where="held-back demonstrations", **limits)
     run.data["demonstrations"].update(dropped)
     if text is not None:
-        blocks, demonstrated = PretrainingStream(text[0], tokenizer, args.max_length, run.seed), len(rows)
+        blocks, demonstrated = PretrainingStream(text[0], tokenizer, max_length, run.seed), len(rows)
         rows = mix_pretraining(rows, blocks, args.pretraining_mix, run.seed)
         run.data["pretraining"]["examples"] = len(rows) - demonstrated
 

@@ -125,7 +125,7 @@ class TestRolloutPrompts:
     def test_long_prompts_are_dropped_and_other_columns_kept(self, rows):
         kept, counts = rows(["a", "a b c", "a b"], 2)
         assert kept.to_list() == [{"prompt": "a", "kind": "plain"}, {"prompt": "a b", "kind": "plain"}]
-        assert counts == {"dropped_too_long": 1}
+        assert counts == {"dropped_too_long": 1, "longest_tokens": 2}
 
     def test_all_too_long(self, rows):
         with pytest.raises(InstructGPTError, match=r"longer than max_prompt_length=1 tokens.*shortest has 2"):

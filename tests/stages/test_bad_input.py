@@ -193,6 +193,31 @@ class TestLengths:
         message = refused("reward", "--sft_model_path", tmp_path / "run" / "sft", "--max_length", "8")
         assert "center_on_demonstrations" in message and "max_length=8" in message
 
+    def test_answers_beyond_the_models_positions(self, refused, after):
+        message = refused("ppo", *after["ppo"], "--max_completion_length", "2048")
+        assert "max_completion_length = 2048: with the longest prompt (2 tokens) 2050, and the policy" in message
+        assert "has 2048 positions; set max_completion_length to at most 2046, or lower max_prompt_length" in message
+        assert message.count("max_completion_length = 2048") == 3, "policy, reward model, value model"
+
+    def test_pretraining_text_beyond_the_models_positions(self, refused, after, place, tmp_path):
+        text = write_rows(tmp_path / "text.jsonl", [{"text": "a b c d e f g h"}] * 400)
+        message = refused(
+            "ppo", *after["ppo"], "--ptx_coef", 1, "--pretraining_dataset_name", text, "--ptx_max_length", 2049
+        )
+        assert "ptx_max_length = 2049: the policy" in message
+
+    def test_examples_beyond_the_models_positions_are_left_out(self, place, tokenizer, tmp_path, capsys):
+        """Also where max_length allows them: 3 or 1 tokens of a prompt, 2 or 1 of an answer, EOS."""
+        base = write_model(tmp_path / "short", tokenizer, max_position_embeddings=5)
+        short = [{"prompt": word, "completion": "c"} for word in "abcd"] * 10
+        write_rows(tmp_path / "some.jsonl", DEMONSTRATIONS + short)
+        changes = {"dataset_name": f"{tmp_path}/some.jsonl"}
+        recipe = write_recipe(tmp_path / "recipe", place, base, sft=changes)
+        run_stages(recipe, tmp_path / "run", "sft")
+        assert "max_length = 32: the model has 5 positions; longer examples are left out" in capsys.readouterr().err
+        data = StageArtifact.load(tmp_path / "run" / "sft").data["demonstrations"]
+        assert 0 < data["dropped_too_long"] <= len(DEMONSTRATIONS)
+
     def test_fewer_prompts_than_episodes(self, refused, after):
         message = refused("ppo", *after["ppo"], "--generation_batch_size", "16")
         assert "9 prompts, fewer than generation_batch_size = 16" in message

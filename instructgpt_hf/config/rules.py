@@ -247,13 +247,23 @@ def _episodes_fill_iterations(total: int | None, generation: int, max_steps: int
     return None
 
 
-def _saves_after_iterations(
-    save_steps: float | None, strategy: Any, generation: int, per_device: int, accumulation: int, inner: int
-) -> str | None:
+def _iteration_steps(generation: int, per_device: int, accumulation: int, inner: int) -> int | None:
+    """Optimizer steps of one iteration; None if minibatches do not divide it, which another rule reports."""
     minibatch = per_device * accumulation * world_size()
-    if save_steps is None or str(getattr(strategy, "value", strategy)) != "steps" or generation % minibatch:
+    return None if generation % minibatch else steps_per_iteration(generation, minibatch, inner)
+
+
+def _steps_fill_iterations(max_steps: int, *sizes: int) -> str | None:
+    steps = _iteration_steps(*sizes)
+    if max_steps <= 0 or steps is None or max_steps % steps == 0:
         return None
-    steps = steps_per_iteration(generation, minibatch, inner)
+    return f"must be a multiple of the {steps} optimizer steps of one iteration, or its last rollouts go to waste"
+
+
+def _saves_after_iterations(save_steps: float | None, strategy: Any, *sizes: int) -> str | None:
+    steps = _iteration_steps(*sizes)
+    if save_steps is None or str(getattr(strategy, "value", strategy)) != "steps" or steps is None:
+        return None
     if save_steps % steps == 0:
         return None
     return (
@@ -323,6 +333,7 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
         (("use_transformers_continuous_batching", "use_vllm"), _one_backend),
         (_BATCH, _minibatch_divides),
         (("total_episodes", "generation_batch_size", "max_steps"), _episodes_fill_iterations),
+        (("max_steps", *_BATCH, "num_iterations"), _steps_fill_iterations),
         (("save_steps", "save_strategy", *_BATCH, "num_iterations"), _saves_after_iterations),
         (("kl_target", "beta"), _target_needs_penalty),
         (("kl_target", "stop_kl"), _target_below_stop),

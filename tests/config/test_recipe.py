@@ -198,6 +198,7 @@ class TestProblems:
             ("ppo", "compare_without_ptx: true\nptx_coef: 0\n", "needs ptx_coef above 0"),
             ("ppo", "save_steps: 12\n", "must be a multiple of the 8 optimizer steps"),
             ("ppo", "save_steps: 0.5\n", "must be a multiple of the 8 optimizer steps"),
+            ("ppo", "max_steps: 12\n", "max_steps = 12: must be a multiple of the 8 optimizer steps"),
             ("ppo", "total_episodes: 1000\n", "must be a multiple of generation_batch_size (512)"),
             ("ppo", "total_episodes: null\n", "must be set unless max_steps is"),
             ("ppo", "temperature: 0\n", "must be greater than 0"),

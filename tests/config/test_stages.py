@@ -166,7 +166,7 @@ class TestPPOArithmetic:
         assert config.steps_per_generation == 8  # micro-batches of 3
 
     def test_max_steps_wins_over_episodes(self, tmp_path):
-        assert make(PPOConfig, tmp_path, max_steps=5).max_steps == 5
+        assert make(PPOConfig, tmp_path, max_steps=24).max_steps == 24
 
     def test_an_odd_batch_of_rollouts_is_fine(self, tmp_path):
         config = make(

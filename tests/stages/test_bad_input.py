@@ -219,7 +219,7 @@ class TestLengths:
         assert 0 < data["dropped_too_long"] <= len(DEMONSTRATIONS)
 
     def test_fewer_prompts_than_episodes(self, refused, after):
-        message = refused("ppo", *after["ppo"], "--generation_batch_size", "16")
+        message = refused("ppo", *after["ppo"], "--generation_batch_size", "16", "--max_steps", "4")
         assert "9 prompts, fewer than generation_batch_size = 16" in message
 
 

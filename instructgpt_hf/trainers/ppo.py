@@ -381,7 +381,7 @@ class PPOTrainer(OnPolicyTrainer):
         them are held at a time; the loss that is returned has the policy's gradient only. While the value model is
         trained alone, it has the value model's.
         """
-        last = self.accelerator.num_processes > 1
+        last = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
         if self.value_only:
             with torch.no_grad():
                 self._policy_loss(model, inputs)

@@ -63,7 +63,7 @@ class ActorCritic(nn.Module):
         completion_length: int | None = None,
         with_entropy: bool = False,
         role: str | None = None,
-        last: bool = False,
+        complete: bool = False,
     ) -> ActorCriticOutput | Tensor:
         """One pass; every use goes through here, so that distributed wrappers see it.
 
@@ -75,20 +75,21 @@ class ActorCritic(nn.Module):
                 is cheaper to widen than logits [B, S, V].
             with_entropy: also the entropy, for the log.
             role: `"policy"` or `"value_model"` to run one of them; None runs both.
-            last: whether no other pass of the step follows; then the other role's parameters get a gradient of 0.
-                Distributed wrappers synchronise once every parameter has one.
+            complete: give the parameters of the role that does not run a gradient of 0, which distributed wrappers
+                wait for.
         """
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
-            return lm_loss(logits, input_ids, attention_mask, denominator=1.0)
+            loss = lm_loss(logits, input_ids, attention_mask, denominator=1.0)
+            return loss + self._nothing_of("value_model") if complete else loss
         logps = entropy = values = None
         if role != "value_model":
             logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
-            if last and role is not None:
+            if complete and role is not None:
                 logps = logps + self._nothing_of("value_model")
         if role != "policy":
             values = self.values(input_ids, attention_mask, completion_length)
-            if last and role is not None:
+            if complete and role is not None:
                 values = values + self._nothing_of("policy")
         return ActorCriticOutput(logps, entropy, values)
 

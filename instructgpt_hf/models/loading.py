@@ -144,8 +144,13 @@ def load_config(folder: Path) -> Any:
 
 
 def positions(config: Any) -> int | None:
-    """How many tokens a model reads at once; None where its config states no limit."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    """How many tokens a model reads at once; None where its config states no limit, or one that it scales."""
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [item for item in rope.values() if isinstance(item, dict)]
+    if any(item.get("rope_type", "default") != "default" for item in kinds):
+        return None
+    found = getattr(text, "max_position_embeddings", None)
     return found if isinstance(found, int) and found > 0 else None
 
 
@@ -243,7 +248,7 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
         for parameter in module.parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
-    for parameter in model.parameters():
+    for parameter in model.parameters() if halved else ():
         if id(parameter) in halved:
             parameter.data = parameter.data.to(dtype)
         elif parameter.device.type == "cpu" and parameter.is_floating_point():

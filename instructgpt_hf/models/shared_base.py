@@ -7,6 +7,7 @@ paper's 6B model for a 1.3B policy, reward and value model share that one.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Iterator
 from itertools import count
@@ -83,8 +84,19 @@ class AdapterScorer(nn.Module):
     def backbone(self, **inputs: Any) -> Any:
         """The base's final hidden states [B, S, d] under this adapter."""
         inner = unwrap_peft(self.host)
-        with using_adapter(self.host, self.adapter):
+        with using_adapter(self.host, self.adapter), self._own_mode():
             return getattr(inner, inner.base_model_prefix)(**inputs)
+
+    @contextlib.contextmanager
+    def _own_mode(self) -> Iterator[None]:
+        """Without dropout in a frozen role while the host, whose dropout it is, is in training."""
+        training = self.host.training
+        if training and not self.training:
+            self.host.eval()
+        try:
+            yield
+        finally:
+            self.host.train(training)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw scores [B, S] at every position, without the shift."""
@@ -157,7 +169,7 @@ def load_another_reward_model(policy: Any, value_model: Any, folder: str | Path,
     """
     folder = Path(folder)
     for host in (policy, getattr(value_model, "host", None)):
-        shares = isinstance(host, PeftModel) and is_adapter(folder)
+        shares = isinstance(host, PeftModel) and is_adapter(folder) and not _brings_embeddings(folder)
         if shares and sharing_refusal(host, folder, **model_kwargs) is None:
             return _another_adapter_on(host, folder)
     return load_reward_model(folder, **model_kwargs)
@@ -181,10 +193,17 @@ def sharing_refusal(host: PeftModel, folder: Path, **model_kwargs: Any) -> str |
     quantization = model_kwargs.get("quantization_config", getattr(saved, BASE_QUANTIZATION, None))
     if _quantization(quantization) != _quantization(getattr(inner.config, "quantization_config", None)):
         return "the reward model was trained on a base of another precision"
+    if saved.get_text_config().vocab_size > inner.get_input_embeddings().weight.shape[0]:
+        return "the reward model's tokenizer has more tokens than the base has embeddings"
     dtype = model_kwargs.get("dtype", saved.dtype)
     if isinstance(dtype, torch.dtype) and dtype != inner.dtype:
         return "the reward model was trained on a base of another precision"
     return None
+
+
+def _brings_embeddings(folder: Path) -> bool:
+    """Whether an adapter was saved with embeddings that had grown for tokens of its own."""
+    return any("lora_" not in key and f".{HEAD}." not in key for key in load_peft_weights(str(folder), device="cpu"))
 
 
 def _quantization(config: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """Sequence lengths against the positions that models have. A model with learned positions fails on a longer sequence,
-and any other one was never trained on it."""
+and others were not trained on it."""
 
 from __future__ import annotations
 

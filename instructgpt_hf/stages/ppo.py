@@ -48,17 +48,17 @@ def run_ppo(run: StageRun) -> StageArtifact:
         )
     prompts, counted = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
+    inputs = {"sft": sft.fingerprint, **rewards.determining()}
+    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
+    if (done := run.finished(mark)) is not None:
+        return done
+
     check_rollout_lengths(
         [("policy", sft_folder), *rewards.readers()],
         counted["longest_tokens"],
         args.max_completion_length,
         args.ptx_max_length if text is not None else None,
     )
-    inputs = {"sft": sft.fingerprint, **rewards.determining()}
-    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
-    if (done := run.finished(mark)) is not None:
-        return done
-
     run.data["prompts"].update(counted)
     run.check_folder()
     show_loading_progress(reward_folder)

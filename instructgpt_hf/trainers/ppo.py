@@ -381,27 +381,36 @@ class PPOTrainer(OnPolicyTrainer):
         them are held at a time; the loss that is returned has the policy's gradient only. While the value model is
         trained alone, it has the value model's.
         """
-        last = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
         if self.value_only:
             with torch.no_grad():
                 self._policy_loss(model, inputs)
-            return self._value_loss(model, inputs, last)
+            return self._value_loss(model, inputs)
         if not torch.is_grad_enabled():
             return self._policy_loss(model, inputs) + self._value_loss(model, inputs)
         with self.without_gradient_sync(model):
             value = self._value_loss(model, inputs)
             self.backward(value)
-        return self._policy_loss(model, inputs, last) + value.detach()
+        return self._policy_loss(model, inputs) + value.detach()
 
-    def _policy_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
-        output = model(*model_batch(inputs), with_entropy=True, role="policy", last=last)
+    @property
+    def _complete(self) -> bool:
+        """Whether a pass of one role has to give the other one a gradient of 0.
+
+        DDP synchronises once every parameter has a gradient. DeepSpeed empties the buffers of gradients that it keeps
+        in the CPU's memory by writing those of a step's first pass over them.
+        """
+        synchronises = self.accelerator.num_processes > 1 and self.accelerator.sync_gradients
+        return bool(self.is_deepspeed_enabled or synchronises)
+
+    def _policy_loss(self, model: Any, inputs: Batch) -> Tensor:
+        output = model(*model_batch(inputs), with_entropy=True, role="policy", complete=self._complete)
         steps = self.args.gradient_accumulation_steps
         loss, metrics = policy_term(output, inputs, self.epsilon_low, self.epsilon_high, steps)
         self._record_means(metrics)
         return loss
 
-    def _value_loss(self, model: Any, inputs: Batch, last: bool = False) -> Tensor:
-        values = model(*model_batch(inputs), role="value_model", last=last).values
+    def _value_loss(self, model: Any, inputs: Batch) -> Tensor:
+        values = model(*model_batch(inputs), role="value_model", complete=self._complete).values
         steps = self.args.gradient_accumulation_steps
         loss, metrics = value_term(values, inputs, self.args.cliprange_value, steps)
         self._record_means(metrics)
@@ -440,7 +449,7 @@ class PPOTrainer(OnPolicyTrainer):
         with self.without_gradient_sync(model):
             for piece in blocks.split(self.args.per_device_train_batch_size):
                 with self.compute_loss_context_manager():
-                    loss = model(piece, torch.ones_like(piece))
+                    loss = model(piece, torch.ones_like(piece), complete=self._complete)
                 self.backward(self.args.ptx_coef * loss / denominator)
                 total += loss.detach()
         self._record_means({"loss/ptx": total / counted.sum()})

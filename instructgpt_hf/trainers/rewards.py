@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
-from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import positions
 from instructgpt_hf.models.reward_model import sequence_scores
 from instructgpt_hf.trainers.rollouts import by_length, model_batch, pad_rollouts
 
@@ -98,12 +96,6 @@ class TextRewardModelFunction(RewardModelFunction):
         trainer = self.trainer
         answers = [trainer.prompt_format.completion_text(ids, trainer.tokenizer) for ids in completion_ids]
         whole = self.reader.token_lists(prompts, answers, is_finished(completion_ids, trainer.eos_token_ids))
-        longest, limit = max(map(len, whole)), positions(self.model.config)
-        if limit is not None and longest > limit:
-            raise InstructGPTError(
-                f"{self.__name__}: {longest} tokens of prompt and answer, and the model has {limit} positions; "
-                "lower max_completion_length or max_prompt_length, or take another reward model."
-            )
         # An unfinished answer may have no text at all: then the score is read at the end of the prompt.
         return [ids[:-1] for ids in whole], [ids[-1:] for ids in whole], self.reader.tokenizer.pad_token_id
 

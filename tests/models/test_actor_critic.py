@@ -124,6 +124,25 @@ class TestActorCritic:
             torch.testing.assert_close(loss, 7 * pair.policy(ids, labels=ids).loss)
         assert loss.shape == ()
 
+    @pytest.mark.parametrize("role", ["policy", "value_model", None], ids=["policy", "value", "whole texts"])
+    def test_a_pass_of_one_role_can_give_the_other_a_gradient_of_zero(self, pair, role):
+        ids, mask, length = layout(ROWS)
+        gradients = []
+        for complete in (False, True):
+            pair.zero_grad()
+            if role is None:
+                pair(ids, mask, complete=complete).backward()
+            else:
+                output = pair(ids, mask, length, role=role, complete=complete)
+                (output.values if role == "value_model" else output.logps).sum().backward()
+            gradients.append({name: item.grad for name, item in pair.named_parameters()})
+        own = pair.role_parameters(role or "policy")
+        for name, gradient in gradients[1].items():
+            if name in own:
+                assert gradient.any() and torch.equal(gradient, gradients[0][name])
+            else:
+                assert gradients[0][name] is None and not gradient.any()
+
     def test_policy_and_value_share_no_weight(self, pair):
         policy = {item.data_ptr() for item in pair.policy.parameters()}
         assert not policy & {item.data_ptr() for item in pair.value_model.parameters()}

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from peft import LoraConfig
+from transformers import BloomConfig, Gemma3Config, GPT2Config, LlamaConfig, OPTConfig
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
@@ -16,6 +17,7 @@ from instructgpt_hf.models.loading import (
     load_config,
     load_policy,
     load_tokenizer,
+    positions,
     resolve_source,
 )
 
@@ -200,3 +202,23 @@ class TestAdapterSettings:
                 [folders["first"]], {"lora_r": 1, "lora_alpha": 2, "use_peft": False}, "reward.yaml"
             )
         assert str(caught.value).count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (GPT2Config(n_positions=77), 77),
+        (OPTConfig(max_position_embeddings=78), 78),
+        (LlamaConfig(max_position_embeddings=79), 79),
+        (LlamaConfig(rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}), None),
+        (BloomConfig(), None),
+    ],
+    ids=["gpt2", "opt", "llama", "scaled", "bloom"],
+)
+def test_positions(config, expected):
+    assert positions(config) == expected
+
+
+def test_positions_of_a_multimodal_model_are_its_texts():
+    config = Gemma3Config(text_config={"max_position_embeddings": 80})
+    assert positions(config) == 80

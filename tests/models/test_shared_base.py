@@ -231,6 +231,42 @@ def test_a_further_reward_model_uses_the_base_of_the_first_one(folders, tokenize
         torch.testing.assert_close(token_scores(further, IDS, MASK), token_scores(reward, IDS, MASK))
 
 
+def test_tokens_of_its_own_keep_a_further_reward_model_apart(folders, tokenizer, tmp_path):
+    sft, reward_folder = folders()
+    policy, _, value = shared_roles(sft, reward_folder, tokenizer)
+    wider = type(tokenizer)(
+        tokenizer_object=type(tokenizer._tokenizer).from_str(tokenizer._tokenizer.to_str()),
+        pad_token="<pad>",
+        eos_token="<eos>",
+    )
+    wider.add_tokens(["<one>", "<two>"])
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS")
+    own = create_reward_model(tmp_path / "base", wider, seed=3, peft_config=adapter)
+    save_reward_model(own, tmp_path / "wider")
+    further = load_another_reward_model(policy, value, tmp_path / "wider")
+    assert not isinstance(further, AdapterScorer)
+    ids = torch.tensor([[5, len(tokenizer), len(tokenizer) + 1, 1]])
+    assert sequence_scores(further, ids, torch.ones_like(ids)).isfinite().all()
+    assert "more tokens than the base has embeddings" in sharing_refusal(policy, tmp_path / "wider")
+
+
+def test_a_frozen_role_has_no_dropout_while_its_base_trains(folders, tokenizer, tmp_path):
+    sft, _ = folders()
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS", lora_dropout=0.5)
+    model = create_reward_model(tmp_path / "base", tokenizer, seed=0, peft_config=adapter)
+    randomise(model, 2)
+    save_reward_model(model, tmp_path / "dropped")
+    policy, reward, value = shared_roles(sft, tmp_path / "dropped", tokenizer)
+    further = load_another_reward_model(policy, value, tmp_path / "dropped")
+    policy.train()
+    value.train()
+    with torch.no_grad():
+        for model in (reward, further):
+            assert torch.equal(token_scores(model, IDS, MASK), token_scores(model, IDS, MASK))
+            assert policy.training
+        assert not torch.equal(token_scores(value, IDS, MASK), token_scores(value, IDS, MASK))
+
+
 def test_a_further_whole_reward_model_is_one_of_its_own(folders, tokenizer, make_scorer, tmp_path):
     sft, reward_folder = folders()
     save_reward_model(make_scorer(), tmp_path / "whole")
@@ -275,8 +311,11 @@ def test_half_precision_weights_change_nothing_under_autocast(make_policy, make_
     for model in (make_policy(architecture), make_scorer(architecture)):
         model.eval()
         half = copy.deepcopy(model)
+        loaded = [item.data for item in half.parameters()]
         keep_half(half, dtype)
         assert any(item.dtype == dtype for item in half.parameters())
+        kept = {item.data_ptr() for item in loaded} & {item.data_ptr() for item in half.parameters()}
+        assert not kept, "one weight as it was loaded would keep the whole file mapped"
         with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
             expected, found = (item(IDS, attention_mask=MASK).logits for item in (model, half))
         assert torch.equal(expected, found)

@@ -243,14 +243,6 @@ class TestAnotherTokenizer:
         trainer.reward_funcs[0](prompts=[[*turns, {"role": "user", "content": "c"}]], completion_ids=[[6, 7]])
         assert seen == [other_tokenizer("u a </s> v b </s> u c </s> v d e")["input_ids"]]
 
-    def test_text_beyond_its_positions(self, make_trainer, make_scorer, other_tokenizer):
-        reader = TextRewardModel(make_scorer(max_position_embeddings=6), other_tokenizer)
-        function = make_trainer(reward=reader).reward_funcs[0]
-        whole = other_tokenizer("User: a\nAssistant: d </s>")["input_ids"]
-        assert len(whole) <= 6 and len(function(prompts=["a"], completion_ids=[[6, EOS]])) == 1
-        with pytest.raises(InstructGPTError, match=r"reward_model: 8 tokens of prompt and answer.* has 6 positions"):
-            function(prompts=["a a a"], completion_ids=[[6, EOS]])
-
     def test_trains(self, make_trainer, make_scorer, other_tokenizer):
         reward_model = make_scorer(seed=5)
         before = copy.deepcopy(reward_model.state_dict())

@@ -44,7 +44,7 @@ BOUND = 1e-3
 # Compared answers end on average at a third of their longest; 1 and the longest are among them.
 CHECKED_EPISODES, CHECKED_TOKENS = 4, 16
 # The second step's gradient is that of moved weights, in which rounding grows with the length of the first step.
-CHECKED_LEARNING_RATE = 0.1
+CHECKED_LEARNING_RATE = 0.02
 SIZES = "episodes in a pass without gradient and in one with, as ROLLOUT:MICRO"
 
 

@@ -16,6 +16,7 @@ import trl
 from common import BenchmarkError
 from datasets import Dataset
 from peft import LoraConfig
+from ppo_models import ADAPTER
 from ppo_side import model_options
 from reward_model_report import PER_COMPLETION, TRL
 from transformers import PrinterCallback, TrainerCallback
@@ -140,8 +141,7 @@ def load(setup: Setup) -> tuple[Any, Any]:
     folder = lab.base_model_path() if setup.model == "lab" else Path(setup.model)
     tokenizer = load_tokenizer(folder)
     options = model_options(setup.train, setup.dtype, setup.cuda)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear")
-    adapter = lora if setup.train == "qlora" else None
+    adapter = LoraConfig(**ADAPTER) if setup.train == "qlora" else None
     torch.manual_seed(0)  # of the adapter
     model = create_reward_model(
         folder, tokenizer, seed=0, peft_config=adapter, attn_implementation=setup.attention, **options

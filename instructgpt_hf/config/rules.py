@@ -289,8 +289,7 @@ def _horizon_holds_batches(kl_horizon: float, generation: int, kl_target: float 
 
 
 def _value_warmup_ends(warmup: int, total: int | None, max_steps: int, generation: int, *batch: int) -> str | None:
-    per_device, accumulation, inner = batch
-    steps = steps_per_iteration(generation, per_device * accumulation * world_size(), inner)
+    steps = _iteration_steps(generation, *batch)
     iterations = max_steps // steps if max_steps > 0 and steps else (total or 0) // generation
     if warmup and warmup >= iterations:
         return f"must be below the {iterations} iterations of the stage: the policy would never be trained"

@@ -248,7 +248,9 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
         for parameter in module.parameters(recurse=False)
         if parameter.dtype == torch.float32
     }
-    for parameter in model.parameters() if halved else ():
+    if not halved:
+        return
+    for parameter in model.parameters():
         if id(parameter) in halved:
             parameter.data = parameter.data.to(dtype)
         elif parameter.device.type == "cpu" and parameter.is_floating_point():

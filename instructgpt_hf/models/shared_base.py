@@ -90,13 +90,14 @@ class AdapterScorer(nn.Module):
     @contextlib.contextmanager
     def _own_mode(self) -> Iterator[None]:
         """Without dropout in a frozen role while the host, whose dropout it is, is in training."""
-        training = self.host.training
-        if training and not self.training:
-            self.host.eval()
+        if self.training or not self.host.training:
+            yield
+            return
+        self.host.eval()
         try:
             yield
         finally:
-            self.host.train(training)
+            self.host.train()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw scores [B, S] at every position, without the shift."""
@@ -168,10 +169,10 @@ def load_another_reward_model(policy: Any, value_model: Any, folder: str | Path,
         InstructGPTError: if the folder holds no reward model, or an adapter that does not fit its base.
     """
     folder = Path(folder)
-    for host in (policy, getattr(value_model, "host", None)):
-        shares = isinstance(host, PeftModel) and is_adapter(folder) and not _brings_embeddings(folder)
-        if shares and sharing_refusal(host, folder, **model_kwargs) is None:
-            return _another_adapter_on(host, folder)
+    if is_adapter(folder) and not (saved := _SavedAdapter(folder)).brings_embeddings:
+        for host in (policy, getattr(value_model, "host", None)):
+            if isinstance(host, PeftModel) and sharing_refusal(host, folder, **model_kwargs) is None:
+                return _another_adapter_on(host, saved)
     return load_reward_model(folder, **model_kwargs)
 
 
@@ -201,11 +202,6 @@ def sharing_refusal(host: PeftModel, folder: Path, **model_kwargs: Any) -> str |
     return None
 
 
-def _brings_embeddings(folder: Path) -> bool:
-    """Whether an adapter was saved with embeddings that had grown for tokens of its own."""
-    return any("lora_" not in key and f".{HEAD}." not in key for key in load_peft_weights(str(folder), device="cpu"))
-
-
 def _quantization(config: Any) -> dict[str, Any]:
     """What of a quantisation changes results; empty for none."""
     if config is None:
@@ -221,9 +217,14 @@ class _SavedAdapter:
         self.folder = folder
         self.config = PeftConfig.from_pretrained(folder)
         self.config.modules_to_save, self.config.inference_mode = None, False
+        self.record = load_classifier_config(folder)
         self.weights = load_peft_weights(str(folder), device="cpu")
         self.head = self.weights.pop(f"base_model.model.{HEAD}.weight")
-        self.record = load_classifier_config(folder)
+
+    @property
+    def brings_embeddings(self) -> bool:
+        """Whether it was saved with embeddings that had grown for tokens of its own."""
+        return any("lora_" not in key for key in self.weights)
 
     def put_on(self, host: Any, name: str) -> PeftModel:
         """Add it to a model, or PEFT model, under a name."""
@@ -251,11 +252,10 @@ def _adapters_on(base: Any, folder: Path, owns_host: bool) -> tuple[AdapterScore
     return _roles(saved.scorer(host, REWARD_ADAPTER), saved.scorer(host, VALUE_ADAPTER, owns_host), host)
 
 
-def _another_adapter_on(host: PeftModel, folder: Path) -> AdapterScorer:
-    """The reward adapter of `folder`, frozen, beside the adapters that the host has."""
+def _another_adapter_on(host: PeftModel, saved: _SavedAdapter) -> AdapterScorer:
+    """A saved reward adapter, frozen, beside the adapters that the host has."""
     trained = {name: item.requires_grad for name, item in host.named_parameters()}
     name = next(new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config)
-    saved = _SavedAdapter(folder)
     saved.put_on(host, name)
     # PEFT 0.20 freezes every adapter that is not the active one when it adds another.
     for parameter, item in host.named_parameters():

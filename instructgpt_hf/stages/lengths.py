@@ -5,21 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from instructgpt_hf.errors import Problems
 from instructgpt_hf.models.loading import load_config, positions
 from instructgpt_hf.stages.common import StageRun
 
 
-def usable_length(run: StageRun, folder: Path, max_length: int | None) -> int | None:
+def usable_length(run: StageRun, config: Any, max_length: int | None) -> int | None:
     """`max_length`, or the model's positions where these are fewer; then the user is told.
 
     Args:
         run: of the stage, for the message.
-        folder: of the model.
+        config: of the model.
         max_length: the stage's setting; longer examples are left out.
     """
-    found = positions(load_config(folder))
+    found = positions(config)
     if found is None or (max_length is not None and max_length <= found):
         return max_length
     run.say(f"max_length = {max_length}: the model has {found} positions; longer examples are left out")

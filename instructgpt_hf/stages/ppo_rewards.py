@@ -76,9 +76,8 @@ class Rewards:
 
     def readers(self) -> list[tuple[str, Path]]:
         """Role and folder of every model that reads the policy's token ids."""
-        return [("reward model", item.folder) for item in self.models if item.reads_ids] + [
-            ("value model", self.value)
-        ]
+        rewards = [("reward model", item.folder) for item in self.models if item.reads_ids]
+        return [*rewards, ("value model", self.value)]
 
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""

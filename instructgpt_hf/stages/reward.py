@@ -67,7 +67,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     if (done := run.finished(mark)) is not None:
         return done
 
-    max_length: Any = usable_length(run, start, args.max_length)
+    max_length: Any = usable_length(run, load_config(start), args.max_length)
     limits = {"max_length": max_length, "max_prompt_length": arguments.max_prompt_length}
     rows, dropped = tokenize_rankings(train_rows, prompt_format, tokenizer, where="rankings", **limits)
     held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)

@@ -45,7 +45,7 @@ def run_sft(run: StageRun) -> StageArtifact:
     if (done := run.finished(mark)) is not None:
         return done
 
-    max_length: Any = usable_length(run, base, args.max_length)
+    max_length: Any = usable_length(run, config, args.max_length)
     limits = {"max_length": max_length, "max_prompt_length": arguments.max_prompt_length}
     rows, dropped = tokenize_demonstrations(demonstrations, prompt_format, tokenizer, where="demonstrations", **limits)
     test_rows, _ = tokenize_demonstrations(test, prompt_format, tokenizer, where="held-back demonstrations", **limits)

@@ -385,11 +385,10 @@ class PPOTrainer(OnPolicyTrainer):
             with torch.no_grad():
                 self._policy_loss(model, inputs)
             return self._value_loss(model, inputs)
-        if not torch.is_grad_enabled():
-            return self._policy_loss(model, inputs) + self._value_loss(model, inputs)
         with self.without_gradient_sync(model):
             value = self._value_loss(model, inputs)
-            self.backward(value)
+            if torch.is_grad_enabled():  # not in an evaluation
+                self.backward(value)
         return self._policy_loss(model, inputs) + value.detach()
 
     @property

@@ -7,14 +7,17 @@ logits processors and stopping criteria are prepared by transformers as for its 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
+    GenerationConfig,
     PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -43,6 +46,10 @@ _PROCESSORS = (
 )
 
 
+class LogitsNotFinite(InstructGPTError):
+    """A model from whose logits no token can be drawn."""
+
+
 class _PlainLoop(Exception):
     """Why a generation has to keep its ended rows."""
 
@@ -52,7 +59,8 @@ def generate(model: Any, **inputs: Any) -> Tensor:
 
     Greedy decoding gives transformers' tokens; sampling gives the same distribution. Each row's random numbers depend
     on the seed, the row's place and the step only, not on which rows have ended. What the loop cannot do (beams,
-    caches of another kind, weights sharded over processes) runs in transformers' own; the log says so once.
+    caches of another kind, weights sharded over processes) runs in transformers' own; the log says so once. The
+    model's own generation config gives its special tokens only.
 
     Args:
         model: causal language model, whole or PEFT.
@@ -62,13 +70,35 @@ def generate(model: Any, **inputs: Any) -> Tensor:
         [B, P + T] ids, padded right with the padding id up to the longest answer.
 
     Raises:
-        InstructGPTError: if the logits to sample from are not finite.
+        LogitsNotFinite: if the logits to sample from hold NaN or infinity.
     """
+    with _settings_of_the_call_only(model):
+        try:
+            return model.generate(**inputs, custom_generate=_decode)
+        except _PlainLoop as reason:
+            _say_once(str(reason))
+            return model.generate(**inputs)
+
+
+@contextlib.contextmanager
+def _settings_of_the_call_only(model: Any) -> Iterator[None]:
+    """Let no setting that the model's files bring (`no_repeat_ngram_size`, `suppress_tokens`, `num_beams`, ...) fill
+    in what the call leaves out. They would change what is sampled, while log-probabilities are those of the whole
+    distribution."""
+    own = vars(model.generation_config)
+    kept = dict(own)
+    tokens = {name: kept.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    # In place, because a PEFT model and its base share it.
+    _replace(own, vars(GenerationConfig(**tokens)))
     try:
-        return model.generate(**inputs, custom_generate=_decode)
-    except _PlainLoop as reason:
-        _say_once(str(reason))
-        return model.generate(**inputs)
+        yield
+    finally:
+        _replace(own, kept)
+
+
+def _replace(values: dict[str, Any], new: dict[str, Any]) -> None:
+    values.clear()
+    values.update(new)
 
 
 @functools.cache
@@ -164,6 +194,6 @@ def _draw(scores: Tensor, rows: Tensor, batch: int) -> Tensor:
     points = torch.rand(batch, 1, dtype=wide, device=scores.device)[rows]
     mass = scores.softmax(-1).to(wide).cumsum(-1)
     if not mass[:, -1].isfinite().all():
-        raise InstructGPTError("The model's logits are not finite (NaN or infinity), so no token can be drawn.")
+        raise LogitsNotFinite("The model's logits are not finite (NaN or infinity), so no token can be drawn.")
     # The first token whose cumulative mass exceeds the point, so never one of probability 0.
     return torch.searchsorted(mass, points * mass[:, -1:], right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)

@@ -228,3 +228,30 @@ def test_logits_that_are_not_finite_are_refused(prompts):
     model.lm_head.weight.data[5] = torch.nan
     with pytest.raises(Exception, match="logits are not finite"):
         generate(model, **prompts, generation_config=settings(do_sample=True))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        dict(no_repeat_ngram_size=1),
+        dict(suppress_tokens=list(range(5, 30))),
+        dict(typical_p=0.05),
+        dict(min_length=WIDTH + 20),
+        dict(num_beams=2),
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_settings_of_the_models_files_change_no_token(prompts, own, lora):
+    plain, with_own = make_model("llama"), make_model("llama")
+    for name, value in own.items():
+        setattr(with_own.generation_config, name, value)
+    if lora:
+        plain, with_own = (get_peft_model(model, LoraConfig(r=2)) for model in (plain, with_own))
+    answers = []
+    for model in (plain, with_own):
+        torch.manual_seed(3)
+        answers.append(generate(model, **prompts, generation_config=settings(do_sample=True)))
+    torch.testing.assert_close(*answers)
+    for name, value in own.items():
+        assert getattr(with_own.generation_config, name) == value, "a policy is saved with its own config"

@@ -83,7 +83,6 @@ def create_reward_model(
         model = get_peft_model(model, adapter)
     if continues:
         _copy_adapter(folder, model)
-    restore_cpu_gradients(model)
     return model
 
 
@@ -145,7 +144,6 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
         model = _load_classifier(folder, **model_kwargs)
         if not trainable:
             model.requires_grad_(False)
-    restore_cpu_gradients(model)
     return model.eval()
 
 
@@ -209,6 +207,7 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
         raise InstructGPTError(f"{folder}: {type(model).__name__} has no plain scalar `{HEAD}` head.")
     # Its weights and their names stay.
     head.__class__ = ScoreHead
+    restore_cpu_gradients(model)
     return model
 
 

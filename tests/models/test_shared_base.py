@@ -193,6 +193,46 @@ def test_another_base_is_shared_by_reward_and_value_model(folders, tokenizer, ma
 
 
 @pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "nf4"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+def test_gradients_on_a_second_base_of_another_size(
+    folders, tokenizer, make_policy, tmp_path, checkpointing, four_bit
+):
+    """Also after the reward model has scored: on some CPUs an evaluation repacks 4-bit weights for good."""
+    sft, _ = folders(four_bit)
+    options = quantized(four_bit)
+    larger = make_policy(hidden_size=128, intermediate_size=128, num_hidden_layers=3, seed=7)
+    larger.save_pretrained(tmp_path / "larger")
+    tokenizer.save_pretrained(tmp_path / "larger")
+    adapter = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    start = load_policy(tmp_path / "larger", tokenizer, peft_config=adapter, **options)
+    randomise(start, 3)
+    start.save_pretrained(tmp_path / "larger-sft")
+    scorer = create_reward_model(tmp_path / "larger-sft", tokenizer, seed=0, **options)
+    randomise(scorer, 4)
+    save_reward_model(scorer, tmp_path / "larger-reward")
+
+    policy, reward, value = shared_roles(sft, tmp_path / "larger-reward", tokenizer, **options)
+    assert value.host is reward.host and value.host is not policy
+    model = ActorCritic(policy, value).train()
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    with torch.no_grad():
+        sequence_scores(reward, IDS, MASK)
+    (model(IDS, MASK, LENGTH, role="value_model").values ** 2 * MASK[:, -LENGTH:]).sum().backward()
+
+    critic = load_reward_model(tmp_path / "larger-reward", trainable=True, **options).train()
+    other = ActorCritic(load_policy(sft, tokenizer, **options), critic)
+    (other(IDS, MASK, LENGTH, role="value_model").values ** 2 * MASK[:, -LENGTH:]).sum().backward()
+    expected = {name: item.grad for name, item in critic.named_parameters() if item.requires_grad}
+    found = dict(value.host.named_parameters())
+    compared = [name for name in expected if "lora_" in name]
+    assert len(compared) == 2 * 3 * 7
+    for name in compared:
+        twin = found[name.replace(".default.", f".{VALUE_ADAPTER}.")]
+        torch.testing.assert_close(twin.grad, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "nf4"])
 def test_further_reward_models_use_the_same_base(folders, tokenizer, tmp_path, four_bit):
     sft, first = folders(four_bit)
     options = quantized(four_bit)

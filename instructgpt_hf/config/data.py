@@ -51,6 +51,7 @@ class SFTArguments(DataArguments):
     pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+    pretraining_dataset_text_field: str = setting("text", "Column of that dataset that holds the text.", "ours")
     pretraining_streaming: bool = setting(
         False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
     )
@@ -102,6 +103,7 @@ class PPOArguments(DataArguments):
     pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
+    pretraining_dataset_text_field: str = setting("text", "Column of that dataset that holds the text.", "ours")
     pretraining_streaming: bool = setting(
         False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
     )

@@ -12,6 +12,19 @@ from instructgpt_hf.data.loading import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError
 
 
+def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
+    """The dataset with its column `field` alone, called `text`.
+
+    Raises:
+        InstructGPTError: if there is no such column.
+    """
+    if field == "text":
+        return dataset
+    if dataset.column_names is not None:  # of a stream they may be unknown until it is read
+        require_columns(dataset, [field], where)
+    return dataset.select_columns([field]).rename_column(field, "text")
+
+
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
     """A text dataset in its one form: the column `text`.
 
@@ -26,6 +39,12 @@ def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
         lambda row: None if is_text(row["text"]) else f"text: found {row['text']!r}, expected non-empty text",
     )
     return dataset
+
+
+def leading_ids(tokenizer: Any) -> list[int]:
+    """The beginning-of-text token, where the tokenizer puts one before every text."""
+    start = tokenizer("")["input_ids"][:1]
+    return start if start and start[0] == tokenizer.bos_token_id else []
 
 
 def split_stream(dataset: IterableDataset, held_back: int, where: str) -> tuple[IterableDataset, Dataset]:
@@ -57,7 +76,8 @@ class PretrainingStream(Iterator[list[int]]):
 
     Args:
         dataset: column `text`; shuffled anew in every pass (see `instructgpt_hf.data.documents`).
-        tokenizer: its EOS token ends every document.
+        tokenizer: its EOS token ends every document, and its beginning-of-text token, if it puts one before every
+            text, begins it.
         block_length: tokens in a block.
         seed: order of the documents.
         process_index: this process gets every `num_processes`-th block, starting with this one.
@@ -75,6 +95,7 @@ class PretrainingStream(Iterator[list[int]]):
     ) -> None:
         self.documents = documents_of(dataset, seed)
         self.tokenizer = tokenizer
+        self.leading = leading_ids(tokenizer)
         self.block_length = block_length
         self.process_index = process_index
         self.num_processes = num_processes
@@ -82,7 +103,8 @@ class PretrainingStream(Iterator[list[int]]):
         self._document: list[int] = []
 
     def _encode(self, text: str) -> list[int]:
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*self.leading, *ids, self.tokenizer.eos_token_id]
 
     def _block(self) -> list[int]:
         block: list[int] = []

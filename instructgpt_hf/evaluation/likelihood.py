@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from instructgpt_hf.data.pretraining import leading_ids
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.evaluation.intervals import wilson
 from instructgpt_hf.evaluation.scoring import continuation_log_probs
@@ -73,7 +74,7 @@ def text_loss(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int,
     Raises:
         InstructGPTError: if no text has two tokens.
     """
-    rows = [(_lead(tokenizer) + _encode(tokenizer, text))[:max_length] for text in texts]
+    rows = [(leading_ids(tokenizer) + _encode(tokenizer, text))[:max_length] for text in texts]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise InstructGPTError(f"pretraining loss: none of {len(texts)} texts has two tokens to predict one from.")
@@ -101,7 +102,7 @@ def _split(tokenizer: Any, prompt: str, option: str) -> tuple[list[int], list[in
     shared = 0
     while shared < min(len(prompt_ids), len(whole) - 1) and prompt_ids[shared] == whole[shared]:
         shared += 1
-    lead = _lead(tokenizer)
+    lead = leading_ids(tokenizer)
     if not shared and not lead:
         # Nothing comes before the first token: it cannot be scored, and is the same for every option or almost so.
         shared = 1
@@ -111,12 +112,6 @@ def _split(tokenizer: Any, prompt: str, option: str) -> tuple[list[int], list[in
 def _encode(tokenizer: Any, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
-
-
-def _lead(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, where the tokenizer puts one before every text."""
-    start = tokenizer("")["input_ids"][:1]
-    return start if start and start[0] == tokenizer.bos_token_id else []
 
 
 def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -1,14 +1,16 @@
 """The pretraining stream: a function of its seed and position, whole documents, EOS between them."""
 
+import copy
 import itertools
 import json
 
 import pytest
 from datasets import Dataset, IterableDataset
+from tokenizers.processors import TemplateProcessing
 
 from instructgpt_hf.data.documents import StreamedDocuments
 from instructgpt_hf.data.loading import load_split
-from instructgpt_hf.data.pretraining import PretrainingStream, pretraining_rows
+from instructgpt_hf.data.pretraining import PretrainingStream, pretraining_rows, with_text
 from instructgpt_hf.errors import InstructGPTError
 
 DOCUMENTS = ["a b c", "d e", "f", "g h i j", "k l"]
@@ -53,6 +55,19 @@ def test_a_pass_holds_every_document_once_with_eos_between(stream, tokenizer):
         assert sorted(documents_of(one_pass, tokenizer)[:-1]) == sorted(DOCUMENTS)
         assert one_pass[-1] == tokenizer.eos_token_id and one_pass.count(tokenizer.eos_token_id) == len(DOCUMENTS)
     assert len({tuple(one_pass) for one_pass in tokens}) > 1, "each pass has its own order"
+
+
+def test_documents_begin_as_the_tokenizer_begins_texts(tokenizer):
+    """Gemma and Llama were trained with a beginning-of-text token before every document."""
+    leading = copy.deepcopy(tokenizer)
+    leading.add_special_tokens({"bos_token": "<bos>"})
+    leading._tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", leading.bos_token_id), ("<eos>", leading.eos_token_id)]
+    )
+    data = Dataset.from_dict({"text": ["a b c", "d e"]})
+    tokens = next(PretrainingStream(data, leading, 9, seed=0))
+    found = [document.split() for document in leading.decode(tokens).split("<bos>")[1:]]
+    assert sorted(found) == [["a", "b", "c", "<eos>"], ["d", "e", "<eos>"]]
 
 
 def test_block_length_does_not_change_the_tokens(stream):
@@ -162,6 +177,23 @@ class TestStreamed:
             resumed = StreamedDocuments(dataset, 0, window=3)
             resumed.load_state_dict(first.state_dict())
             assert [resumed.advance() for _ in range(12)] == [first.advance() for _ in range(12)]
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streamed"])
+def test_text_may_stand_in_another_column(tokenizer, tmp_path, streaming):
+    file = tmp_path / "text.jsonl"
+    file.write_text('{"content": "a b c", "text": 3}\n' * 3, encoding="utf-8")
+    data = with_text(load_split(str(file), "train", streaming=streaming), "content", "here")
+    stream = PretrainingStream(data, tokenizer, 4, seed=0)
+    assert tokenizer.decode(next(stream)) == "a b c <eos>"
+    resumed = PretrainingStream(data, tokenizer, 4, seed=0)
+    resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+    assert taken(resumed, 5) == taken(stream, 5)
+
+
+def test_a_column_that_is_missing_is_named():
+    with pytest.raises(InstructGPTError, match=r"here: missing column 'contents'.*content"):
+        with_text(Dataset.from_dict({"content": ["a"]}), "contents", "here")
 
 
 class TestRows:

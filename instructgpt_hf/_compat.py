@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ import torch
 from accelerate.state import GradientState
 from accelerate.utils import gather_object
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from transformers import GenerationMixin, Trainer
 from transformers.distributed.fsdp import is_fsdp_managed_module
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import disable_dropout_in_model, pad
@@ -48,9 +50,10 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "Trainer._get_grad_norm": (Trainer, ("self", "model", "grad_norm")),
     "Trainer._get_output_dir": (Trainer, ("self", "trial")),
     "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
-    "rotate_checkpoints": (
-        rotate_checkpoints,
-        ("output_dir", "save_total_limit", "best_model_checkpoint", "use_mtime", "checkpoint_prefix"),
+    "Trainer.init_hf_repo": (Trainer, ("self", "token", "private")),
+    "sort_checkpoints": (
+        sort_checkpoints,
+        ("output_dir", "checkpoint_prefix", "use_mtime", "best_model_checkpoint"),
     ),
     "RLOOTrainer.training_step": (RLOOTrainer, ("self", "model", "inputs", "num_items_in_batch")),
     "RewardTrainer._prepare_dataset": (
@@ -74,6 +77,7 @@ RLOO_ATTRIBUTES = (
     "_metrics",
     "_logs",
     "_step",
+    "_current_train_step_time",
     "_buffered_inputs",
     "_pending_extra_logs",
     "_pending_metrics",
@@ -87,6 +91,7 @@ LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
 REFERENCE_ADAPTER = "ref"
 # What a layer of PEFT reads, in every forward pass, to know which adapters to apply: a name or a list of names.
 ADAPTER_CHOICE = "_active_adapter"
+ADAPTED = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 __all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout_in_model", "pad"]
 
@@ -97,11 +102,11 @@ def dataset_fingerprint(dataset: Any) -> str:
 
 
 def adapter_layers(model: Any) -> list[Any]:
-    """The layers of a PEFT model that carry adapters."""
+    """The layers of a PEFT model that carry adapters, or a whole module of each adapter's own (`modules_to_save`)."""
     names = tuple(model.peft_config)
     kept = model.__dict__.get("_instructgpt_adapter_layers")
     if kept is None or kept[0] != names:  # another adapter may have wrapped more layers
-        kept = names, [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        kept = names, [module for module in model.modules() if isinstance(module, ADAPTED)]
         model.__dict__["_instructgpt_adapter_layers"] = kept
     return kept[1]
 
@@ -150,6 +155,18 @@ class QuietCard:
         """TRL calls this at every checkpoint."""
 
 
+class PrivateRepository:
+    """A repository that a trainer creates is private unless `hub_private_repo` is False."""
+
+    args: Any
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """What the Trainer calls before it pushes."""
+        if private is None:
+            private = self.args.hub_private_repo is not False
+        super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
+
+
 class WholeCheckpoints:
     """A checkpoint's folder has its name once every process has written its part, and not before.
 
@@ -194,10 +211,20 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder / name))
-        if self.args.should_save:
-            rotate_checkpoints(
-                str(folder), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
-            )
+        if self.args.should_save and self.args.save_total_limit:
+            _keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint, unfinished)
+
+
+def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> None:
+    """Delete older checkpoints but the best one, as the Trainer does; renamed first, so that what a process that is
+    killed has deleted half of is not taken for a checkpoint."""
+    names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
+    protected = {names[-1], str(Path(best)) if best else names[-1]}
+    old = [name for name in names if name not in protected][: max(len(names) - max(limit, len(protected)), 0)]
+    trash.mkdir(exist_ok=True)
+    for name in old:
+        os.replace(name, trash / Path(name).name)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _move_into_place(unfinished: Path, final: Path) -> None:
@@ -246,11 +273,11 @@ class SeveralBackwards:
             state._set_sync_gradients(before)
 
 
-class SupervisedTrainer(QuietCard, WholeCheckpoints, CleanEnd, SFTTrainer):
+class SupervisedTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SFTTrainer):
     """TRL's SFTTrainer without its model card."""
 
 
-class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
+class RankingTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
     """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -268,7 +295,7 @@ class RankingTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, Re
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
+class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
     """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
 
     Subclasses define `render_prompt`, `in_batches`, `continuous_batching`, `episode_sampler`, `rollout`,
@@ -279,6 +306,8 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
     loss_is_scaled_for_ga = True
     _buffered_inputs: list[dict[str, Any]] | None
+    _rolled_out: int | None = None
+    _current_train_step_time: float
     optimizer: Any
     lr_scheduler: Any
     reward_func_names: list[str]
@@ -303,9 +332,20 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
         if not self.model.training:
             return self.rollout(generation_batch)
         steps = self.args.steps_per_generation
-        if self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None:
+        due = self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None
+        if due and self._rolled_out != self._step:
             self._buffered_inputs = self.minibatches(self.rollout(generation_batch))
-        return self._buffered_inputs[self._step % steps]
+            self._rolled_out = self._step
+        return self._buffered_inputs[self._step % steps]  # type: ignore[index]
+
+    @contextlib.contextmanager
+    def before_training_step(self, generation_batch: Any) -> Iterator[None]:
+        """What comes before TRL's `training_step` in a step and is part of its `step_time`; the rollouts, if they are
+        due, come first."""
+        start = time.perf_counter()
+        self._prepare_inputs(generation_batch)
+        yield
+        self._current_train_step_time += time.perf_counter() - start
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         return self.minibatch_loss(model, inputs)
@@ -341,10 +381,13 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the models for use; a checkpoint, which the Trainer writes through here too, is for resuming."""
-        if _internal_call:
+        if _internal_call and output_dir is not None:  # without a folder it is about to push the models
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             self.save_pretrained(Path(output_dir if output_dir is not None else self.args.output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A checkpoint holds no model to push while training goes on; `push_to_hub` writes and pushes it."""
 
     def restore_unlogged(self, state: dict[str, Any]) -> None:
         """Continue the next log where `unlogged` was taken; once the Trainer has set up its own."""
@@ -374,7 +417,7 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
     ) -> torch.Tensor:
         """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply.
 
-        What a function passed to `log_metric` is recorded, what it passed to `log_extra` joins TRL's table.
+        What a function passed to `log_metric` is logged, what it passed to `log_extra` joins TRL's table.
         """
         found = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         for column, values in self._pending_extra_logs.items():
@@ -385,7 +428,8 @@ class OnPolicyTrainer(QuietCard, WholeCheckpoints, CleanEnd, SeveralBackwards, R
             values = self._pending_metrics.get(name, [])
             sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
             total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
-            self.record(name, total / count)
+            # Not through a subclass's `record`: such a value need not be finite.
+            OnPolicyTrainer.record(self, name, total / count)
         self._pending_metrics.clear()
         return found
 

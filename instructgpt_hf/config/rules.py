@@ -272,6 +272,24 @@ def _saves_after_iterations(save_steps: float | None, strategy: Any, *sizes: int
     )
 
 
+# Settings of `generate` and of vLLM that change from which distribution tokens are drawn.
+_CHANGE_SAMPLING = {
+    *("bad_words", "bad_words_ids", "begin_suppress_tokens", "do_sample", "epsilon_cutoff", "eta_cutoff"),
+    *("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id", "frequency_penalty"),
+    *("guidance_scale", "logit_bias", "min_length", "min_new_tokens", "min_p", "min_tokens", "no_repeat_ngram_size"),
+    *("num_beams", "presence_penalty", "repetition_penalty", "sequence_bias", "suppress_tokens", "temperature"),
+    *("top_h", "top_k", "top_p", "typical_p", "watermarking_config"),
+}
+_STAND_FOR = {"temperature": "temperature", **dict.fromkeys(("min_new_tokens", "min_tokens"), "min_completion_length")}
+
+
+def _whole_distribution(generation_kwargs: Mapping[str, Any] | None) -> str | None:
+    for key in sorted(_CHANGE_SAMPLING & set(generation_kwargs or {})):
+        instead = f"set {_STAND_FOR[key]}" if key in _STAND_FOR else "remove it"
+        return f"{key} would sample from another distribution than the log-probabilities are taken from; {instead}"
+    return None
+
+
 def _target_needs_penalty(kl_target: float | None, beta: float) -> str | None:
     return "adapts beta, which must be above 0" if kl_target is not None and beta == 0 else None
 
@@ -327,6 +345,7 @@ _STAGE_RULES: dict[str, list[_Rule]] = {
             ("min_completion_length", "max_completion_length", "use_transformers_continuous_batching"),
             _shortest_fits,
         ),
+        (("generation_kwargs",), _whole_distribution),
         (("use_vllm",), _vllm_installed),
         (("use_vllm", "load_in_4bit", "load_in_8bit"), _vllm_whole_weights),
         (("use_transformers_continuous_batching", "use_vllm"), _one_backend),

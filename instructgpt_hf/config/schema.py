@@ -52,6 +52,9 @@ _RESERVED_REWARD = {
     "pad_to_multiple_of": "has no effect",
 }
 _RESERVED_PPO = {
+    "data_seed": "has no effect; the order of the prompts follows seed",
+    "label_smoothing_factor": "has no effect; the losses are those of PPO and of next tokens",
+    "neftune_noise_alpha": "would add noise to the log-probabilities; remove it",
     "chat_template_kwargs": "has no effect; the SFT stage's prompt format is used",
     "eval_strategy": _EVALUATED,
     "eval_steps": _EVALUATED,
@@ -79,6 +82,17 @@ _RESERVED_PPO = {
 }
 
 
+# Wider than the upstream annotation, as the Trainer's own `train` takes it.
+_HINTS: dict[str, Any] = {"resume_from_checkpoint": bool | str | None}
+
+
+# What a program may set that trains with `PPOTrainer` itself.
+_RESERVED_IN_RECIPES = {
+    *("eval_strategy", "eval_steps", "eval_on_start"),
+    *("num_generations", "num_generations_eval", "steps_per_generation"),
+}
+
+
 class Setting(NamedTuple):
     """One key of a stage's YAML file.
 
@@ -99,6 +113,11 @@ class Setting(NamedTuple):
     help: str
     source: str | None
     choices: tuple[str, ...]
+
+
+def refused_by_ppo_config() -> dict[str, str]:
+    """Fields that `PPOConfig` itself refuses to have changed: key -> rule."""
+    return {key: rule for key, rule in _RESERVED_PPO.items() if key not in _RESERVED_IN_RECIPES}
 
 
 def reserved(stage: str) -> dict[str, str]:
@@ -131,7 +150,7 @@ def stage_settings(stage: str) -> Mapping[str, Setting]:
             found[item.name] = Setting(
                 name=item.name,
                 owner=owner.__name__,
-                hint=hints[item.name],
+                hint=_HINTS.get(item.name, hints[item.name]),
                 default=default_of(item),
                 help=item.metadata.get("help", ""),
                 source=item.metadata.get("source"),

@@ -18,7 +18,15 @@ import trl
 from transformers.trainer_utils import SchedulerType
 
 from instructgpt_hf.config.precision import native_precision, world_size
-from instructgpt_hf.config.rules import changed, range_violation, setting, steps_per_iteration, violations
+from instructgpt_hf.config.rules import (
+    changed,
+    default_of,
+    range_violation,
+    setting,
+    steps_per_iteration,
+    violations,
+)
+from instructgpt_hf.config.schema import refused_by_ppo_config
 from instructgpt_hf.errors import Problems
 
 _COSINE_TO_TENTH = {"min_lr_rate": 0.1}
@@ -183,7 +191,9 @@ class PPOConfig(trl.RLOOConfig):
         "ours: the paper does not state one; Huang et al. 2024 use -1",
     )
     whiten_advantages: bool = setting(True, "Give advantages mean 0 and variance 1.", "ours: Ziegler et al. 2019")
-    whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.", "ours: only the bias (§3.5)")
+    whiten_rewards: bool = setting(
+        False, "Give rewards a standard deviation of 1; their mean stays.", "ours: only the bias (§3.5)"
+    )
     kl_estimator: str = setting(
         "k1",
         "Estimator of the KL divergence to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' "
@@ -201,8 +211,7 @@ class PPOConfig(trl.RLOOConfig):
     )
     stop_kl: float | None = setting(
         None,
-        "Stop where objective/kl, in nats per answer, is above this. Two checkpoints are kept then, because the "
-        "newest may be of the policy that is too far away.",
+        "Stop where objective/kl, in nats per answer, is above this.",
         "ours: unset only warns",
     )
     compare_without_ptx: bool = setting(
@@ -249,7 +258,9 @@ class PPOConfig(trl.RLOOConfig):
     )
     logging_steps: float | None = changed(trl.RLOOConfig, "logging_steps", None, "ours: one record per iteration")
     save_steps: float | None = changed(trl.RLOOConfig, "save_steps", None, "ours: every 10 iterations")
-    save_total_limit: int | None = changed(trl.RLOOConfig, "save_total_limit", 1, _DISK)
+    save_total_limit: int | None = changed(
+        trl.RLOOConfig, "save_total_limit", 2, "ours: the newest may be of a policy that turns out to be broken"
+    )
     gradient_checkpointing: bool = changed(trl.RLOOConfig, "gradient_checkpointing", False, _CHECKPOINTING)
     bf16: bool | None = changed(trl.RLOOConfig, "bf16", None, _PRECISION)
     report_to: str | list[str] | None = changed(trl.RLOOConfig, "report_to", "none", "ours")
@@ -282,8 +293,6 @@ class PPOConfig(trl.RLOOConfig):
             self.logging_steps = steps
         if self.save_steps is None:
             self.save_steps = 10 * steps
-        if self.stop_kl is not None and self.save_total_limit == 1:
-            self.save_total_limit = 2
         # RLOOConfig takes one of the two. After construction both are set, so a copy of this config passes both.
         if self.steps_per_generation == self.generation_batch_size // (
             self.per_device_train_batch_size * world_size()
@@ -296,8 +305,13 @@ def _check(config: Any, stage: str) -> None:
     values = {item.name: getattr(config, item.name) for item in fields(config)}
     problems = Problems(f"{type(config).__name__}: these settings cannot be used:")
     broken: set[str] = set()
+    refused = refused_by_ppo_config() if stage == "ppo" else {}
     for item in fields(config):
         value = values[item.name]
+        if item.name in refused and value != default_of(item):
+            broken.add(item.name)
+            problems.add(f"{item.name} = {value!r}: {refused[item.name]}")
+            continue
         choices = item.metadata.get("choices") if "source" in item.metadata else None
         rule = range_violation(item.name, value)
         if rule is None and choices and value is not None and value not in choices:

@@ -26,7 +26,7 @@ from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.precision import world_size
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.loading import describe, hub_revision, load_split, local_file
-from instructgpt_hf.data.pretraining import pretraining_rows, split_stream
+from instructgpt_hf.data.pretraining import pretraining_rows, split_stream, with_text
 from instructgpt_hf.errors import InstructGPTError, nearest
 from instructgpt_hf.models.loading import resolve_source
 from instructgpt_hf.stages.processes import is_main, main_first, shards_weights, wait
@@ -44,7 +44,11 @@ NEUTRAL = {
     "disable_tqdm",
     "eval_num_prompts",
     "log_completions",
+    "log_unique_prompts",
+    "num_completions_to_print",
+    "project",
     "report_to",
+    "resume_from_checkpoint",
     "run_name",
     "save_steps",
     "save_strategy",
@@ -190,6 +194,7 @@ class StageRun:
             )
         split, streaming = arguments.pretraining_dataset_split, arguments.pretraining_streaming
         text, where = self.dataset(name, config, split, "pretraining", streaming), f"pretraining: {name}"
+        text = with_text(text, arguments.pretraining_dataset_text_field, where)
         if not isinstance(text, IterableDataset):
             text = pretraining_rows(text, where)
         if name.startswith(LAB_PREFIX):
@@ -220,8 +225,15 @@ class StageRun:
         if artifact.fingerprint != mark:
             self.say("finished before, but its settings, data or earlier stages have changed: training again")
             return None
+        if is_main() and self.worked_on(mark):  # the process was killed before it dropped its checkpoints
+            self._drop_work()
         self.say(f"already finished and unchanged, skipped ({self.folder})")
         return artifact
+
+    def worked_on(self, mark: str) -> bool:
+        """Whether the work folder is that of exactly this stage."""
+        note = self.work / "fingerprint"
+        return note.is_file() and note.read_text(encoding="utf-8") == mark
 
     def check_folder(self) -> None:
         """Make sure that the stage's folder can be written, without writing anything.
@@ -258,14 +270,13 @@ class StageRun:
         wait()
 
     def _prepare_work(self, mark: str, keep: bool) -> None:
-        note = self.work / "fingerprint"
         try:
             for unfinished in self.run_folder.glob(f".{self.name}.*"):  # what a killed process was writing
                 shutil.rmtree(unfinished, ignore_errors=True)
-            if not keep and self.work.exists() and (not note.is_file() or note.read_text(encoding="utf-8") != mark):
+            if not keep and self.work.exists() and not self.worked_on(mark):
                 shutil.rmtree(self.work)
             self.work.mkdir(parents=True, exist_ok=True)
-            note.write_text(mark, encoding="utf-8")
+            (self.work / "fingerprint").write_text(mark, encoding="utf-8")
         except OSError as error:
             raise InstructGPTError(
                 f"{self.run_folder}: cannot be written ({error.strerror}); choose another --output_dir."
@@ -284,11 +295,14 @@ class StageRun:
             with atomic_folder(self.folder) as folder:
                 save_models(folder)
                 artifact.save(folder)
-            shutil.rmtree(self.work, ignore_errors=True)
-            if not any(self.work.parent.iterdir()):
-                self.work.parent.rmdir()
+            self._drop_work()
         wait()
         return artifact
+
+    def _drop_work(self) -> None:
+        shutil.rmtree(self.work, ignore_errors=True)
+        if not any(self.work.parent.iterdir()):
+            self.work.parent.rmdir()
 
     def artifact(self, mark: str, **values: Any) -> StageArtifact:
         """A record with what is the same for every stage filled in."""
@@ -331,7 +345,7 @@ def check_launch(args: Any, stage: str) -> None:
 
 
 def _matters(key: str) -> bool:
-    return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_"))
+    return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_", "trackio_"))
 
 
 def lab_kind(name: str, role: str) -> str:

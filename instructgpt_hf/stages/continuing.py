@@ -11,6 +11,7 @@ from typing import Any
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.common import StageRun
+from instructgpt_hf.stages.processes import is_main
 from instructgpt_hf.trainers.guards import TrainingStopped, last_checkpoint
 
 STOP_FILE = "stopped.json"
@@ -45,8 +46,7 @@ def note_stop(run: StageRun, fixed: str, stop: TrainingStopped) -> InstructGPTEr
     """
     if last_checkpoint(run.work) is None:
         return InstructGPTError(f"{stop}\n  - then run the same command again")
-    note = {"fixed": fixed, "settings": _settings(run), "changes": changes(run)}
-    (run.work / STOP_FILE).write_text(json.dumps(note), encoding="utf-8")
+    _write(run, {"fixed": fixed, "settings": _settings(run), "changes": changes(run)})
     return InstructGPTError(
         f"{stop}\n  - then run the same command again: it goes on from that checkpoint, also with other values of "
         f"{', '.join(ADJUSTABLE)}; delete {run.work} to start over"
@@ -54,29 +54,36 @@ def note_stop(run: StageRun, fixed: str, stop: TrainingStopped) -> InstructGPTEr
 
 
 def goes_on(run: StageRun, fixed: str) -> bool:
-    """Whether the work folder is of a stopped run that differs from this one in adjustable settings only.
+    """Whether the work folder is of a stopped run that differs from this one in adjustable settings only."""
+    return last_checkpoint(run.work) is not None and _read(run).get("fixed") == fixed
 
-    The changes are noted there; `changes` reads them.
-    """
-    file, checkpoint = run.work / STOP_FILE, last_checkpoint(run.work)
-    if checkpoint is None or not file.is_file():
-        return False
-    note = json.loads(file.read_text(encoding="utf-8"))
-    if note["fixed"] != fixed:
-        return False
-    now = _settings(run)
+
+def note_changes(run: StageRun) -> None:
+    """Note in the work folder how this run's settings differ from the stopped one's; `changes` reads it."""
+    note, now, checkpoint = _read(run), _settings(run), last_checkpoint(run.work)
     changed = {key: [old, now[key]] for key, old in note["settings"].items() if old != now[key]}
-    if changed:
+    if changed and checkpoint is not None:
         step = int(checkpoint.name.rsplit("-", 1)[1])
-        note |= {"settings": now, "changes": [*note["changes"], {"after_step": step, **changed}]}
-        file.write_text(json.dumps(note), encoding="utf-8")
-    return True
+        _write(run, note | {"settings": now, "changes": [*note["changes"], {"after_step": step, **changed}]})
 
 
 def changes(run: StageRun) -> list[dict[str, Any]]:
     """The changes of settings on the way, oldest first: `after_step`, and [old, new] by setting."""
+    found: list[dict[str, Any]] = _read(run).get("changes", [])
+    return found
+
+
+def _read(run: StageRun) -> dict[str, Any]:
     file = run.work / STOP_FILE
-    return json.loads(file.read_text(encoding="utf-8"))["changes"] if file.is_file() else []
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _write(run: StageRun, note: dict[str, Any]) -> None:
+    """Replace the note in one step: other processes read it."""
+    if is_main():
+        unfinished = run.work / f"{STOP_FILE}.unfinished"
+        unfinished.write_text(json.dumps(note), encoding="utf-8")
+        unfinished.replace(run.work / STOP_FILE)
 
 
 def _settings(run: StageRun) -> dict[str, Any]:

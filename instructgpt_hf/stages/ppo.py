@@ -20,9 +20,10 @@ from instructgpt_hf.models.loading import (
 from instructgpt_hf.models.reward_model import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
 from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
-from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_stop
+from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_changes, note_stop
 from instructgpt_hf.stages.lengths import check_rollout_lengths
 from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
+from instructgpt_hf.stages.resuming import check_resume
 from instructgpt_hf.stages.reward import recorded_format
 from instructgpt_hf.stages.training import train
 from instructgpt_hf.trainers.guards import TrainingStopped
@@ -61,6 +62,8 @@ def run_ppo(run: StageRun) -> StageArtifact:
     )
     run.data["prompts"].update(counted)
     run.check_folder()
+    keep = goes_on(run, fixed)
+    check_resume(run, mark, keep)
     show_loading_progress(reward_folder)
     options = model_options(run.settings)
     policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
@@ -72,7 +75,9 @@ def run_ppo(run: StageRun) -> StageArtifact:
 
     if rewards.value != reward_folder:
         reward_model = load_another(reward_folder)
-    run.prepare_work(mark, keep=goes_on(run, fixed))
+    if keep:
+        note_changes(run)
+    run.prepare_work(mark, keep)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 
     trainer = PPOTrainer(

@@ -44,6 +44,7 @@ from instructgpt_hf.stages.common import (
     vocabulary_fingerprint,
 )
 from instructgpt_hf.stages.lengths import usable_length
+from instructgpt_hf.stages.resuming import check_resume
 from instructgpt_hf.stages.training import train
 
 CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is far below one reward unit
@@ -78,6 +79,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, max_length)
 
     run.check_folder()
+    check_resume(run, mark)
     show_loading_progress(start)
     model = create_reward_model(
         start,

@@ -22,6 +22,7 @@ from instructgpt_hf.stages.common import (
 )
 from instructgpt_hf.stages.lengths import usable_length
 from instructgpt_hf.stages.processes import whole_weights
+from instructgpt_hf.stages.resuming import check_resume
 from instructgpt_hf.stages.training import train
 
 
@@ -56,6 +57,7 @@ def run_sft(run: StageRun) -> StageArtifact:
         run.data["pretraining"]["examples"] = len(rows) - demonstrated
 
     run.check_folder()
+    check_resume(run, mark)
     show_loading_progress(base)
     model, before = _build(run, base, config, tokenizer)
     run.prepare_work(mark)

@@ -16,10 +16,10 @@ from rich.table import Column
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.processes import any_process
+from instructgpt_hf.stages.resuming import checkpoint_of
 
 # Shown beside the bar, in this order, when the trainer logs them.
 SHOWN = {
@@ -137,7 +137,7 @@ class StopAtCheckpoint(TrainerCallback):
 
 
 def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
-    """Train to the end, from the last checkpoint if there is one.
+    """Train to the end, from the last checkpoint if there is one, or the one that `resume_from_checkpoint` names.
 
     Args:
         boundary: optimizer steps between the points at which the trainer can resume.
@@ -148,9 +148,9 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     Raises:
         Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
     """
-    checkpoint = get_last_checkpoint(str(run.work))
+    checkpoint = checkpoint_of(run)
     if checkpoint is not None:
-        run.say(f"resuming the interrupted stage from step {checkpoint.rsplit('-', 1)[1]}")
+        run.say(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
     _match_precision(trainer)
     trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
     _keep_events(trainer, run)
@@ -161,7 +161,7 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     trainer.add_callback(stop)
     stop.install()
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finally:
         stop.remove()
         bar.stop()

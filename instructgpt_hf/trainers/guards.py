@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from instructgpt_hf.errors import InstructGPTError
 
@@ -25,13 +27,19 @@ KL_WARNING = 50.0
 # policy started with them.
 ENTROPY_SHARE = 0.1
 MOST_FREQUENT = 0.5
+# A value model that gives every token the same value explains nothing, give or take rounding.
+EXPLAINED = 0.01
 # Float16's loss scale starts at 2^16 and is halved by every step with a gradient that is not finite.
 SCALER_PATIENCE = 20
 
-TRY_SMALLER_STEPS = "a smaller learning_rate, a larger beta or a kl_target, fewer inner epochs (num_iterations)"
+TRY_SMALLER_STEPS = (
+    "a smaller learning_rate, a larger beta or a kl_target, or, from the start, fewer inner epochs (num_iterations)"
+)
 TRY_FINITE = (
     "a smaller learning_rate and value_learning_rate, a smaller max_grad_norm; with float16 (fp16) bfloat16 or float32"
 )
+# Metrics that show what rewards do, not what is trained.
+FROM_REWARDS = ("rewards/", "objective/scores", "a reward")
 TRY_REWARDS = "the reward function or model by itself on such answers; a reward model may overflow in float16"
 
 
@@ -84,11 +92,11 @@ SIGNS = (
     ),
     Sign(
         "val/explained_variance",
-        lambda value, _: value < 0.0,
+        lambda value, _: value < EXPLAINED,
         10,
         10,
-        "the value model has explained less than a constant would for 10 iterations (val/explained_variance "
-        "{value:.2f}). Try a larger value_learning_rate or vf_coef, or value_warmup_iterations.",
+        "the value model has explained no more than a constant would for 10 iterations (val/explained_variance "
+        "{value:.2f}). Try a larger value_learning_rate or vf_coef, or, from the start, value_warmup_iterations.",
     ),
 )
 
@@ -168,19 +176,27 @@ class Guard(TrainerCallback):
         Raises:
             TrainingStopped: if a score, value or log-probability is not finite or the KL is above `stop_kl`.
         """
-        self._stop_if_broken(step)
+        if self.broken is not None and self.broken[0].startswith(FROM_REWARDS):
+            raise self._stopped(step, self._what_is_broken(), TRY_REWARDS)
+        if self.broken is not None:
+            raise self.unusable_rollouts(step, self._what_is_broken(), TRY_FINITE)
         limit, kl = self.args.stop_kl, self.seen["objective/kl"][-1]
         if limit is not None and kl > limit:
-            # A checkpoint of this very step holds the policy whose KL this is.
-            stop = self._stopped(
-                step,
-                f"objective/kl is {kl:.4g} nats per answer, above stop_kl = {limit:g}",
-                TRY_SMALLER_STEPS,
-                before=step,
-            )
-            if self.args.should_save:
-                set_aside(Path(self.args.output_dir), step)
-            raise stop
+            found = f"objective/kl is {kl:.4g} nats per answer, above stop_kl = {limit:g}"
+            raise self.unusable_rollouts(step, found, TRY_SMALLER_STEPS)
+
+    def unusable_rollouts(self, step: int, found: str, advice: str = TRY_FINITE) -> TrainingStopped:
+        """The stop for what the models of this very step do, whose checkpoint is set aside.
+
+        Args:
+            step: optimizer steps taken.
+            found: what is wrong.
+            advice: what to try.
+        """
+        stop = self._stopped(step, found, advice, before=step)
+        if self.args.should_save:
+            set_aside(Path(self.args.output_dir), step)
+        return stop
 
     def gradient_done(self, step: int, norm: Tensor | float | None) -> None:
         """Look at the gradient before the optimizer uses it.
@@ -196,8 +212,8 @@ class Guard(TrainerCallback):
         if norm is not None and self.broken is None and not math.isfinite(length := float(norm)):
             self.broken = "grad_norm", length
         self.bad_steps = self.bad_steps + 1 if self.broken is not None else 0
-        if self.bad_steps >= self.patience:
-            self._stop_if_broken(step)
+        if self.broken is not None and self.bad_steps >= self.patience:
+            raise self._stopped(step, self._what_is_broken(), TRY_FINITE)
         self.broken = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -212,11 +228,10 @@ class Guard(TrainerCallback):
             if state.is_world_process_zero:
                 self.say(f"warning: iteration {state.global_step // self.steps}: {text}")
 
-    def _stop_if_broken(self, step: int) -> None:
-        if self.broken is not None:
-            name, value = self.broken
-            from_rewards = name.startswith(("rewards/", "objective/scores", "a reward"))
-            raise self._stopped(step, f"{name} is {value}", TRY_REWARDS if from_rewards else TRY_FINITE)
+    def _what_is_broken(self) -> str:
+        assert self.broken is not None
+        name, value = self.broken
+        return f"{name} is {value}"
 
     def _stopped(self, step: int, found: str, advice: str, before: float = math.inf) -> TrainingStopped:
         checkpoint = last_checkpoint(Path(self.args.output_dir), before)
@@ -229,15 +244,21 @@ class Guard(TrainerCallback):
 
 def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
     """The checkpoint of the highest optimizer step below `before`, or None."""
-    steps = {int(path.name.rsplit("-", 1)[1]): path for path in folder.glob("checkpoint-*")}
-    return max(((step, path) for step, path in steps.items() if step < before), default=(0, None))[1]
+    return max(((step, path) for step, path in checkpoints(folder).items() if step < before), default=(0, None))[1]
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by their optimizer step."""
+    found = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
+    return {int(step): path for path, step in found if step.isdecimal()}
 
 
 def set_aside(folder: Path, step: int) -> None:
     """Rename the checkpoint of a step, if there is one, so that no run resumes from it."""
-    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"stopped-{step}"
     if checkpoint.is_dir():
-        checkpoint.rename(folder / f"stopped-{step}")
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier try that stopped at the same step
+        checkpoint.rename(aside)
 
 
 def share_of_most_frequent(completion_ids: list[list[int]]) -> float:

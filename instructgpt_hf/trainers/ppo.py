@@ -32,13 +32,14 @@ from instructgpt_hf.functional import (
 )
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import using_adapter
-from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights
+from instructgpt_hf.models.decoding import LogitsNotFinite
+from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights, restore_cpu_gradients
 from instructgpt_hf.trainers import checkpoints
 from instructgpt_hf.trainers.checkpoints import trainable_weights
 from instructgpt_hf.trainers.ema import WeightAverage
 from instructgpt_hf.trainers.generation import generate_continuously, in_batches, prepare_generation
 from instructgpt_hf.trainers.gradients import GradientComparison
-from instructgpt_hf.trainers.guards import Guard, all_finite
+from instructgpt_hf.trainers.guards import Guard, TrainingStopped, all_finite
 from instructgpt_hf.trainers.learning_rates import apply_rates, make_scheduler, parameter_groups
 from instructgpt_hf.trainers.losses import policy_term, value_term
 from instructgpt_hf.trainers.phases import PhaseClock, count_tokens, training_tokens
@@ -129,16 +130,21 @@ class PPOTrainer(OnPolicyTrainer):
         # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
         # adds to a PEFT policy.
         beta, args.beta = args.beta, 0.0
-        with keep_trained_weights(model):
-            super().__init__(
-                model=model,
-                reward_funcs=functions,
-                args=args,
-                train_dataset=train_dataset,
-                processing_class=processing_class,
-                **kwargs,
-            )
-        self.beta = args.beta = beta
+        try:
+            with keep_trained_weights(model):
+                super().__init__(
+                    model=model,
+                    reward_funcs=functions,
+                    args=args,
+                    train_dataset=train_dataset,
+                    processing_class=processing_class,
+                    **kwargs,
+                )
+        finally:
+            args.beta = beta
+        self.beta = beta
+        for item in (model, value_model):
+            restore_cpu_gradients(item)
         self.ref_model = self._frozen(ref_model)
         self.reward_func_names = distinct(self.reward_func_names)
         for function in functions:
@@ -233,7 +239,7 @@ class PPOTrainer(OnPolicyTrainer):
         training = self.model.training
         if training:
             self.clock.start()
-        prompt_ids, completion_ids, completions = self.generate(prompts)
+        prompt_ids, completion_ids, completions = self._sample(prompts)
         sampled, tokens = count_tokens(prompt_ids, completion_ids, self.accelerator)
         self.clock.end("generate", sampled)
         batch = self.to_device(pad_rollouts(prompt_ids, completion_ids, self.tokenizer.pad_token_id))
@@ -260,12 +266,25 @@ class PPOTrainer(OnPolicyTrainer):
         self._keep_samples(prompts, completions, scores)
         return batch
 
+    def _sample(self, prompts: list[Any]) -> Any:
+        """`generate`, which a policy in training that has no finite logits ends cleanly."""
+        try:
+            return self.generate(prompts)
+        except LogitsNotFinite as error:
+            if not self.model.training:
+                raise
+            raise self.guard.unusable_rollouts(self.state.global_step, str(error).rstrip(".")) from None
+
     def _finish_rollouts(self, rewards: Tensor) -> None:
         """Stop if the rollouts are unusable; the next iteration's weight of the KL penalty."""
         models = [index for index, item in enumerate(self.reward_funcs) if isinstance(item, RewardModelFunction)]
         if rewards[:, models].isnan().any():  # where a function gives NaN, it does not apply
             self.guard.see("a reward model's score", float("nan"))
-        self.guard.rollouts_done(self.state.global_step)
+        try:
+            self.guard.rollouts_done(self.state.global_step)
+        except TrainingStopped:
+            self.log({})  # what the trackers show last is why
+            raise
         if self.args.kl_target is not None and not self.value_only:
             kl = self.guard.seen["objective/kl"][-1]
             episodes = self.args.generation_batch_size
@@ -430,7 +449,8 @@ class PPOTrainer(OnPolicyTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         first = self.micro_step % (self.args.steps_per_generation * self.num_iterations) == 0
         model.train()
-        self._pretraining_backward(model, self.pretraining)
+        with self.before_training_step(inputs):
+            self._pretraining_backward(model, self.pretraining)
         if not first or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return super().training_step(model, inputs, num_items_in_batch)
         with GradientComparison(self.actor_critic.role_parameters("policy").values()) as comparison:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.loading import positions
 from instructgpt_hf.models.reward_model import sequence_scores
 from instructgpt_hf.trainers.rollouts import by_length, model_batch, pad_rollouts
 
@@ -96,8 +98,23 @@ class TextRewardModelFunction(RewardModelFunction):
         trainer = self.trainer
         answers = [trainer.prompt_format.completion_text(ids, trainer.tokenizer) for ids in completion_ids]
         whole = self.reader.token_lists(prompts, answers, is_finished(completion_ids, trainer.eos_token_ids))
+        _check_positions(whole, self.model, self.__name__)
         # An unfinished answer may have no text at all: then the score is read at the end of the prompt.
         return [ids[:-1] for ids in whole], [ids[-1:] for ids in whole], self.reader.tokenizer.pad_token_id
+
+
+def _check_positions(token_lists: TokenLists, model: Any, name: str) -> None:
+    """A text's length in the reward model's tokens is known only once it is sampled.
+
+    Raises:
+        InstructGPTError: naming the limit of the model's positions, which some architectures fail at.
+    """
+    longest, limit = max(map(len, token_lists)), positions(model.config)
+    if limit is not None and longest > limit:
+        raise InstructGPTError(
+            f"{name}: a prompt with its answer has {longest} of the reward model's own tokens, and it has {limit} "
+            "positions. Lower max_completion_length or max_prompt_length, or score with a model that reads more."
+        )
 
 
 def as_reward_functions(rewards: Any, trainer: PPOTrainer) -> list[RewardFunction]:

@@ -282,3 +282,28 @@ class TestModel:
 
 def test_prompt_templates():
     assert PROMPT_TEMPLATES == ("chat", "raw", "instruction", "user-assistant")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"top_p": 0.5}, "top_p = 0.5: would sample from another distribution"),
+        ({"repetition_penalty": 1.2}, "repetition_penalty = 1.2: would sample from another"),
+        ({"generation_kwargs": {"typical_p": 0.9}}, "typical_p would sample from another distribution .* remove it"),
+        ({"generation_kwargs": {"temperature": 0.9}}, "temperature would sample .* set temperature"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha = 5.0: would add noise"),
+        ({"normalize_advantages": True}, "set whiten_advantages"),
+        ({"lr_scheduler_type": "linear"}, "is fixed: constant after warmup_iterations"),
+        ({"warmup_steps": 10}, "set warmup_iterations"),
+        ({"num_train_epochs": 2}, "set total_episodes or max_steps"),
+        ({"data_seed": 3}, "follows seed"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_ppo_has_no_use_for_is_refused_in_python_too(setting, message, tmp_path):
+    with pytest.raises(InstructGPTError, match=message):
+        PPOConfig(output_dir=str(tmp_path), **setting)
+
+
+def test_a_program_may_evaluate(tmp_path):
+    PPOConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=8, generation_kwargs={"use_cache": True})

@@ -41,7 +41,7 @@ def half_of_the_state(state, path):
 
 
 def half_of_an_old_checkpoint(path, *_, **__):
-    (Path(path) / "optimizer.pt").unlink()
+    next(Path(path).glob("*/optimizer.pt")).unlink()
     die()
 
 
@@ -54,7 +54,7 @@ PLACES = {
     "random-numbers": (transformers.trainer.Trainer, "_save_rng_state", die),
     "state": (TrainerState, "save_to_json", half_of_the_state),
     "rename": (_compat, "_move_into_place", die),
-    "renamed": (_compat, "rotate_checkpoints", die),
+    "renamed": (_compat, "_keep_newest", die),
     "rotation": (shutil, "rmtree", half_of_an_old_checkpoint),
 }
 
@@ -64,7 +64,7 @@ def prepare_to_die(place, count):
     original, calls = getattr(owner, name), [0]
 
     def counted(*args, **kwargs):
-        if place == "rotation" and ".unfinished" in str(args[0]):
+        if place == "rotation" and not list(Path(args[0]).glob("*/optimizer.pt")):
             return original(*args, **kwargs)
         calls[0] += 1
         return (action if calls[0] == count else original)(*args, **kwargs)

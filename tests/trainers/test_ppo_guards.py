@@ -15,6 +15,7 @@ from instructgpt_hf.trainers.guards import (
     Guard,
     TrainingStopped,
     all_finite,
+    last_checkpoint,
     share_of_most_frequent,
 )
 
@@ -53,6 +54,7 @@ def test_a_calm_run_is_not_warned_about():
         ("objective/entropy", [1.0, 0.11, 0.09, 0.09, 0.2, 0.09, 0.09, 0.09, 0.01], 8, "settles on one answer"),
         ("completions/most_frequent", [0.1, 0.6, 0.6, 0.4, 0.51, 0.6, 0.9, 1.0], 7, "90% of the answers"),
         ("val/explained_variance", [-1.0] * 25, 20, "value_learning_rate"),
+        ("val/explained_variance", [0.0] * 25, 20, "no more than a constant"),
         ("val/explained_variance", [-1.0] * 15 + [0.1] + [-1.0] * 12, 26, "value_warmup_iterations"),
     ],
 )
@@ -169,6 +171,55 @@ def test_kl_above_its_limit_stops_and_sets_the_checkpoint_of_that_policy_aside(m
     folder = tmp_path / "limited"
     assert f"last good checkpoint: {folder / 'checkpoint-2'}" in text
     assert sorted(item.name for item in folder.iterdir()) == ["checkpoint-2", "stopped-4"]
+    assert records(trainer)[-1]["objective/kl"] > (second + third) / 2, "the log says why"
+
+    again = make_trainer("limited", stop_kl=(second + third) / 2, **common)
+    with pytest.raises(TrainingStopped, match=r"after 4 optimizer steps[\s\S]*last good checkpoint: .*checkpoint-2\n"):
+        again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
+    assert sorted(item.name for item in folder.iterdir()) == ["checkpoint-2", "stopped-4"]
+
+
+class Overflow(TrainerCallback):
+    """Gives a model finite weights, as an optimizer step might, with which its outputs are not."""
+
+    def __init__(self, weight, step):
+        self.weight, self.step = weight, step
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.weight.data.fill_(1e38)
+
+
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [("value_model.score", "val/mean_value is "), ("policy.lm_head", "The model's logits are not finite")],
+)
+def test_a_checkpoint_of_models_that_overflow_is_not_the_last_good_one(make_trainer, tmp_path, part, found):
+    trainer = make_trainer(save_strategy="steps", save_steps=2)
+    trainer.add_callback(Overflow(trainer.actor_critic.get_submodule(part).weight, step=3))
+    with pytest.raises(TrainingStopped) as stop:
+        trainer.train()
+    text = str(stop.value)
+    assert "stopped in iteration 3, after 4 optimizer steps: " + found in text and "smaller learning_rate" in text
+    assert f"last good checkpoint: {tmp_path / 'work' / 'checkpoint-2'}\n" in text
+    assert sorted(item.name for item in (tmp_path / "work").iterdir()) == ["checkpoint-2", "stopped-4"]
+
+
+def test_folders_that_are_no_checkpoints_are_none(tmp_path):
+    for name in ("checkpoint-best", "checkpoint-12", "checkpoint-9", "checkpoint-"):
+        (tmp_path / name).mkdir()
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"
+    assert last_checkpoint(tmp_path, before=12) == tmp_path / "checkpoint-9"
+
+
+def test_what_a_reward_function_logs_need_not_be_finite(make_trainer):
+    def reward(completion_ids, log_metric, **_):
+        log_metric("share", math.nan)
+        return [1.0] * len(completion_ids)
+
+    trainer = make_trainer(reward=reward, total_episodes=32)
+    trainer.train()
+    assert records(trainer)[-1]["share"] is None, "as TRL logs what is not a number"
 
 
 def test_without_a_checkpoint_the_message_says_so(make_trainer):

@@ -1,5 +1,7 @@
 """What the paper does not use: an adaptive KL weight and value-only iterations; and the clock of an iteration."""
 
+import time
+
 import pytest
 import torch
 from ppo_setup import PROMPTS, build_trainer, records
@@ -183,6 +185,24 @@ def test_clock_gives_every_phase_its_seconds_and_tokens():
         *(("time/score", 1.0), ("throughput/score", 300.0)),
         *(("time/train", 4.0), ("throughput/train", 200.0)),
     ]
+
+
+def test_the_pretraining_passes_are_part_of_training_time(make_trainer, monkeypatch):
+    """Also the first one of an iteration, which comes before the first policy gradient."""
+    trainer = make_trainer(ptx_coef=1.0, total_episodes=16)
+    backward = trainer._pretraining_backward
+
+    def slow(*arguments):
+        time.sleep(0.25)
+        backward(*arguments)
+
+    monkeypatch.setattr(trainer, "_pretraining_backward", slow)
+    trainer.train()
+    (record,) = [item for item in trainer.state.log_history if "time/train" in item]
+    passes = trainer.args.optimizer_steps_per_iteration * trainer.args.gradient_accumulation_steps
+    assert record["time/train"] >= 0.25 * passes
+    assert record["step_time"] >= 0.25 * trainer.args.gradient_accumulation_steps
+    assert record["time/generate"] < 0.25
 
 
 def test_phases_of_a_real_iteration(make_trainer):

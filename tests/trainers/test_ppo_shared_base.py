@@ -3,7 +3,8 @@
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
+from ppo_setup import build_trainer
 
 from instructgpt_hf.config.stages import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
@@ -121,3 +122,25 @@ def test_shared_base_resumes_bit_for_bit_and_saves_its_models(make_trainer, tmp_
         torch.testing.assert_close(token_scores(stored, ids, mask), expected)
     saved = {path.name for path in (tmp_path / "stage").iterdir()}
     assert {"adapter_model.safetensors", "value_model"} <= saved and not {REWARD_ADAPTER, "ref"} & saved
+
+
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"]], ids="+".join)
+def test_the_reference_keeps_whole_modules_that_the_adapter_trains(
+    tokenizer, make_policy, make_scorer, tmp_path, modules
+):
+    adapter = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], modules_to_save=modules)
+    policy = get_peft_model(make_policy(), adapter)
+    trainer = build_trainer(tokenizer, policy, make_scorer(), tmp_path, learning_rate=1e-2)
+    ids = torch.tensor([[3, 4, 5, 6, 7, 1]])
+
+    def log_probs():
+        with torch.no_grad():
+            reference = trainer._reference_log_probs(policy, ids, torch.ones_like(ids), 4)
+            return reference, trainer.actor_critic.log_probs(policy, ids, torch.ones_like(ids), 4)[0]
+
+    reference, start = log_probs()
+    torch.testing.assert_close(reference, start)
+    trainer.train()
+    after, moved = log_probs()
+    assert (moved - start).abs().max() > 0.1, "the modules must be trained for this test to say anything"
+    torch.testing.assert_close(after, reference)

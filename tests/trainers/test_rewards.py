@@ -243,6 +243,13 @@ class TestAnotherTokenizer:
         trainer.reward_funcs[0](prompts=[[*turns, {"role": "user", "content": "c"}]], completion_ids=[[6, 7]])
         assert seen == [other_tokenizer("u a </s> v b </s> u c </s> v d e")["input_ids"]]
 
+    def test_more_tokens_than_positions_are_an_error_that_says_so(self, make_trainer, make_scorer, other_tokenizer):
+        reward_model = make_scorer("gpt2", n_positions=8)
+        trainer = make_trainer(reward=TextRewardModel(reward_model, other_tokenizer))
+        trainer.reward_funcs[0](prompts=["a b"], completion_ids=[[6, 7, EOS]])
+        with pytest.raises(InstructGPTError, match=r"reward_model: .* has 9 of .* 8 positions.*max_completion_length"):
+            trainer.reward_funcs[0](prompts=["a b"], completion_ids=[[6, 7, 8, EOS]])
+
     def test_trains(self, make_trainer, make_scorer, other_tokenizer):
         reward_model = make_scorer(seed=5)
         before = copy.deepcopy(reward_model.state_dict())

@@ -1,0 +1,61 @@
+"""From which checkpoint a stage goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.stages.common import StageRun
+from instructgpt_hf.stages.processes import is_main, wait
+from instructgpt_hf.trainers.guards import checkpoints, last_checkpoint, set_aside
+
+
+def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:
+    """Make sure that `resume_from_checkpoint` can be done, without writing anything.
+
+    Args:
+        mark: the stage's fingerprint.
+        keep: the work folder's checkpoints are this stage's although its fingerprint is another one.
+
+    Raises:
+        InstructGPTError: if the checkpoints were made with other settings, or the named one is not among them.
+    """
+    wanted = run.settings.training.resume_from_checkpoint
+    found = checkpoints(run.work)
+    if wanted in (None, True, False) and not (wanted and found):
+        return
+    setting = f"resume_from_checkpoint = {wanted!r}"
+    if not found:
+        raise InstructGPTError(f"{setting}: the {run.name} stage has no checkpoints in {run.work}; remove it.")
+    if not (keep or run.worked_on(mark)):
+        raise InstructGPTError(
+            f"{setting}: the checkpoints in {run.work} were made with other settings, data or earlier stages. "
+            "Restore these, or remove resume_from_checkpoint to start over."
+        )
+    if wanted is not True and _named(wanted) not in _places(found):
+        names = ", ".join(path.name for _, path in sorted(found.items()))
+        raise InstructGPTError(f"{setting}: is not a checkpoint of the {run.name} stage; {run.work} has {names}.")
+
+
+def checkpoint_of(run: StageRun) -> Path | None:
+    """The checkpoint to train on from: the one that `resume_from_checkpoint` names, or else the newest, if any.
+
+    Checkpoints after a named one are set aside, so that a later run does not go on from them.
+    """
+    wanted, found = run.settings.training.resume_from_checkpoint, checkpoints(run.work)
+    if wanted in (None, True, False):
+        return last_checkpoint(run.work)
+    step = _places(found)[_named(wanted)]
+    wait()  # until every process has read what is there
+    if is_main():
+        for later in (item for item in found if item > step):
+            set_aside(run.work, later)
+    return found[step]
+
+
+def _named(wanted: str) -> Path:
+    return Path(wanted).expanduser().resolve()
+
+
+def _places(found: dict[int, Path]) -> dict[Path, int]:
+    return {path.resolve(): step for step, path in found.items()}

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import REWARD_ADAPTER, VALUE_ADAPTER, using_adapter
-from instructgpt_hf.models.loading import count_parameters, keep_half, load_policy
+from instructgpt_hf.models.loading import count_parameters, disable_dropout, keep_half, load_policy
 from instructgpt_hf.models.reward_model import (
     create_reward_model,
     load_reward_model,
@@ -96,14 +96,18 @@ def test_roles_on_one_base_compute_what_separate_models_compute(folders, tokeniz
         assert (log_probs(policy) - log_probs(alone)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("four_bit", [False, True], ids=["float32", "nf4"])
+@pytest.mark.parametrize(
+    ("architecture", "four_bit"),
+    [(name, False) for name in ("llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt")] + [("llama", True)],
+)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_gradients_are_those_of_separate_models(folders, tokenizer, checkpointing, four_bit):
+def test_gradients_are_those_of_separate_models(folders, tokenizer, checkpointing, architecture, four_bit):
     """Also when the backward pass recomputes activations, and when it runs under another adapter than the forward."""
-    sft, reward_folder = folders(four_bit)
+    sft, reward_folder = folders(four_bit, architecture)
     options = quantized(four_bit)
     policy, reward, value = shared_roles(sft, reward_folder, tokenizer, **options)
     model = ActorCritic(policy, value).train()
+    disable_dropout(policy)
     if checkpointing:
         model.activation_checkpointing_enable()
         assert policy.is_gradient_checkpointing
@@ -114,6 +118,8 @@ def test_gradients_are_those_of_separate_models(folders, tokenizer, checkpointin
 
     alone = load_policy(sft, tokenizer, **options).train()
     critic = load_reward_model(reward_folder, trainable=True, **options).train()
+    for separate in (alone, critic):
+        disable_dropout(separate)
     other = ActorCritic(alone, critic)
     expected = other(IDS, MASK, LENGTH)
     ((expected.logps * MASK[:, -LENGTH:]).sum() + (expected.values**2 * MASK[:, -LENGTH:]).sum()).backward()

@@ -213,6 +213,33 @@ def test_a_run_with_continuous_batching(make_trainer, make_policy):
     assert trainer.state.log_history[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("continuous", [False, True], ids=["generate", "continuous batching"])
+def test_tokens_come_from_the_distribution_at_the_temperature(make_trainer, make_policy, continuous, temperature):
+    """Frequencies of 2,048 first tokens against the probabilities, by chi-square."""
+    policy = make_policy()
+    policy.lm_head.weight.data *= 6
+    with torch.no_grad():
+        logits = policy(torch.tensor([[3, 4, 5]])).logits[0, -1] / temperature
+    backend = dict(
+        use_transformers_continuous_batching=True,
+        transformers_continuous_batching_config={"num_blocks": 64, "page_size": 16, "max_batch_tokens": 256},
+    )
+    trainer = make_trainer(policy, max_completion_length=1, temperature=temperature, **(backend if continuous else {}))
+    torch.manual_seed(1)
+    draws = 2048
+    _, answers, _ = trainer.generate(["a b c"] * draws)
+    found = torch.bincount(torch.tensor([ids[0] for ids in answers]), minlength=len(logits))
+    expected = draws * logits.softmax(-1)
+    common = expected > 5
+    found = torch.cat([found[common], found[~common].sum()[None]]).double()
+    expected = torch.cat([expected[common], expected[~common].sum()[None]]).double()
+    statistic, freedom = ((found - expected) ** 2 / expected.clamp(min=1e-9)).sum().item(), len(found) - 1
+    assert freedom > 5
+    # Wilson and Hilferty: the cube root is close to normal; 4 standard deviations.
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 4 * (2 / (9 * freedom)) ** 0.5) ** 3
+
+
 def test_continuous_batching_that_fails_says_why(make_trainer, make_policy):
     trainer = make_trainer(
         use_transformers_continuous_batching=True,

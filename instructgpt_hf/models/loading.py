@@ -216,6 +216,17 @@ def restore_cpu_gradients(model: torch.nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - unknown to nn.Module
 
 
+def use_own_forward(model: Any) -> None:
+    """Let a model, whole or PEFT, run its own weights.
+
+    TRL's trainers put a `forward` on the model they train that calls the one it had. A copy of such a model has it too,
+    and runs with the weights of the model it was copied from.
+    """
+    for module in (model, unwrap_peft(model)):
+        if not hasattr(module, "_hf_hook"):  # where accelerate spreads the weights over devices, that `forward` is its
+            vars(module).pop("forward", None)
+
+
 @contextlib.contextmanager
 def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
     """Undo what TRL's trainers do to the trained weights of a quantised model when they are built in this block.

@@ -33,7 +33,13 @@ from instructgpt_hf.functional import (
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.decoding import LogitsNotFinite
-from instructgpt_hf.models.loading import disable_dropout, keep_half, keep_trained_weights, restore_cpu_gradients
+from instructgpt_hf.models.loading import (
+    disable_dropout,
+    keep_half,
+    keep_trained_weights,
+    restore_cpu_gradients,
+    use_own_forward,
+)
 from instructgpt_hf.trainers import checkpoints
 from instructgpt_hf.trainers.checkpoints import trainable_weights
 from instructgpt_hf.trainers.ema import WeightAverage
@@ -125,8 +131,11 @@ class PPOTrainer(OnPolicyTrainer):
         _check_sizes(args, train_dataset, pretraining_dataset)
         self.prompt_format = prompt_format
         functions = as_reward_functions(reward_model, self)
+        use_own_forward(model)
         if ref_model is None and not hasattr(model, "peft_config"):
             ref_model = copy.deepcopy(model)
+        if ref_model is not None:
+            use_own_forward(ref_model)
         # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
         # adds to a PEFT policy.
         beta, args.beta = args.beta, 0.0

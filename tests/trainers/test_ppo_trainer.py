@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from ppo_setup import records
 from ppo_trainer import PROMPTS, count_c, snapshot
 
 from instructgpt_hf.config.stages import PPOConfig
@@ -349,3 +350,24 @@ def test_pieces_of_a_batch_keep_rows_and_lose_padding():
     assert rows == [[1], [0]]
     with pytest.raises(ValueError, match="rollouts \\[1\\] have no token"):
         pad_rollouts([[3], [3]], [[6], []], pad_token_id=0)
+
+
+@pytest.mark.parametrize("given", ["policy", "copy of the policy", "policy and reference"])
+def test_a_model_that_another_trainer_had_runs_its_own_weights(make_trainer, make_policy, given):
+    """TRL's trainers leave a `forward` on a model that its copies inherit, with the first model's weights."""
+    first = make_policy()
+    make_trainer(policy=first)
+    policy = copy.deepcopy(first) if given == "copy of the policy" else first
+    more = {"ref_model": copy.deepcopy(first)} if given == "policy and reference" else {}
+    before = copy.deepcopy(first.state_dict())
+    trainer = make_trainer(policy=policy, learning_rate=1e-2, **more)
+    trainer.train()
+    assert max(abs(record["objective/kl"]) for record in records(trainer)) > 0.01
+    assert not torch.equal(policy.lm_head.weight, before["lm_head.weight"])
+    reference, plain = trainer.ref_model, make_policy()
+    plain.load_state_dict(before)
+    ids = torch.tensor([[3, 4, 5, 6]])
+    with torch.no_grad():
+        torch.testing.assert_close(reference(ids).logits, plain(ids).logits)
+        plain.load_state_dict(policy.state_dict())
+        torch.testing.assert_close(policy(ids).logits, plain(ids).logits)

@@ -268,7 +268,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                 run = {**found, "train": train, "lengths": lengths, **shape(biased), "equality": equality}
                 run |= measure_case(pythons, biased, options.peer_sizes, options.rounds)
                 print(describe(run), flush=True)
-                common.write_run(path, run, same=("model", "dtype", "train", "lengths"))
+                common.write_run(path, run, same=("model", "dtype", "train", "lengths", "completion"))
 
 
 def make_job(options: argparse.Namespace, train: str, folder: Path, cuda: bool) -> Job:

@@ -66,7 +66,7 @@ def _draw_model(time_axes: Any, memory_axes: Any, title: str, runs: list[dict[st
         ):
             style = dict(textcoords="offset points", va="center", color=color, fontsize="small")
             axes.annotate(text, (end, place), xytext=(7, 0), **style)
-    labels = [f"{TRAIN[run['train']]}, {run['lengths']}" for run in runs]
+    labels = [f"{TRAIN[run['train']]}, {run['lengths']}, {run['completion']} tokens" for run in runs]
     for axes, label in ((time_axes, "times faster than TRL 1.12.0"), (memory_axes, "peak memory, TRL 1.12.0 = 1")):
         axes.axvline(1, color=GREY, linewidth=1, linestyle=":", zorder=1)
         axes.set_yticks(range(len(labels)), labels)

@@ -219,7 +219,7 @@ def restore_cpu_gradients(model: torch.nn.Module) -> None:
 def use_own_forward(model: Any) -> None:
     """Let a model, whole or PEFT, run its own weights.
 
-    TRL's trainers put a `forward` on the model they train that calls the one it had. A copy of such a model has it too,
+    TRL's trainers put a `forward` on a model that calls the one it had. A copy of such a model has it too,
     and runs with the weights of the model it was copied from.
     """
     for module in (model, unwrap_peft(model)):

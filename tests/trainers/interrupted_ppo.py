@@ -82,7 +82,6 @@ def train(source, output, lora):
         lora,
         generation_batch_size=16,
         total_episodes=16 * 7,
-        top_k=0,
         optim="adamw_torch",
         learning_rate=1e-2,
         value_learning_rate=1e-2,

@@ -1,7 +1,7 @@
 """A few iterations of PPO in one process or, under torchrun, in several.
 
 Usage: ppo_step.py INPUT OUTPUT EPISODES_PER_DEVICE ACCUMULATION. INPUT holds `policy`, `scorer`, `tokenizer`; for PPO
-and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Answers are sampled with `top_k` 1,
+and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Answers are greedy,
 so they do not depend on the process's random numbers; everything else is as in training.
 """
 
@@ -53,7 +53,6 @@ def build(source, output, per_device, accumulation, ptx, lora, **changes):
         per_device_eval_batch_size=4,
         total_episodes=64,
         num_iterations=2,
-        top_k=1,
         max_completion_length=8,
         missing_eos_penalty=1.0,
         whiten_rewards=True,
@@ -99,6 +98,7 @@ def main(source, target, per_device, accumulation):
     for ptx, lora in itertools.product((False, True), (False, True)):
         output = Path(target, f"{'ppo-ptx' if ptx else 'ppo'}-{'lora' if lora else 'full'}")
         trainer = build(Path(source), output, int(per_device), int(accumulation), ptx, lora)
+        trainer.generation_config.do_sample = False
         trainer.train()
         if trainer.accelerator.is_main_process:
             output.mkdir(parents=True, exist_ok=True)

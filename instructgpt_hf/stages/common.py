@@ -255,7 +255,7 @@ class StageRun:
             )
 
     def prepare_work(self, mark: str, keep: bool = False) -> None:
-        """Empty the work folder unless it holds checkpoints of exactly this stage.
+        """Empty the work folder unless it holds checkpoints of exactly this stage, which may go on from them.
 
         Called once the models are loaded, so that a stage that is refused before leaves nothing behind.
 
@@ -273,7 +273,8 @@ class StageRun:
         try:
             for unfinished in self.run_folder.glob(f".{self.name}.*"):  # what a killed process was writing
                 shutil.rmtree(unfinished, ignore_errors=True)
-            if not keep and self.work.exists() and not self.worked_on(mark):
+            from_the_start = self.settings.training.resume_from_checkpoint is False
+            if self.work.exists() and (from_the_start or not (keep or self.worked_on(mark))):
                 shutil.rmtree(self.work)
             self.work.mkdir(parents=True, exist_ok=True)
             (self.work / "fingerprint").write_text(mark, encoding="utf-8")

@@ -110,6 +110,11 @@ def test_a_path_goes_on_from_that_checkpoint_and_sets_later_ones_aside(ppo, inte
     assert "from step 4" in said and content(folder) == whole
 
 
+def test_false_starts_over(ppo, interrupted, whole):
+    folder, said = ppo(interrupted, "--resume_from_checkpoint", "false")
+    assert "resuming" not in said and content(folder) == whole
+
+
 def test_a_first_run_may_ask_for_it(ppo, whole):
     folder, said = ppo("first", "--resume_from_checkpoint", "true")
     assert "resuming" not in said and content(folder) == whole

@@ -211,7 +211,7 @@ class WholeCheckpoints:
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self._push_from_checkpoint(str(folder / name))
-        if self.args.should_save and self.args.save_total_limit:
+        if self.args.should_save and (self.args.save_total_limit or 0) > 0:
             _keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint, unfinished)
 
 
@@ -223,7 +223,8 @@ def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> Non
     old = [name for name in names if name not in protected][: max(len(names) - max(limit, len(protected)), 0)]
     trash.mkdir(exist_ok=True)
     for name in old:
-        os.replace(name, trash / Path(name).name)
+        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+            os.replace(name, trash / Path(name).name)
     shutil.rmtree(trash, ignore_errors=True)
 
 
@@ -311,6 +312,11 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
     optimizer: Any
     lr_scheduler: Any
     reward_func_names: list[str]
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's `train`; what an earlier one that was interrupted had sampled is not used."""
+        self._step, self._buffered_inputs, self._rolled_out = 0, None, None
+        return super().train(*args, **kwargs)
 
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}

@@ -283,8 +283,23 @@ _CHANGE_SAMPLING = {
 _STAND_FOR = {"temperature": "temperature", **dict.fromkeys(("min_new_tokens", "min_tokens"), "min_completion_length")}
 
 
+# Values of such settings that change nothing, by which scripts switch them off.
+CHANGE_NOTHING: dict[str, tuple[Any, ...]] = {
+    "do_sample": (True,),
+    "min_p": (0.0,),
+    "num_beams": (1,),
+    "repetition_penalty": (1.0,),
+    "top_k": (0,),
+    "top_p": (1.0,),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "no_repeat_ngram_size"), (0.0,)),
+}
+
+
 def _whole_distribution(generation_kwargs: Mapping[str, Any] | None) -> str | None:
-    for key in sorted(_CHANGE_SAMPLING & set(generation_kwargs or {})):
+    given = generation_kwargs or {}
+    for key in sorted(_CHANGE_SAMPLING & set(given)):
+        if given[key] is None or given[key] in CHANGE_NOTHING.get(key, ()):
+            continue
         instead = f"set {_STAND_FOR[key]}" if key in _STAND_FOR else "remove it"
         return f"{key} would sample from another distribution than the log-probabilities are taken from; {instead}"
     return None

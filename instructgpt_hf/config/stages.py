@@ -19,6 +19,7 @@ from transformers.trainer_utils import SchedulerType
 
 from instructgpt_hf.config.precision import native_precision, world_size
 from instructgpt_hf.config.rules import (
+    CHANGE_NOTHING,
     changed,
     default_of,
     range_violation,
@@ -308,7 +309,7 @@ def _check(config: Any, stage: str) -> None:
     refused = refused_by_ppo_config() if stage == "ppo" else {}
     for item in fields(config):
         value = values[item.name]
-        if item.name in refused and value != default_of(item):
+        if item.name in refused and value not in (default_of(item), *CHANGE_NOTHING.get(item.name, ())):
             broken.add(item.name)
             problems.add(f"{item.name} = {value!r}: {refused[item.name]}")
             continue

@@ -220,11 +220,13 @@ def use_own_forward(model: Any) -> None:
     """Let a model, whole or PEFT, run its own weights.
 
     TRL's trainers put a `forward` on a model that calls the one it had. A copy of such a model has it too,
-    and runs with the weights of the model it was copied from.
+    and runs with the weights of the model it was copied from. The trainer that put it there needs it: it cannot be
+    used afterwards.
     """
     for module in (model, unwrap_peft(model)):
         if not hasattr(module, "_hf_hook"):  # where accelerate spreads the weights over devices, that `forward` is its
-            vars(module).pop("forward", None)
+            for name in ("forward", "_original_forward"):
+                vars(module).pop(name, None)
 
 
 @contextlib.contextmanager

@@ -58,13 +58,20 @@ def goes_on(run: StageRun, fixed: str) -> bool:
     return last_checkpoint(run.work) is not None and _read(run).get("fixed") == fixed
 
 
-def note_changes(run: StageRun) -> None:
-    """Note in the work folder how this run's settings differ from the stopped one's; `changes` reads it."""
-    note, now, checkpoint = _read(run), _settings(run), last_checkpoint(run.work)
+def note_changes(run: StageRun, step: int | None) -> None:
+    """Note in the work folder how this run's settings differ from the stopped one's; `changes` reads it.
+
+    Args:
+        step: of the checkpoint that the run goes on from; changes after it belong to steps that are taken again.
+    """
+    if not is_main():
+        return
+    note, now = _read(run), _settings(run)
     changed = {key: [old, now[key]] for key, old in note["settings"].items() if old != now[key]}
-    if changed and checkpoint is not None:
-        step = int(checkpoint.name.rsplit("-", 1)[1])
-        _write(run, note | {"settings": now, "changes": [*note["changes"], {"after_step": step, **changed}]})
+    earlier = [change for change in note["changes"] if change["after_step"] <= (step or 0)]
+    if changed:
+        earlier.append({"after_step": step, **changed})
+    _write(run, note | {"settings": now, "changes": earlier})
 
 
 def changes(run: StageRun) -> list[dict[str, Any]]:

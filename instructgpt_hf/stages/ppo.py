@@ -23,7 +23,7 @@ from instructgpt_hf.stages.common import StageRun, model_options, previous_stage
 from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_changes, note_stop
 from instructgpt_hf.stages.lengths import check_rollout_lengths
 from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
-from instructgpt_hf.stages.resuming import check_resume
+from instructgpt_hf.stages.resuming import check_resume, resume_step
 from instructgpt_hf.stages.reward import recorded_format
 from instructgpt_hf.stages.training import train
 from instructgpt_hf.trainers.guards import TrainingStopped
@@ -76,7 +76,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     if rewards.value != reward_folder:
         reward_model = load_another(reward_folder)
     if keep:
-        note_changes(run)
+        note_changes(run, resume_step(run))
     run.prepare_work(mark, keep)
     from instructgpt_hf.trainers.ppo import PPOTrainer
 

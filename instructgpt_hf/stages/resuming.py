@@ -7,7 +7,7 @@ from pathlib import Path
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.processes import is_main, wait
-from instructgpt_hf.trainers.guards import checkpoints, last_checkpoint, set_aside
+from instructgpt_hf.trainers.guards import checkpoints, set_aside
 
 
 def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:
@@ -37,15 +37,22 @@ def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:
         raise InstructGPTError(f"{setting}: is not a checkpoint of the {run.name} stage; {run.work} has {names}.")
 
 
+def resume_step(run: StageRun) -> int | None:
+    """The optimizer step of the checkpoint to train on from, without touching it."""
+    wanted, found = run.settings.training.resume_from_checkpoint, checkpoints(run.work)
+    if wanted in (None, True, False):
+        return max(found, default=None)
+    return _places(found)[_named(wanted)]
+
+
 def checkpoint_of(run: StageRun) -> Path | None:
     """The checkpoint to train on from: the one that `resume_from_checkpoint` names, or else the newest, if any.
 
     Checkpoints after a named one are set aside, so that a later run does not go on from them.
     """
-    wanted, found = run.settings.training.resume_from_checkpoint, checkpoints(run.work)
-    if wanted in (None, True, False):
-        return last_checkpoint(run.work)
-    step = _places(found)[_named(wanted)]
+    step, found = resume_step(run), checkpoints(run.work)
+    if step is None:
+        return None
     wait()  # until every process has read what is there
     if is_main():
         for later in (item for item in found if item > step):

@@ -5,6 +5,7 @@ The thresholds are ours: the paper states none.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import shutil
@@ -161,6 +162,11 @@ class Guard(TrainerCallback):
         self.broken: tuple[str, float] | None = None
         self.bad_steps = 0
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Nothing of an earlier training that was stopped or interrupted counts."""
+        self.seen.clear()
+        self.broken, self.bad_steps = None, 0
+
     def see(self, name: str, value: float) -> None:
         """Take in a metric of this iteration."""
         self.seen.setdefault(name, []).append(value)
@@ -250,15 +256,16 @@ def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
 def checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by their optimizer step."""
     found = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
-    return {int(step): path for path, step in found if step.isdecimal()}
+    return {int(step): path for path, step in found if step.isdecimal() and path.is_dir()}
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Rename the checkpoint of a step, if there is one, so that no run resumes from it."""
-    checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"stopped-{step}"
+    """Rename the checkpoint of a step, if there is one, so that no run resumes from it, and no push takes it."""
+    checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"_stopped-{step}"
     if checkpoint.is_dir():
         shutil.rmtree(aside, ignore_errors=True)  # an earlier try that stopped at the same step
-        checkpoint.rename(aside)
+        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+            checkpoint.rename(aside)
 
 
 def share_of_most_frequent(completion_ids: list[list[int]]) -> float:

@@ -268,10 +268,10 @@ class PPOTrainer(OnPolicyTrainer):
         for name, value in rollout_metrics(self, batch, scores, reference, finished, completion_ids).items():
             self.record(name, value)
         self.clock.end("score", tokens)
+        self.record_samples(prompts, completions, self._local(rewards), advantages.sum(1).tolist())
         if training:
             self.clock.training_tokens = training_tokens(self.args, tokens, self.value_only)
             self._finish_rollouts(rewards)
-        self.record_samples(prompts, completions, self._local(rewards), advantages.sum(1).tolist())
         self._keep_samples(prompts, completions, scores)
         return batch
 
@@ -292,7 +292,7 @@ class PPOTrainer(OnPolicyTrainer):
         try:
             self.guard.rollouts_done(self.state.global_step)
         except TrainingStopped:
-            self.log({})  # what the trackers show last is why
+            self.log({})  # so that the trackers show this iteration too
             raise
         if self.args.kl_target is not None and not self.value_only:
             kl = self.guard.seen["objective/kl"][-1]

@@ -307,3 +307,8 @@ def test_what_ppo_has_no_use_for_is_refused_in_python_too(setting, message, tmp_
 
 def test_a_program_may_evaluate(tmp_path):
     PPOConfig(output_dir=str(tmp_path), eval_strategy="steps", eval_steps=8, generation_kwargs={"use_cache": True})
+
+
+def test_sampling_settings_that_are_switched_off_are_fine(tmp_path):
+    off = {"do_sample": True, "top_p": 1.0, "top_k": None, "num_beams": 1, "repetition_penalty": 1.0}
+    PPOConfig(output_dir=str(tmp_path), generation_kwargs=off, top_k=0, min_p=0.0)

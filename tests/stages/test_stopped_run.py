@@ -98,6 +98,23 @@ def test_a_stopped_stage_goes_on_from_its_last_good_checkpoint_with_changed_sett
     assert "changed_settings" not in StageArtifact.load(folder.parent / "free" / "ppo").training
 
 
+def test_going_on_from_an_earlier_checkpoint_forgets_changes_after_it(prepared):
+    _, free, _ = prepared("free")
+    kl = [record["objective/kl"] for record in free.training["log"] if "objective/kl" in record]
+    limit, keep = str((kl[2] + kl[3]) / 2), ("--save_total_limit", "none")
+    folder, text, _ = prepared("earlier", "--stop_kl", limit, *keep)
+    assert "Training stopped in iteration 4" in text
+    work = folder / ".work" / "ppo"
+    assert sorted(item.name for item in work.glob("*-*")) == ["_stopped-6", "checkpoint-2", "checkpoint-4"]
+    _, text, _ = prepared("earlier", "--stop_kl", limit, "--beta", "0.001", *keep)
+    assert "Training stopped" in text, "from step 4 on, with a beta that is too small"
+    words = ("--beta", "0.5", "--learning_rate", "1e-4", "--resume_from_checkpoint", str(work / "checkpoint-2"))
+    _, artifact, said = prepared("earlier", *words, *keep)
+    assert "from step 2" in said
+    (change,) = artifact.training["changed_settings"]
+    assert change == {"after_step": 2, "beta": [0.001, 0.5], "learning_rate": [0.05, 0.0001]}
+
+
 def test_other_settings_than_those_start_over(prepared):
     _, free, _ = prepared("free")
     kl = [record["objective/kl"] for record in free.training["log"] if "objective/kl" in record]

@@ -170,13 +170,13 @@ def test_kl_above_its_limit_stops_and_sets_the_checkpoint_of_that_policy_aside(m
     assert "stopped in iteration 3, after 4 optimizer steps: objective/kl is" in text and "above stop_kl" in text
     folder = tmp_path / "limited"
     assert f"last good checkpoint: {folder / 'checkpoint-2'}" in text
-    assert sorted(item.name for item in folder.iterdir()) == ["checkpoint-2", "stopped-4"]
+    assert sorted(item.name for item in folder.iterdir()) == ["_stopped-4", "checkpoint-2"]
     assert records(trainer)[-1]["objective/kl"] > (second + third) / 2, "the log says why"
 
     again = make_trainer("limited", stop_kl=(second + third) / 2, **common)
     with pytest.raises(TrainingStopped, match=r"after 4 optimizer steps[\s\S]*last good checkpoint: .*checkpoint-2\n"):
         again.train(resume_from_checkpoint=str(folder / "checkpoint-2"))
-    assert sorted(item.name for item in folder.iterdir()) == ["checkpoint-2", "stopped-4"]
+    assert sorted(item.name for item in folder.iterdir()) == ["_stopped-4", "checkpoint-2"]
 
 
 class Overflow(TrainerCallback):
@@ -202,10 +202,43 @@ def test_a_checkpoint_of_models_that_overflow_is_not_the_last_good_one(make_trai
     text = str(stop.value)
     assert "stopped in iteration 3, after 4 optimizer steps: " + found in text and "smaller learning_rate" in text
     assert f"last good checkpoint: {tmp_path / 'work' / 'checkpoint-2'}\n" in text
-    assert sorted(item.name for item in (tmp_path / "work").iterdir()) == ["checkpoint-2", "stopped-4"]
+    assert sorted(item.name for item in (tmp_path / "work").iterdir()) == ["_stopped-4", "checkpoint-2"]
+
+
+def test_a_table_of_completions_does_not_hide_a_stop(make_trainer):
+    def infinite(completion_ids, log_extra, **_):
+        log_extra("length", [len(ids) for ids in completion_ids])
+        return [math.inf] * len(completion_ids)
+
+    with pytest.raises(TrainingStopped, match="iteration 1, after 0 optimizer steps: rewards/infinite is inf"):
+        make_trainer(reward=infinite, log_completions=True).train()
+
+
+def test_an_interrupted_trainer_can_be_resumed(make_trainer, tmp_path):
+    """In a notebook the same object trains again: with new rollouts, and with nothing that it saw before."""
+    common = dict(save_strategy="steps", save_steps=2, save_total_limit=None, learning_rate=1e-2)
+    whole = make_trainer("whole", **common)
+    whole.train()
+    trainer = make_trainer("resumed", **common)
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                trainer.guard.see("loss/policy", math.nan)
+                raise KeyboardInterrupt
+
+    interrupt = Interrupt()
+    trainer.add_callback(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.remove_callback(interrupt)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-2"))
+    for name, item in whole.actor_critic.state_dict().items():
+        assert torch.equal(item, trainer.actor_critic.state_dict()[name]), name
 
 
 def test_folders_that_are_no_checkpoints_are_none(tmp_path):
+    (tmp_path / "checkpoint-99").touch()
     for name in ("checkpoint-best", "checkpoint-12", "checkpoint-9", "checkpoint-"):
         (tmp_path / name).mkdir()
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-12"

@@ -219,10 +219,9 @@ def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> Non
     """Delete older checkpoints but the best one, as the Trainer does; renamed first, so that what a process that is
     killed has deleted half of is not taken for a checkpoint."""
     names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
-    protected = {names[-1], str(Path(best)) if best else names[-1]}
-    old = [name for name in names if name not in protected][: max(len(names) - max(limit, len(protected)), 0)]
+    kept = max(limit, len({names[-1], str(Path(best)) if best else names[-1]}))  # the best one comes before the newest
     trash.mkdir(exist_ok=True)
-    for name in old:
+    for name in names[:-kept]:
         with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
             os.replace(name, trash / Path(name).name)
     shutil.rmtree(trash, ignore_errors=True)

@@ -86,19 +86,14 @@ def sample_completions(
 def _generation_config(
     eos_token_ids: Sequence[int], pad_token_id: int, max_new_tokens: int, temperature: float
 ) -> Any:
-    """Names every setting that model repositories commonly ship: transformers fills in theirs where one is absent."""
     from transformers import GenerationConfig
 
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    greedy = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
     config: Any = GenerationConfig
     return config(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(eos_token_ids),
         pad_token_id=pad_token_id,
-        repetition_penalty=1.0,
-        num_beams=1,
-        **(sampling if temperature > 0 else greedy),
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.processes import is_main, wait
-from instructgpt_hf.trainers.guards import checkpoints, set_aside
+from instructgpt_hf.trainers.checkpoint_folders import checkpoints, set_aside
 
 
 def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:

@@ -5,10 +5,8 @@ The thresholds are ours: the paper states none.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from transformers import TrainerCallback
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.trainers.checkpoint_folders import last_checkpoint, set_aside
 
 # Best-of-n sampling is log(n) - (n-1)/n nats from its policy: 50 nats are a stronger selection than the best of 10^21
 # answers, and eight times the target of Ziegler et al. (2019). A reward model says little about such answers.
@@ -246,26 +244,6 @@ class Guard(TrainerCallback):
             f"Training stopped in iteration {step // self.steps + 1}, after {step} optimizer steps: {found}.\n"
             f"  - {last}\n  - try {advice}"
         )
-
-
-def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
-    """The checkpoint of the highest optimizer step below `before`, or None."""
-    return max(((step, path) for step, path in checkpoints(folder).items() if step < before), default=(0, None))[1]
-
-
-def checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a folder by their optimizer step."""
-    found = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
-    return {int(step): path for path, step in found if step.isdecimal() and path.is_dir()}
-
-
-def set_aside(folder: Path, step: int) -> None:
-    """Rename the checkpoint of a step, if there is one, so that no run resumes from it, and no push takes it."""
-    checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"_stopped-{step}"
-    if checkpoint.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)  # an earlier try that stopped at the same step
-        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
-            checkpoint.rename(aside)
 
 
 def share_of_most_frequent(completion_ids: list[list[int]]) -> float:

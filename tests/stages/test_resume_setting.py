@@ -2,52 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import traceback
 
 import pytest
-from rich.console import Console
-from stage_files import write_model, write_recipe, write_rows
+from ppo_runs import ppo_runs
 
-from instructgpt_hf import artifacts, pipeline
-from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf import artifacts
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.trainers import checkpoints
 
-ROWS = [{"prompt": f"a w{index % 35}", "completion": "b c", "rejected": "d"} for index in range(40)]
 FILES = ("model.safetensors", "value_model/model.safetensors", "ema/model.safetensors", "rollouts.jsonl")
 
 
 @pytest.fixture(scope="module")
 def ppo(tokenizer, tmp_path_factory):
-    """A function that runs the PPO stage of tiny random models, 6 iterations of 2 steps, in a folder of `ppo.root`."""
+    """A function that runs a PPO stage in a folder of `ppo.root` and returns that folder and what was said."""
     root = tmp_path_factory.mktemp("resume")
-    model, data = write_model(root / "model", tokenizer), write_rows(root / "rows.jsonl", ROWS)
-    rankings = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]} for row in ROWS]
-    common = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    own = dict(generation_batch_size=16, total_episodes=96, max_completion_length=6, ptx_coef=0, save_steps=2)
-    stages = {
-        "sft": dict(model_name_or_path=str(model), dataset_name=data, prompt_template="raw", max_steps=1, **common),
-        "reward": dict(dataset_name=write_rows(root / "rankings.jsonl", rankings), max_steps=1, **common),
-        "ppo": dict(dataset_name=data, learning_rate=1e-2, save_total_limit=None, **own, **common),
-    }
-    recipe = str(write_recipe(root / "recipe", stages))
+    start = ppo_runs(root, tokenizer, learning_rate=1e-2, save_total_limit=None)
 
     def run(name, *words):
-        target = root / name
-        target.mkdir(exist_ok=True)
-        for stage in ("sft", "reward"):
-            if not (target / stage).exists():
-                os.symlink(root / "run" / stage, target / stage)
-        console = Console(record=True, width=300, file=io.StringIO())
-        pipeline.run_stage(load_recipe(recipe, list(words)), "ppo", target, console, part_of_run=True)
-        return target, console.export_text()
+        folder, _, said = start(name, *words)
+        return folder, said
 
-    for stage in ("sft", "reward"):
-        pipeline.run_stage(load_recipe(recipe), stage, root / "run", Console(quiet=True), part_of_run=True)
     run.root = root
     return run
 

@@ -3,69 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
-from rich.console import Console
-from stage_files import write_model, write_recipe, write_rows
+from ppo_runs import ppo_runs
 
-from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
-from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-
-ROWS = [{"prompt": f"a w{index % 35}", "completion": "b c", "rejected": "d"} for index in range(40)]
-
-
-def screen():
-    return Console(record=True, width=300, file=open(os.devnull, "w"))
 
 
 @pytest.fixture(scope="module")
 def prepared(tokenizer, tmp_path_factory):
-    """A recipe of tiny random models whose first two stages are done, and a function that runs its PPO stage."""
-    folder = tmp_path_factory.mktemp("stopped")
-    model = write_model(folder / "model", tokenizer)
-    data = write_rows(folder / "rows.jsonl", ROWS)
-    rankings = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]} for row in ROWS]
-    common = dict(per_device_train_batch_size=8, gradient_accumulation_steps=1)
-    recipe = write_recipe(
-        folder / "recipe",
-        {
-            "sft": dict(
-                model_name_or_path=str(model), dataset_name=data, prompt_template="raw", max_steps=1, **common
-            ),
-            "reward": dict(dataset_name=write_rows(folder / "rankings.jsonl", rankings), max_steps=1, **common),
-            "ppo": dict(
-                dataset_name=data,
-                generation_batch_size=16,
-                total_episodes=96,
-                max_completion_length=6,
-                ptx_coef=0,
-                save_steps=2,
-                learning_rate=5e-2,
-                warmup_iterations=1,
-                beta=0.0,
-                **common,
-            ),
-        },
-    )
-    for stage in ("sft", "reward"):
-        pipeline.run_stage(load_recipe(str(recipe), []), stage, folder / "run", screen(), part_of_run=True)
+    """A function that runs a PPO stage; a stop's message takes the place of the record."""
+    root = tmp_path_factory.mktemp("stopped")
+    ppo = ppo_runs(root, tokenizer, learning_rate=5e-2, warmup_iterations=1, beta=0.0)
 
-    def run(name, *overrides):
-        target = folder / name
-        target.mkdir(exist_ok=True)
-        for stage in ("sft", "reward"):
-            if not (target / stage).exists():
-                os.symlink(folder / "run" / stage, target / stage)
-        console = screen()
-        settings = load_recipe(str(recipe), list(overrides))
+    def run(name, *words):
         try:
-            (artifact,) = pipeline.run_stage(settings, "ppo", target, console, part_of_run=True)
+            return ppo(name, *words)
         except InstructGPTError as error:
-            return target, str(error), console.export_text()
-        return target, artifact, console.export_text()
+            return root / name, str(error), ""
 
     return run
 

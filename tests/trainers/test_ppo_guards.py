@@ -8,6 +8,7 @@ from ppo_setup import build_trainer, count_c, records
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from instructgpt_hf.trainers.checkpoint_folders import last_checkpoint
 from instructgpt_hf.trainers.guards import (
     KL_WARNING,
     SCALER_PATIENCE,
@@ -15,7 +16,6 @@ from instructgpt_hf.trainers.guards import (
     Guard,
     TrainingStopped,
     all_finite,
-    last_checkpoint,
     share_of_most_frequent,
 )
 

@@ -22,7 +22,7 @@ from reward_model_report import PER_COMPLETION, TRL
 from transformers import PrinterCallback, TrainerCallback
 
 from instructgpt_hf import lab
-from instructgpt_hf.config.stages import RewardConfig
+from instructgpt_hf.config.training import RewardConfig
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.reward_model import create_reward_model
 from instructgpt_hf.trainers.reward import RewardTrainer

@@ -40,10 +40,10 @@ from overfitting_report import ARMS, MEASURES, PAIRS, RANKINGS, describe, draw, 
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback
 
 from instructgpt_hf import lab
-from instructgpt_hf.config.stages import RewardConfig
-from instructgpt_hf.data.loading import load_split
+from instructgpt_hf.config.training import RewardConfig
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.functional.ranking import pairwise_accuracy
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.reward_model import create_reward_model

@@ -8,7 +8,7 @@ from typing import Any
 
 import common
 
-from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE
 
 RANKINGS, PAIRS = "rankings", "pairs"
 ARMS = {RANKINGS: "a prompt's pairs together", PAIRS: "pairs shuffled"}

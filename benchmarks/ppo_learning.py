@@ -36,7 +36,8 @@ from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.lab import gold_scores
 from instructgpt_hf.lab.files import SIZES, rows
 from instructgpt_hf.models.loading import load_tokenizer
-from instructgpt_hf.models.reward_model import load_reward_model, score_token_lists
+from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.scoring import score_token_lists
 
 RECIPE = "tiny-cpu"
 

@@ -9,7 +9,7 @@ from typing import Any
 import common
 from ppo_report import NAMES, OURS, PEER
 
-from instructgpt_hf.evaluation.style import BLUE, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, ORANGE
 
 # The end of a curve is the mean of this many iterations.
 LAST = 5

@@ -8,7 +8,7 @@ from typing import Any
 import common
 from ppo_report import TRAIN
 
-from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE
 
 TARGET_GIB = 16
 

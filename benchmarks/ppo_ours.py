@@ -26,11 +26,11 @@ from ppo_side import (
 from process import PeakMemory
 from transformers import PrinterCallback, TrainerCallback
 
-from instructgpt_hf._compat import quiet_environment
-from instructgpt_hf.config.stages import PPOConfig
+from instructgpt_hf._compat.quirks import quiet_environment
+from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
 from instructgpt_hf.models.shared_base import load_scorers
-from instructgpt_hf.trainers.ppo import PPOTrainer
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 
 class Ids:

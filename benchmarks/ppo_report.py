@@ -7,7 +7,7 @@ from typing import Any
 
 import common
 
-from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE
 
 PEER, OURS = "trl", "ours"
 NAMES = {PEER: "TRL 1.12.0", OURS: "this package"}

@@ -30,8 +30,8 @@ from ptx_gamma_bench import Bench, FileBench, LabBench
 from ptx_gamma_report import describe, draw, table
 from transformers import PrinterCallback
 
-from instructgpt_hf.config.stages import PPOConfig
-from instructgpt_hf.trainers.ppo import PPOTrainer
+from instructgpt_hf.config.ppo import PPOConfig
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 REDUCTIONS = {"mean": "token_mean", "sum": "sequence_sum"}
 # What the trainer logs in every iteration, averaged over the last quarter of them.

@@ -15,16 +15,15 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
 from instructgpt_hf import lab
-from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.pretraining import pretraining_rows
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rollout_prompts import prompt_rows
-from instructgpt_hf.evaluation.generation import sample_completions
-from instructgpt_hf.evaluation.kl import sequence_kl
-from instructgpt_hf.evaluation.likelihood import text_loss
+from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.sources import load_split
+from instructgpt_hf.evaluation.likelihood import sequence_kl, text_loss
 from instructgpt_hf.evaluation.tasks import exact_match
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
-from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, score_token_lists
+from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model
+from instructgpt_hf.models.sampling import sample_completions
+from instructgpt_hf.models.scoring import score_token_lists
 
 HELD_OUT_SHARE = 0.2
 BATCH = 64

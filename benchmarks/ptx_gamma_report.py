@@ -7,7 +7,7 @@ from typing import Any
 
 import common
 
-from instructgpt_hf.evaluation.style import BLUE, GREEN, GREY, INK, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE
 
 NAMES = {"mean": "token mean", "sum": "sequence sum"}
 _COLORS = (BLUE, ORANGE, GREEN, GREY, INK)

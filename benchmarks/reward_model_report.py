@@ -8,7 +8,7 @@ from typing import Any
 import common
 from common import BenchmarkError
 
-from instructgpt_hf.evaluation.style import BLUE, GREY, ORANGE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE
 
 TRL, PER_COMPLETION, SHARED = "trl", "per_completion", "shared_prefix"
 NAMES = {TRL: "TRL, all pairs", PER_COMPLETION: "one row per completion", SHARED: "shared prefix"}

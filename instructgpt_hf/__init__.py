@@ -12,12 +12,12 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "InstructGPTError": "instructgpt_hf.errors",
-    "PPOConfig": "instructgpt_hf.config.stages",
-    "PPOTrainer": "instructgpt_hf.trainers.ppo",
+    "PPOConfig": "instructgpt_hf.config.ppo",
+    "PPOTrainer": "instructgpt_hf.trainers.ppo.trainer",
     "PromptFormat": "instructgpt_hf.data.prompts",
-    "RewardConfig": "instructgpt_hf.config.stages",
+    "RewardConfig": "instructgpt_hf.config.training",
     "RewardTrainer": "instructgpt_hf.trainers.reward",
-    "SFTConfig": "instructgpt_hf.config.stages",
+    "SFTConfig": "instructgpt_hf.config.training",
     "SFTTrainer": "instructgpt_hf.trainers.sft",
     "StageArtifact": "instructgpt_hf.artifacts",
     "load_recipe": "instructgpt_hf.config.recipe",

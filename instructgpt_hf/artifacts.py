@@ -175,3 +175,25 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+LARGE_FOLDER = 200 * 2**20
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's content; of names, sizes and samples where reading it all would take long."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
+    sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
+    if sum(size for _, size in sizes) <= LARGE_FOLDER:
+        return file_fingerprint(folder)
+    return fingerprint([*sizes, *(_sampled(item) for item in files)])
+
+
+def _sampled(file: Path, blocks: int = 64, size: int = 4096) -> str:
+    """Hash of blocks spread over a file: a retrained model differs in all of them."""
+    digest, length = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as stream:
+        for index in range(blocks):
+            stream.seek(index * max(length - size, 0) // max(blocks - 1, 1))
+            digest.update(stream.read(size))
+    return digest.hexdigest()[:16]

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from instructgpt_hf._compat import quiet_environment
+from instructgpt_hf._compat.quirks import quiet_environment
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import Recipe
-from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.evaluation import evaluate_run
+from instructgpt_hf.stages.fit import own_tracker_run
 from instructgpt_hf.stages.ppo import run_ppo
 from instructgpt_hf.stages.processes import is_main, leave
 from instructgpt_hf.stages.reward import run_reward
+from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.stages.sft import run_sft
-from instructgpt_hf.stages.training import own_tracker_run
 
 NEXT = {"sft": "reward", "reward": "ppo"}
 

@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from tiny_models import VOCABULARY, tiny_config
+from helpers.tiny_models import VOCABULARY, tiny_config
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,25 +12,25 @@ import pytest
 from transformers import Trainer
 from trl import RLOOTrainer
 
-from instructgpt_hf import _compat
+from instructgpt_hf._compat import contracts, peft, quirks
 
 
-@pytest.mark.parametrize("name", sorted(_compat.CONTRACTS))
+@pytest.mark.parametrize("name", sorted(contracts.CONTRACTS))
 def test_signature(name):
-    owner, expected = _compat.CONTRACTS[name]
+    owner, expected = contracts.CONTRACTS[name]
     function = getattr(owner, name.split(".")[1]) if "." in name else owner
     assert tuple(inspect.signature(function).parameters) == expected, (
         f"{name} has changed; read its diff upstream, adapt instructgpt_hf/_compat.py, then move the bound."
     )
 
 
-@pytest.mark.parametrize("name", _compat.RLOO_ATTRIBUTES)
+@pytest.mark.parametrize("name", contracts.RLOO_ATTRIBUTES)
 def test_attribute_is_set_by_the_constructor(name):
     source = inspect.getsource(RLOOTrainer.__init__)
     assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat.py."
 
 
-@pytest.mark.parametrize("name", _compat.LOOP_ATTRIBUTES)
+@pytest.mark.parametrize("name", contracts.LOOP_ATTRIBUTES)
 def test_attribute_is_set_before_training_begins(name):
     source = inspect.getsource(Trainer._inner_training_loop)
     assert f"self.{name} = " in source.split("on_train_begin")[0], f"see {name} in instructgpt_hf/_compat.py"
@@ -38,7 +38,7 @@ def test_attribute_is_set_before_training_begins(name):
 
 def test_the_reference_adapter_has_its_name():
     source = inspect.getsource(RLOOTrainer.__init__)
-    assert f'add_adapter("{_compat.REFERENCE_ADAPTER}"' in source
+    assert f'add_adapter("{peft.REFERENCE_ADAPTER}"' in source
 
 
 def test_hooks_are_called_by_the_methods_that_stay_with_trl():
@@ -56,7 +56,7 @@ def test_datasets_have_a_fingerprint():
     from datasets import Dataset
 
     first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
-    assert _compat.dataset_fingerprint(first) != _compat.dataset_fingerprint(second)
+    assert quirks.dataset_fingerprint(first) != quirks.dataset_fingerprint(second)
 
 
 def test_layers_of_peft_apply_the_adapters_that_are_chosen():
@@ -66,14 +66,14 @@ def test_layers_of_peft_apply_the_adapters_that_are_chosen():
 
     model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
     model.add_adapter("other", LoraConfig(target_modules=["0"]))
-    layers = _compat.adapter_layers(model)
-    assert len(layers) == 1 and _compat.applied_adapters(layers) == ["default"]
+    layers = peft.adapter_layers(model)
+    assert len(layers) == 1 and peft.applied_adapters(layers) == ["default"]
     for name, item in model.named_parameters():
         if "lora_B.other" in name:
             torch.nn.init.ones_(item)
     base, trained = model(torch.ones(1, 2)), [item.requires_grad for item in model.parameters()]
-    _compat.apply_adapters(layers, ["other"])
+    peft.apply_adapters(layers, ["other"])
     assert not torch.equal(model(torch.ones(1, 2)), base)
-    _compat.apply_adapters(layers, [])
+    peft.apply_adapters(layers, [])
     assert torch.equal(model(torch.ones(1, 2)), layers[0].base_layer(torch.ones(1, 2)))
     assert [item.requires_grad for item in model.parameters()] == trained

@@ -155,7 +155,7 @@ def shown(default):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_metric_that_a_trainer_records_is_explained(stage):
-    modules = [stage, *(["phases", "losses", "rollout_metrics"] if stage == "ppo" else [])]
+    modules = ["ppo/trainer", "ppo/losses", "ppo/metrics"] if stage == "ppo" else [stage]
     source = "".join(text_of(ROOT / "instructgpt_hf" / "trainers" / f"{name}.py") for name in modules)
     names = set(re.findall(r"""record\("([\w/]+)\"""", source)) | set(re.findall(r'"(\w+/\w+)"[]:,)]', source))
     names |= set(re.findall(r'logs\["(\w+)"\]', source))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instructgpt_hf.config.rules import setting
+from instructgpt_hf.config.fields import setting
 
 # name -> (what the model reads, with {prompt} where the prompt goes; what separates it from the answer). The paper
 # does not state its own format.

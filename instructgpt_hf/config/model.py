@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import trl
 
-from instructgpt_hf.config.precision import native_precision
-from instructgpt_hf.config.rules import changed
+from instructgpt_hf.config.device import native_precision
+from instructgpt_hf.config.fields import changed
 
 if TYPE_CHECKING:
     from peft import LoraConfig

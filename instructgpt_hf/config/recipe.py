@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructgpt_hf.config.catalog import STAGES, copy_recipe, find_recipe, list_recipes, recipe_folder
-from instructgpt_hf.config.overrides import COMMAND_LINE, Override, parse_overrides
+from instructgpt_hf.config.parsing import COMMAND_LINE, Mismatch, Override, coerce, parse_overrides, read_mapping
 from instructgpt_hf.config.rules import range_violation, violations
 from instructgpt_hf.config.schema import REQUIRED, Setting, reserved, stage_classes, stage_settings
-from instructgpt_hf.config.values import Mismatch, coerce
-from instructgpt_hf.config.yaml_files import read_mapping
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 
 __all__ = [

@@ -9,7 +9,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from instructgpt_hf.config.rules import default_of
+from instructgpt_hf.config.fields import default_of
 
 REQUIRED = {"sft": ("model_name_or_path", "dataset_name"), "reward": ("dataset_name",), "ppo": ("dataset_name",)}
 
@@ -127,12 +127,13 @@ def reserved(stage: str) -> dict[str, str]:
 
 def stage_classes(stage: str) -> tuple[type, type, type]:
     """The dataclasses of a stage: where data come from, the model, the training."""
-    from instructgpt_hf.config import data, model, stages
+    from instructgpt_hf.config import data, model, ppo
+    from instructgpt_hf.config import training as stages
 
     arguments, training = {
         "sft": (data.SFTArguments, stages.SFTConfig),
         "reward": (data.RewardArguments, stages.RewardConfig),
-        "ppo": (data.PPOArguments, stages.PPOConfig),
+        "ppo": (data.PPOArguments, ppo.PPOConfig),
     }[stage]
     return arguments, model.ModelConfig, training
 

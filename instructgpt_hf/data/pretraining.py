@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from instructgpt_hf.data.documents import documents_of
-from instructgpt_hf.data.loading import check_rows, is_text, require_columns
+from instructgpt_hf.data.sources import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError
 
 

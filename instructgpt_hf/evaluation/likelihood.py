@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from instructgpt_hf.data.pretraining import leading_ids
 from instructgpt_hf.errors import InstructGPTError, Problems
-from instructgpt_hf.evaluation.intervals import wilson
-from instructgpt_hf.evaluation.scoring import continuation_log_probs
+from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from instructgpt_hf.functional import kl_estimate, token_log_probs
+from instructgpt_hf.models.inputs import evaluation_mode, model_device
 
 _KEYS = ("task", "prompt", "options", "answer")
 
@@ -131,3 +133,88 @@ def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
         elif not item["prompt"]:
             problems.add(f"question {number}: the prompt is empty")
     problems.raise_if_any()
+
+
+@torch.no_grad()
+def continuation_log_probs(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batch_size: int,
+    temperature: float = 1.0,
+) -> list[Tensor]:
+    """Log-probability of every token of every continuation, given its prompt and the tokens before it.
+
+    Rows of similar length share a batch, padded on the right with a mask, so results do not depend on the tokenizer's
+    padding side or on the batch size beyond rounding.
+
+    Args:
+        model: called with `input_ids` and `attention_mask` [B, T]; its output's `logits` are [B, T, V].
+        prompt_ids: N lists of at least one token.
+        completion_ids: N lists of at least one token.
+        batch_size: sequences per forward pass.
+        temperature: divides the logits.
+
+    Returns:
+        N float32 vectors on the CPU, one number per token, in nats.
+
+    Raises:
+        ValueError: if the numbers of prompts and completions differ or one of them is empty.
+    """
+    if len(prompt_ids) != len(completion_ids):
+        raise ValueError(f"Expected a completion for every prompt, got {len(completion_ids)} for {len(prompt_ids)}.")
+    for row, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
+        if not prompt or not completion:
+            raise ValueError(f"Row {row}: prompt and completion need at least one token each.")
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
+    results: list[Tensor] = [torch.empty(0)] * len(rows)
+    device = model_device(model)
+    with evaluation_mode(model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            width = len(rows[chosen[0]])
+            ids = torch.tensor([rows[row] + [0] * (width - len(rows[row])) for row in chosen], device=device)
+            lengths = torch.tensor([len(rows[row]) for row in chosen], device=device)
+            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
+            logits = model(input_ids=ids, attention_mask=mask).logits
+            logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()
+            for place, row in enumerate(chosen):
+                results[row] = logps[place, len(prompt_ids[row]) - 1 : len(rows[row]) - 1]
+    return results
+
+
+def sequence_kl(
+    policy: Any,
+    reference: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    batch_size: int = 16,
+    temperature: float = 1.0,
+    seed: int = 0,
+) -> Estimate:
+    """KL(policy, reference) per answer: the mean over answers of the summed log ratio, the quantity of equation 2.
+
+    The estimate is unbiased when `completion_ids` were sampled from the policy at this temperature, EOS included.
+
+    Args:
+        policy: a causal language model, or a callable like one (see `continuation_log_probs`).
+        reference: the same; the SFT model in InstructGPT.
+        prompt_ids: N lists of tokens.
+        completion_ids: N lists of tokens sampled from the policy.
+        batch_size: sequences per forward pass.
+        temperature: of the sampling.
+        seed: of the bootstrap.
+
+    Returns:
+        Nats per answer with the 95 % bootstrap interval over answers. A small sample may give a value below 0.
+
+    Raises:
+        ValueError: if the numbers of prompts and completions differ or one of them is empty.
+    """
+    first, second = (
+        continuation_log_probs(model, prompt_ids, completion_ids, batch_size, temperature)
+        for model in (policy, reference)
+    )
+    sums = [kl_estimate(a, b, "k1").sum().item() for a, b in zip(first, second, strict=True)]
+    return bootstrap_mean(sums, seed)

@@ -9,10 +9,10 @@ import datasets
 import evaluate
 
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.evaluation import ranking_measures as measures
 from instructgpt_hf.evaluation.intervals import RESAMPLES, wilson
-from instructgpt_hf.evaluation.length_bias import length_bias
-from instructgpt_hf.evaluation.pairs import Rankings
+from instructgpt_hf.evaluation.reward_model import measures as measures
+from instructgpt_hf.evaluation.reward_model.length_bias import length_bias
+from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 
 _CITATION = """\
 @inproceedings{ouyang2022training,
@@ -73,7 +73,7 @@ class _RankingMetric(_InMemoryMetric):
 class PairwiseAccuracy(_RankingMetric):
     """Share of strictly ordered pairs of completions that a reward model orders as the labelers did.
 
-    Returns what `instructgpt_hf.evaluation.ranking_measures.accuracy` does: `accuracy`, the counts of pairs and
+    Returns what `instructgpt_hf.evaluation.reward_model.measures.accuracy` does: `accuracy`, the counts of pairs and
     prompts, ties apart, and with lengths `length_baseline_accuracy` and `above_length_baseline`.
     """
 

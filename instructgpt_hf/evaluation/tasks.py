@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from instructgpt_hf.evaluation.generation import sample_completions
 from instructgpt_hf.evaluation.intervals import Estimate, wilson
+from instructgpt_hf.models.sampling import sample_completions
 
 
 def exact_match(

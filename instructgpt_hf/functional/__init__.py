@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from instructgpt_hf.functional.advantages import gae, token_rewards, whiten_rewards
-from instructgpt_hf.functional.ema import ema_update
 from instructgpt_hf.functional.kl_controller import adapted_kl_weight
 from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.functional.masked import masked_mean, masked_var, masked_whiten
@@ -25,7 +24,6 @@ __all__ = [
     "ValueLoss",
     "adapted_kl_weight",
     "all_pairs_loss",
-    "ema_update",
     "explained_variance",
     "gae",
     "kl_estimate",

@@ -9,13 +9,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from instructgpt_hf.errors import InstructGPTError, nearest
 from instructgpt_hf.lab.files import write
 from instructgpt_hf.lab.labeler import LABELER_NOISE, gold_ranks, gold_scores
 from instructgpt_hf.lab.tasks import tasks
 
-__all__ = ["LABELER_NOISE", "base_model_path", "gold_ranks", "gold_scores", "tasks", "write"]
+# A dataset of the lab is named `lab:demonstrations`, its base model `lab`.
+LAB_PREFIX = "lab:"
+LAB_MODEL = "lab"
+LAB_DATASETS = ("demonstrations", "rankings", "prompts", "pretraining")
+
+__all__ = [
+    "LABELER_NOISE",
+    "LAB_DATASETS",
+    "LAB_MODEL",
+    "LAB_PREFIX",
+    "base_model_path",
+    "gold_ranks",
+    "gold_scores",
+    "lab_kind",
+    "tasks",
+    "write",
+]
 
 
 def base_model_path() -> Path:
     """The folder of the packaged base model: config, tokenizer and weights, ready for `from_pretrained`."""
     return Path(__file__).parent / "base_model"
+
+
+def lab_kind(name: str, role: str) -> str:
+    """The dataset of the lab that `lab:<kind>` names.
+
+    Raises:
+        InstructGPTError: if the lab has no such dataset.
+    """
+    kind = name.removeprefix(LAB_PREFIX)
+    if kind not in LAB_DATASETS:
+        raise InstructGPTError(f"{role}: {name!r} is not a dataset of the lab; {nearest(kind, LAB_DATASETS)}")
+    return kind

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf._compat.quirks import enable_checkpointing
 from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_probs
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
-from instructgpt_hf.models.completions import Completions, completion_logits
 from instructgpt_hf.models.decoding import generate
-from instructgpt_hf.models.loading import enable_checkpointing, unwrap_peft
-from instructgpt_hf.models.reward_model import model_inputs, token_scores
+from instructgpt_hf.models.inputs import model_inputs
+from instructgpt_hf.models.scoring import token_scores
+from instructgpt_hf.models.unpadding import Completions, completion_logits
 
 
 class ActorCriticOutput(NamedTuple):

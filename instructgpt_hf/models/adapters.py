@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from instructgpt_hf._compat import REFERENCE_ADAPTER, adapter_layers, applied_adapters, apply_adapters
+from instructgpt_hf._compat.peft import REFERENCE_ADAPTER, adapter_layers, applied_adapters, apply_adapters
 
 POLICY_ADAPTER = "default"
 # Names that are no part of a module's name in any model.

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
 
-from instructgpt_hf._compat import has_sharded_weights, next_inputs
+from instructgpt_hf._compat.quirks import has_sharded_weights, next_inputs
 from instructgpt_hf.errors import InstructGPTError
 
 logger = logging.getLogger(__name__)

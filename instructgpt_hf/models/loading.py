@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt_hf._compat import disable_dropout_in_model
+from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 
@@ -205,44 +204,6 @@ def grow_embeddings(model: Any, tokens: int) -> None:
         model.resize_token_embeddings(tokens)
 
 
-def restore_cpu_gradients(model: torch.nn.Module) -> None:
-    """Keep 4-bit layers differentiable on CPUs with AVX512-bf16.
-
-    There bitsandbytes repacks a 4-bit weight in place at the first evaluation for a kernel without a backward pass,
-    after which gradients through the base are silently lost. CUDA does not take that path.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - unknown to nn.Module
-
-
-def use_own_forward(model: Any) -> None:
-    """Let a model, whole or PEFT, run its own weights.
-
-    TRL's trainers put a `forward` on a model that calls the one it had. A copy of such a model has it too,
-    and runs with the weights of the model it was copied from. The trainer that put it there needs it: it cannot be
-    used afterwards.
-    """
-    for module in (model, unwrap_peft(model)):
-        if not hasattr(module, "_hf_hook"):  # where accelerate spreads the weights over devices, that `forward` is its
-            for name in ("forward", "_original_forward"):
-                vars(module).pop(name, None)
-
-
-@contextlib.contextmanager
-def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
-    """Undo what TRL's trainers do to the trained weights of a quantised model when they are built in this block.
-
-    TRL rounds adapters and head to bfloat16, in which an update smaller than half a step, 1/512 of the weight or more,
-    is lost: at the paper's learning rate almost no weight of a head ever moves. Mixed precision works without.
-    """
-    kept = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
-    yield
-    for parameter, data in kept:
-        if parameter.dtype != data.dtype:
-            parameter.data = data
-
-
 def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Store the linear layers of a frozen float32 model in half precision.
 
@@ -269,37 +230,6 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
         elif parameter.device.type == "cpu" and parameter.is_floating_point():
             # Weights may lie in the mapped file, and one that stays there would keep all of it in memory.
             parameter.data = parameter.data.clone()
-
-
-FUNCTIONAL_DROPOUTS = ("dropout", "attention_dropout", "activation_dropout", "hidden_dropout", "layerdrop")
-
-
-def disable_dropout(model: torch.nn.Module) -> None:
-    """Switch every dropout off, also those that an architecture such as OPT applies without a module of its own."""
-    disable_dropout_in_model(model)
-    for module in model.modules():
-        for name in FUNCTIONAL_DROPOUTS:
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
-
-
-def enable_checkpointing(model: Any, settings: dict[str, Any], **options: Any) -> None:
-    """Switch activation checkpointing on under the name that the installed transformers has for it.
-
-    Args:
-        model: a transformers model.
-        settings: for `torch.utils.checkpoint.checkpoint`.
-        options: what else transformers' method takes.
-    """
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings, **options)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings, **options)
-
-
-def unwrap_peft(model: Any) -> Any:
-    """The transformers model inside a PEFT model, or the model itself."""
-    return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:

@@ -14,6 +14,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
 from instructgpt_hf.config.model import ModelConfig, quantization_config
 from instructgpt_hf.errors import InstructGPTError, nearest
@@ -27,7 +28,6 @@ from instructgpt_hf.models.loading import (
     load_tokenizer,
     resolve_source,
     set_policy_tokens,
-    unwrap_peft,
 )
 from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier
 

@@ -8,7 +8,6 @@ is the mean score of demonstrations; subtracting it gives scores whose mean on d
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,10 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.quantizers import AutoQuantizationConfig
 
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import (
-    adapter_base,
-    grow_embeddings,
-    is_adapter,
-    resolve_source,
-    restore_cpu_gradients,
-    unwrap_peft,
-)
+from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, resolve_source
 
 HEAD = "score"
 # In the classifier's config of an adapter folder: how the base was quantised when the adapter was trained on it.
@@ -225,102 +219,3 @@ def _init_head(model: Any, seed: int) -> None:
     values = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
     with torch.no_grad():
         weight.copy_(values.to(weight))
-
-
-def reward_shift(model: Any) -> float:
-    """What is subtracted from the raw score so that demonstrations score 0 on average (InstructGPT §3.5)."""
-    return float(getattr(model.config, "reward_shift", 0.0) or 0.0)
-
-
-def token_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The scalar head at every position, shifted.
-
-    Args:
-        model: sequence classifier with a scalar head, whole or PEFT.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
-
-    Returns:
-        [B, S] float32.
-    """
-    inner = unwrap_peft(model)
-    backbone = getattr(inner, inner.base_model_prefix)
-    hidden = backbone(**model_inputs(model, input_ids, attention_mask)).last_hidden_state
-    head = getattr(inner, HEAD)
-    # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
-    with torch.autocast(hidden.device.type, enabled=False):
-        scores = head(hidden.to(head_dtype(head))).squeeze(-1).float()
-    return scores - reward_shift(model)
-
-
-def head_dtype(head: Any) -> torch.dtype:
-    """Dtype of the head in use; a PEFT model keeps the frozen original beside the trained copy."""
-    active = getattr(head, "active_adapters", None)
-    if active and hasattr(head, "modules_to_save"):
-        head = head.modules_to_save[active[0]]
-    return next(head.parameters()).dtype
-
-
-def sequence_scores(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """The shifted score at the last real token of each sequence, whatever the padding side.
-
-    Args:
-        input_ids: [B, S], each row a prompt, a completion and its EOS token.
-        attention_mask: [B, S].
-
-    Returns:
-        [B] float32.
-    """
-    scores = token_scores(model, input_ids, attention_mask)
-    return scores.gather(1, last_token_index(attention_mask)[:, None]).squeeze(1)
-
-
-def model_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """Arguments of a forward pass over padded rows, with explicit positions where the architecture has them.
-
-    Args:
-        model: causal model or classifier, whole or PEFT.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
-    """
-    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    # Of a scorer on a shared base, the base's.
-    if "position_ids" in inspect.signature(unwrap_peft(getattr(model, "host", model)).forward).parameters:
-        inputs["position_ids"] = position_ids(attention_mask)
-    return inputs
-
-
-def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions [B, S] that count real tokens from 0, so that left padding does not shift them."""
-    return (attention_mask.cumsum(1) - 1).clamp(min=0)
-
-
-def last_token_index(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Index [B] of the last 1 in each row of a mask [B, S]."""
-    return attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)
-
-
-@torch.no_grad()
-def score_token_lists(model: Any, sequences: list[list[int]], pad_token_id: int, batch_size: int) -> list[float]:
-    """Shifted scores of token lists, each a prompt, a completion and its EOS token.
-
-    Sequences of similar length share a batch; the result is in the order given.
-    """
-    device = next(model.parameters()).device
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(sequences[row]) for row in rows)
-        ids = torch.full((len(rows), width), pad_token_id, device=device)
-        mask = torch.zeros((len(rows), width), dtype=torch.long, device=device)
-        for index, row in enumerate(rows):
-            length = len(sequences[row])
-            ids[index, :length] = torch.tensor(sequences[row], device=device)
-            mask[index, :length] = 1
-        for row, score in zip(rows, sequence_scores(model, ids, mask).tolist(), strict=True):
-            scores[row] = score
-    model.train(was_training)
-    return scores

@@ -28,9 +28,10 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, REWARD_ADAPTER, VALUE_ADAPTER, adapter_of, using_adapter
-from instructgpt_hf.models.loading import adapter_base, is_adapter, resolve_source, unwrap_peft
+from instructgpt_hf.models.loading import adapter_base, is_adapter, resolve_source
 from instructgpt_hf.models.reward_model import (
     BASE_QUANTIZATION,
     CLASSIFIER_FOLDER,

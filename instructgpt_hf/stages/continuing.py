@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from instructgpt_hf._compat.checkpoints import last_checkpoint
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.processes import is_main
-from instructgpt_hf.trainers.checkpoint_folders import last_checkpoint
-from instructgpt_hf.trainers.guards import TrainingStopped
+from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
 
 STOP_FILE = "stopped.json"
 # They change what is learned from here on, not what a checkpoint holds or where in the data it stands.

@@ -9,27 +9,19 @@ from typing import Any
 
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rollout_prompts import prompt_rows
-from instructgpt_hf.evaluation.generation import sample_completions
+from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, paired_difference
-from instructgpt_hf.evaluation.kl import sequence_kl
-from instructgpt_hf.evaluation.likelihood import option_accuracy, text_loss
+from instructgpt_hf.evaluation.likelihood import option_accuracy, sequence_kl, text_loss
 from instructgpt_hf.evaluation.metrics import WinRate
-from instructgpt_hf.evaluation.report import PolicyRow, print_table, write_report
+from instructgpt_hf.evaluation.report import print_table, write_report
+from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.evaluation.tasks import exact_match
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
-from instructgpt_hf.models.reward_model import load_reward_model, score_token_lists
-from instructgpt_hf.stages.common import (
-    StageRun,
-    lab_folder,
-    model_folder,
-    model_options,
-    previous_stage,
-    uses_lab,
-)
-from instructgpt_hf.stages.ppo_rewards import RewardSource, find_reward_models
-from instructgpt_hf.trainers.rewards import TextRewardModel, is_finished
+from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.sampling import is_finished, sample_completions
+from instructgpt_hf.models.scoring import TextRewardModel, score_token_lists
+from instructgpt_hf.stages.reward_sources import RewardSource, find_reward_models
+from instructgpt_hf.stages.run import StageRun, lab_folder, model_folder, model_options, previous_stage, uses_lab
 
 NAMES = {"ppo": "PPO", "ppo-ptx": "PPO-ptx"}
 GENERATION_BATCH = 64

@@ -16,13 +16,13 @@ from rich.text import Text
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
 from instructgpt_hf.config.schema import stage_settings
-from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.ranking_sources import recognise
-from instructgpt_hf.data.ranking_summary import summarize_rankings, words_of
-from instructgpt_hf.data.rankings import DROPPED, encode_ranking, ranking_rows
+from instructgpt_hf.data.rankings.rows import DROPPED, encode_ranking, ranking_rows
+from instructgpt_hf.data.rankings.schemas import recognise
+from instructgpt_hf.data.rankings.summary import summarize_rankings, words_of
+from instructgpt_hf.data.sources import load_split
+from instructgpt_hf.lab import LAB_MODEL, LAB_PREFIX, lab_kind
 from instructgpt_hf.models.loading import load_tokenizer
-from instructgpt_hf.stages.common import LAB_MODEL, LAB_PREFIX, lab_kind
 
 SHOWN = 100  # characters of an example's text
 LABELERS_SHOWN = 5

@@ -9,7 +9,7 @@ from typing import Any
 
 from instructgpt_hf.errors import Problems
 from instructgpt_hf.models.loading import load_config, positions
-from instructgpt_hf.stages.common import StageRun
+from instructgpt_hf.stages.run import StageRun
 
 
 def usable_length(run: StageRun, config: Any, max_length: int | None) -> int | None:

@@ -5,28 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.model import peft_config
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rollout_prompts import prompt_rows
+from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import (
-    check_adapter_settings,
-    count_parameters,
-    load_policy,
-    load_tokenizer,
-    unwrap_peft,
-)
-from instructgpt_hf.models.reward_model import reward_shift
+from instructgpt_hf.models.loading import check_adapter_settings, count_parameters, load_policy, load_tokenizer
+from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
-from instructgpt_hf.stages.common import StageRun, model_options, previous_stage, show_loading_progress
 from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_changes, note_stop
+from instructgpt_hf.stages.fit import train
 from instructgpt_hf.stages.lengths import check_rollout_lengths
-from instructgpt_hf.stages.ppo_rewards import check_columns, find_rewards
 from instructgpt_hf.stages.resuming import check_resume, resume_step
 from instructgpt_hf.stages.reward import recorded_format
-from instructgpt_hf.stages.training import train
-from instructgpt_hf.trainers.guards import TrainingStopped
+from instructgpt_hf.stages.reward_sources import check_columns, find_rewards
+from instructgpt_hf.stages.run import StageRun, model_options, previous_stage, show_loading_progress
+from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
 
 
 def run_ppo(run: StageRun) -> StageArtifact:
@@ -78,7 +72,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     if keep:
         note_changes(run, resume_step(run))
     run.prepare_work(mark, keep)
-    from instructgpt_hf.trainers.ppo import PPOTrainer
+    from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
     trainer = PPOTrainer(
         policy,

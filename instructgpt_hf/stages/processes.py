@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from instructgpt_hf.config.precision import world_size
+from instructgpt_hf.config.device import world_size
 
 _left = False
 

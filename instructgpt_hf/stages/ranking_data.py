@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset, IterableDataset
 
-from instructgpt_hf.data.ranking_sources import recognise
-from instructgpt_hf.data.rankings import Rows, ranking_rows
+from instructgpt_hf.data.rankings.rows import Rows, ranking_rows
+from instructgpt_hf.data.rankings.schemas import recognise
 from instructgpt_hf.errors import InstructGPTError
 
 if TYPE_CHECKING:
-    from instructgpt_hf.stages.common import StageRun
+    from instructgpt_hf.stages.run import StageRun
 
 HELD_BACK_LIMIT = 200
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from instructgpt_hf._compat.checkpoints import checkpoints, set_aside
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.common import StageRun
 from instructgpt_hf.stages.processes import is_main, wait
-from instructgpt_hf.trainers.checkpoint_folders import checkpoints, set_aside
+from instructgpt_hf.stages.run import StageRun
 
 
 def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:

@@ -9,33 +9,26 @@ from typing import Any
 
 from datasets import IterableDataset
 
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf.artifacts import StageArtifact, model_fingerprint
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows
-from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings import DROPPED, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import DROPPED, tokenize_rankings
+from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.evaluation.pictures_rankings import draw_rankings
-from instructgpt_hf.evaluation.rankings import evaluate_rankings, flat_metrics, labeler_agreement
-from instructgpt_hf.models.loading import (
-    check_adapter_settings,
-    count_parameters,
-    load_config,
-    load_tokenizer,
-    unwrap_peft,
-)
-from instructgpt_hf.models.reward_model import (
-    create_reward_model,
-    reward_shift,
-    save_reward_model,
-    score_token_lists,
-)
-from instructgpt_hf.stages.common import (
-    LAB_PREFIX,
+from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
+from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
+from instructgpt_hf.lab import LAB_PREFIX
+from instructgpt_hf.models.loading import check_adapter_settings, count_parameters, load_config, load_tokenizer
+from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import reward_shift, score_token_lists
+from instructgpt_hf.stages.fit import train
+from instructgpt_hf.stages.lengths import usable_length
+from instructgpt_hf.stages.resuming import check_resume
+from instructgpt_hf.stages.run import (
     StageRun,
     lab_folder,
-    model_fingerprint,
     model_folder,
     model_license,
     model_options,
@@ -43,9 +36,6 @@ from instructgpt_hf.stages.common import (
     show_loading_progress,
     vocabulary_fingerprint,
 )
-from instructgpt_hf.stages.lengths import usable_length
-from instructgpt_hf.stages.resuming import check_resume
-from instructgpt_hf.stages.training import train
 
 CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is far below one reward unit
 

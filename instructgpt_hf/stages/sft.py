@@ -5,25 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.artifacts import StageArtifact, model_fingerprint
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraining, tokenize_demonstrations
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.models.loading import count_parameters, load_config, load_policy, load_tokenizer
-from instructgpt_hf.stages.common import (
+from instructgpt_hf.stages.fit import train
+from instructgpt_hf.stages.lengths import usable_length
+from instructgpt_hf.stages.processes import whole_weights
+from instructgpt_hf.stages.resuming import check_resume
+from instructgpt_hf.stages.run import (
     StageRun,
-    model_fingerprint,
     model_folder,
     model_license,
     model_options,
     show_loading_progress,
     vocabulary_fingerprint,
 )
-from instructgpt_hf.stages.lengths import usable_length
-from instructgpt_hf.stages.processes import whole_weights
-from instructgpt_hf.stages.resuming import check_resume
-from instructgpt_hf.stages.training import train
 
 
 def run_sft(run: StageRun) -> StageArtifact:

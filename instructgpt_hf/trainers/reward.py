@@ -13,11 +13,11 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.checkpoint import checkpoint
 from transformers import EvalPrediction
 
-from instructgpt_hf._compat import RankingTrainer, use_one_device
-from instructgpt_hf.data.ranking_batches import Batch, RankingCollator
+from instructgpt_hf._compat.quirks import keep_trained_weights, restore_cpu_gradients, use_one_device
+from instructgpt_hf._compat.trainers import RankingTrainer
+from instructgpt_hf.data.rankings.batches import Batch, RankingCollator
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
-from instructgpt_hf.models.loading import keep_trained_weights, restore_cpu_gradients
-from instructgpt_hf.models.shared_prefix import CompletionScorer, shared_prefix_refusal
+from instructgpt_hf.models.prefix_sharing import CompletionScorer, shared_prefix_refusal
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class RewardTrainer(RankingTrainer):
         args: `RewardConfig`; batch sizes count prompts. The prompts of a micro-batch are sorted by length and go
             through the model in forward and backward passes of at most `max_tokens_per_forward` tokens.
         train_dataset: `prompt_ids`, `completion_ids` [K] and `ranks` [K], from
-            `instructgpt_hf.data.rankings.tokenize_rankings`.
+            `instructgpt_hf.data.rankings.rows.tokenize_rankings`.
         eval_dataset: the same for held-out prompts.
         processing_class: tokenizer with a padding token that differs from EOS.
         compute_metrics: called at every evaluation with an `EvalPrediction` of lists over prompts: `predictions`, the

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from instructgpt_hf._compat import SupervisedTrainer
-from instructgpt_hf.models.loading import keep_trained_weights
+from instructgpt_hf._compat.quirks import keep_trained_weights
+from instructgpt_hf._compat.trainers import SupervisedTrainer
 
 # Where each architecture keeps the dropout on its residual branches, and the other dropouts that the paper does not
 # mention, which are switched off so that only the residual one acts.

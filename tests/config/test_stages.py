@@ -9,8 +9,9 @@ import trl
 
 from instructgpt_hf.config.data import PROMPT_TEMPLATES
 from instructgpt_hf.config.model import ModelConfig, peft_config, quantization_config
+from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.config.schema import stage_classes
-from instructgpt_hf.config.stages import PPOConfig, RewardConfig, SFTConfig
+from instructgpt_hf.config.training import RewardConfig, SFTConfig
 from instructgpt_hf.errors import InstructGPTError
 
 CONFIGS = [SFTConfig, RewardConfig, PPOConfig]
@@ -123,7 +124,7 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp16")])
     def test_cuda_uses_what_it_computes_natively(self, native, expected, monkeypatch):
-        from instructgpt_hf.config.precision import native_precision
+        from instructgpt_hf.config.device import native_precision
 
         on_device(monkeypatch, cuda=True, native_bf16=native)
         assert native_precision() == expected
@@ -131,7 +132,7 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
     def test_the_configs_follow_the_device(self, native, expected, monkeypatch):
-        from instructgpt_hf.config.stages import _before_upstream
+        from instructgpt_hf.config.training import _before_upstream
 
         on_device(monkeypatch, cuda=True, native_bf16=native)
         bare = object.__new__(SFTConfig)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Optional, Union
 import pytest
 import yaml
 
-from instructgpt_hf.config.values import Mismatch, coerce
+from instructgpt_hf.config.parsing import Mismatch, coerce
 
 
 class Kind(str, Enum):  # noqa: UP042 - a field may hold either kind

@@ -3,9 +3,8 @@
 import pytest
 from datasets import Dataset
 
-from instructgpt_hf.data.loading import check_rows, describe, load_split, require_columns
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rollout_prompts import prompt_rows
+from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.sources import check_rows, describe, load_split, require_columns
 from instructgpt_hf.errors import InstructGPTError
 
 ROWS = [{"prompt": "a b"}, {"prompt": "c"}]

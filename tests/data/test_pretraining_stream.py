@@ -9,8 +9,8 @@ from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
 from instructgpt_hf.data.documents import StreamedDocuments
-from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.pretraining import PretrainingStream, pretraining_rows, with_text
+from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
 
 DOCUMENTS = ["a b c", "d e", "f", "g h i j", "k l"]

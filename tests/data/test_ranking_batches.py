@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from instructgpt_hf.data.ranking_batches import Block, RankingCollator, plan_forwards, split_completions
+from instructgpt_hf.data.rankings.batches import Block, RankingCollator, plan_forwards, split_completions
 
 PAD = 0
 # K from 2 to 9, prompts and completions of all lengths, ids that tell prompts and completions apart.

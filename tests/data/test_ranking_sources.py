@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from datasets import Dataset, load_dataset
 
-from instructgpt_hf.data.loading import load_split
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.ranking_sources import SCHEMAS, recognise
-from instructgpt_hf.data.rankings import COUNTS, ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import COUNTS, ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.schemas import SCHEMAS, recognise
+from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
 
 

@@ -8,8 +8,8 @@ import pytest
 from datasets import Dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.ranking_summary import summarize_rankings, words_of
-from instructgpt_hf.data.rankings import encode_ranking, ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import encode_ranking, ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.summary import summarize_rankings, words_of
 
 ROWS = (
     {"prompt": "a b", "completions": ["c", "d e", "f g h"], "ranks": [1, 2, 2], "labeler": "x"},

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.ranking_sources import ranks_from_scores
-from instructgpt_hf.data.rankings import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.schemas import ranks_from_scores
 from instructgpt_hf.errors import InstructGPTError
 
 COMPLETIONS = ("dropped_unranked", "dropped_duplicates", "dropped_contradictions", "dropped_completions")

@@ -8,10 +8,10 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation import (
     continuation_log_probs,
     option_accuracy,
-    sample_completions,
     sequence_kl,
     text_loss,
 )
+from instructgpt_hf.models.sampling import sample_completions
 
 EOS = 1
 PROMPTS = [[5, 6, 7, 8, 9], [10], [11, 12, 13], [14, 15], [5]]

@@ -21,8 +21,8 @@ from instructgpt_hf.evaluation import (
     flat_metrics,
     labeler_agreement,
 )
-from instructgpt_hf.evaluation.pairs import Rankings
-from instructgpt_hf.evaluation.ranking_measures import calibration
+from instructgpt_hf.evaluation.reward_model.measures import calibration
+from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 
 # Two prompts. First: a > b = c by rank, scores order a, b right and a, c wrong. Second: d > e, equal scores.
 SCORES = [[1.0, 0.0, 2.0], [0.5, 0.5]]

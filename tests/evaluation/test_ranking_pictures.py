@@ -7,8 +7,8 @@ import matplotlib
 import pytest
 
 from instructgpt_hf.evaluation import evaluate_rankings
-from instructgpt_hf.evaluation.pictures import draw_training_curves
-from instructgpt_hf.evaluation.pictures_rankings import draw_rankings
+from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
+from instructgpt_hf.evaluation.plots.training_curves import draw_training_curves
 
 
 def typical():

@@ -3,7 +3,7 @@
 import matplotlib
 import pytest
 
-from instructgpt_hf.evaluation.pictures import draw_training_curves
+from instructgpt_hf.evaluation.plots.training_curves import draw_training_curves
 
 LOGGED = {
     "Reward of the answers": "objective/scores",

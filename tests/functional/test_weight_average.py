@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from instructgpt_hf.functional import ema_update
+from instructgpt_hf.trainers.ppo.ema import ema_update
 
 
 def test_closed_form():

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hub_client import READ_TOKEN, TOKEN, Client
-from local_hub import LocalHub
-from tiny_run import write_run
+from helpers.hub_client import READ_TOKEN, TOKEN, Client
+from helpers.local_hub import LocalHub
+from helpers.tiny_run import write_run
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_client import Client
-from local_hub import LocalHub
+from helpers.hub_client import Client
+from helpers.local_hub import LocalHub
+from helpers.tiny_run import WORDS, record, tiny_tokenizer
 from peft import LoraConfig
-from tiny_run import WORDS, record, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig
 
-from instructgpt_hf.models.loading import unwrap_peft
-from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model, score_token_lists
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import score_token_lists
 
 SEQUENCES = [[3, 5, 6, 4, 10, 1], [3, 8, 9, 7, 4, 11, 11, 1]]
 SHIFT = 0.25
@@ -35,7 +36,8 @@ LOAD = """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, pipeline
     import instructgpt_hf
-    from instructgpt_hf.models.loading import restore_cpu_gradients, unwrap_peft
+    from instructgpt_hf._compat.peft import unwrap_peft
+    from instructgpt_hf._compat.quirks import restore_cpu_gradients
     from instructgpt_hf.models.merging import merge_adapter
 
     repo_ids, sequences = json.loads(sys.argv[1]), json.loads(sys.argv[2])

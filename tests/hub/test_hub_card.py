@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import METRICS, PICTURE, record
+from helpers.tiny_run import METRICS, PICTURE, record
 
 from instructgpt_hf.artifacts import STAGES, StageArtifact
 from instructgpt_hf.errors import InstructGPTError

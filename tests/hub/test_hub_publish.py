@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hub_client import READ_TOKEN, TOKEN, Client
-from local_hub import Fault, LocalHub, Repo
-from tiny_run import PICTURE, SHIFT, record
+from helpers.hub_client import READ_TOKEN, TOKEN, Client
+from helpers.local_hub import Fault, LocalHub, Repo
+from helpers.tiny_run import PICTURE, SHIFT, record
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.publish import push_run, push_stage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_run import record
+from helpers.tiny_run import record
 
 from instructgpt_hf.hub.sources import is_repo_id, public_artifact, public_source, scrub
 

@@ -6,8 +6,8 @@ import logging
 
 import pytest
 import torch
+from helpers.tiny_models import LLAMA, VOCABULARY, tiny_config
 from peft import LoraConfig, get_peft_model
-from tiny_models import LLAMA, VOCABULARY, tiny_config
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from instructgpt_hf.models import decoding

@@ -8,19 +8,12 @@ import torch
 from peft import AutoPeftModelForSequenceClassification, LoraConfig
 from transformers import AutoModelForSequenceClassification
 
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import load_policy, load_tokenizer, unwrap_peft
-from instructgpt_hf.models.reward_model import (
-    create_reward_model,
-    last_token_index,
-    load_reward_model,
-    position_ids,
-    reward_shift,
-    save_reward_model,
-    score_token_lists,
-    sequence_scores,
-    token_scores,
-)
+from instructgpt_hf.models.inputs import last_token_index, position_ids
+from instructgpt_hf.models.loading import load_policy, load_tokenizer
+from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import reward_shift, score_token_lists, sequence_scores, token_scores
 
 ARCHITECTURES = ["llama", "gpt2", "gpt_neox"]
 SEQUENCES = [[5, 6, 7, 1], [8, 9, 10, 11, 12, 13, 1], [14, 1], [5, 6, 20, 21, 1]]

@@ -16,10 +16,13 @@ from transformers import (
 )
 
 import instructgpt_hf
-from instructgpt_hf.config.stages import RewardConfig
-from instructgpt_hf.models.loading import load_policy, restore_cpu_gradients, unwrap_peft
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf._compat.quirks import restore_cpu_gradients
+from instructgpt_hf.config.training import RewardConfig
+from instructgpt_hf.models.loading import load_policy
 from instructgpt_hf.models.merging import merge_adapter
-from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model, score_token_lists
+from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import score_token_lists
 from instructgpt_hf.trainers.reward import RewardTrainer
 
 ROWS = [

@@ -7,16 +7,12 @@ import torch
 from peft import LoraConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from instructgpt_hf._compat.quirks import disable_dropout
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import REWARD_ADAPTER, VALUE_ADAPTER, using_adapter
-from instructgpt_hf.models.loading import count_parameters, disable_dropout, keep_half, load_policy
-from instructgpt_hf.models.reward_model import (
-    create_reward_model,
-    load_reward_model,
-    save_reward_model,
-    sequence_scores,
-    token_scores,
-)
+from instructgpt_hf.models.loading import count_parameters, keep_half, load_policy
+from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import sequence_scores, token_scores
 from instructgpt_hf.models.shared_base import (
     AdapterScorer,
     load_another_reward_model,

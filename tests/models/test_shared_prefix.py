@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
+from helpers.tiny_models import LLAMA, NEOX, SIZES, tiny_config
 from peft import LoraConfig, get_peft_model
-from tiny_models import LLAMA, NEOX, SIZES, tiny_config
 from torch.nn.attention.flex_attention import BlockMask, create_mask
 from transformers import AutoModelForSequenceClassification
 
-from instructgpt_hf.data.ranking_batches import RankingCollator
-from instructgpt_hf.models.shared_prefix import CompletionScorer, attention_masks, shared_prefix_refusal
+from instructgpt_hf.data.rankings.batches import RankingCollator
+from instructgpt_hf.models.prefix_sharing import CompletionScorer, attention_masks, shared_prefix_refusal
 
 PAD, EOS = 0, 1
 # Prompts and completions longer and shorter than the window of 4 below; four to two completions each.

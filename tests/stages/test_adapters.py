@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
+from helpers.stage_files import write_model, write_recipe, write_rows
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
-from stage_files import write_model, write_recipe, write_rows
 from transformers import AutoModelForSequenceClassification
 
 from instructgpt_hf import pipeline
@@ -15,7 +15,8 @@ from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.merging import merge_adapter
-from instructgpt_hf.models.reward_model import load_reward_model, reward_shift, score_token_lists
+from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.scoring import reward_shift, score_token_lists
 
 COMMON = {
     "use_peft": True,

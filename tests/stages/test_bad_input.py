@@ -4,9 +4,9 @@ import copy
 import shutil
 
 import pytest
-import stage_files
 import torch
-from stage_files import write_model, write_rows
+from helpers import stage_files
+from helpers.stage_files import write_model, write_rows
 
 from instructgpt_hf import cli, pipeline
 from instructgpt_hf.artifacts import StageArtifact

@@ -3,8 +3,8 @@
 import io
 
 import pytest
+from helpers.stage_files import write_rows
 from rich.console import Console
-from stage_files import write_rows
 
 from instructgpt_hf import cli
 from instructgpt_hf.artifacts import StageArtifact

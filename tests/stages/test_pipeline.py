@@ -15,7 +15,7 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.training import Interrupted, StopAtCheckpoint
+from instructgpt_hf.stages.fit import Interrupted, StopAtCheckpoint
 
 FEW_STEPS = [
     *("--sft.max_steps", "4"),
@@ -81,7 +81,7 @@ def test_evaluation_reaches_the_records_of_the_policies(run_folder):
 def test_scores_are_centred_on_the_demonstrations(run_folder):
     from instructgpt_hf import load_reward_model
     from instructgpt_hf.data.prompts import PromptFormat
-    from instructgpt_hf.models.reward_model import score_token_lists
+    from instructgpt_hf.models.scoring import score_token_lists
 
     sft = StageArtifact.load(run_folder / "sft")
     tokenizer = AutoTokenizer.from_pretrained(run_folder / "reward")

@@ -12,13 +12,13 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
-from stage_files import write_model, write_recipe, write_rows
+from helpers.stage_files import write_model, write_recipe, write_rows
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.common import check_launch
+from instructgpt_hf.stages.run import check_launch
 
 COMMON = {
     "per_device_eval_batch_size": 4,

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from stage_files import write_model, write_recipe, write_rows
+from helpers.stage_files import write_model, write_recipe, write_rows
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from instructgpt_hf import cli, pipeline
@@ -14,8 +14,9 @@ from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import load_tokenizer
-from instructgpt_hf.models.reward_model import load_reward_model, score_token_lists
-from instructgpt_hf.stages.ppo_rewards import find_functions
+from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.scoring import score_token_lists
+from instructgpt_hf.stages.reward_sources import find_functions
 
 COMMON = {
     "max_steps": 1,

@@ -6,16 +6,16 @@ import types
 
 import pytest
 from datasets import IterableDataset
+from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
-from stage_files import write_model, write_recipe, write_rows
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.data import RewardArguments
 from instructgpt_hf.config.recipe import load_recipe
-from instructgpt_hf.data.rankings import ranking_rows
+from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.common import StageRun
+from instructgpt_hf.stages.run import StageRun
 
 
 def rankings(count, labelers=1):
@@ -124,16 +124,16 @@ class TestStreams:
         assert read(path, streaming=True)[0].fingerprint({}) != first
 
     def test_fingerprint_of_a_hub_stream_is_its_revision(self, monkeypatch):
-        from instructgpt_hf.stages import common
+        from instructgpt_hf.data import sources
 
-        assert common.describe_stream("nobody-here/no-such-dataset", "train", None)["revision"] is None  # offline
+        assert sources.describe_stream("nobody-here/no-such-dataset", "train", None)["revision"] is None  # offline
         marks = set()
         for commit in ("abc", "abc", "def"):
-            monkeypatch.setattr(common, "hub_revision", lambda name, commit=commit: commit)
-            noted = common.describe_stream("org/rankings", "train", None)
+            monkeypatch.setattr(sources, "hub_revision", lambda name, commit=commit: commit)
+            noted = sources.describe_stream("org/rankings", "train", None)
             assert noted["revision"] == commit
             marks.add(noted["fingerprint"])
-        assert len(marks) == 2 and common.describe_stream("org/rankings", "test", None)["fingerprint"] not in marks
+        assert len(marks) == 2 and sources.describe_stream("org/rankings", "test", None)["fingerprint"] not in marks
 
 
 def test_a_stage_on_a_stream(tmp_path, tokenizer):

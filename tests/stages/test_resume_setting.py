@@ -7,12 +7,12 @@ import signal
 import traceback
 
 import pytest
-from ppo_runs import ppo_runs
+from helpers.ppo_runs import ppo_runs
 
 from instructgpt_hf import artifacts
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.common import StageRun
-from instructgpt_hf.trainers import checkpoints
+from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.trainers.ppo import state as checkpoints
 
 FILES = ("model.safetensors", "value_model/model.safetensors", "ema/model.safetensors", "rollouts.jsonl")
 
@@ -82,7 +82,7 @@ def test_a_path_goes_on_from_that_checkpoint_and_sets_later_ones_aside(ppo, inte
     root = ppo.root / interrupted
     assert steps(root) == [2, 4, 6, 8, 10]
     with monkeypatch.context() as patch:
-        patch.setattr("instructgpt_hf.stages.training._match_precision", die)
+        patch.setattr("instructgpt_hf.stages.fit._match_precision", die)
         killed(lambda: ppo(interrupted, "--resume_from_checkpoint", str(root / ".work" / "ppo" / "checkpoint-4")))
     assert steps(root) == [2, 4]
     folder, said = ppo(interrupted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from ppo_runs import ppo_runs
+from helpers.ppo_runs import ppo_runs
 
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.errors import InstructGPTError
@@ -82,6 +82,6 @@ def test_other_settings_than_those_start_over(prepared):
 
 
 def test_warnings_appear_on_the_screen(prepared, monkeypatch):
-    monkeypatch.setattr("instructgpt_hf.trainers.guards.KL_WARNING", -1.0)
+    monkeypatch.setattr("instructgpt_hf.trainers.ppo.watchdog.KL_WARNING", -1.0)
     _, _, said = prepared("warned", "--total_episodes", "32")
     assert said.count("warning: iteration 1: the KL to the starting policy") == 1

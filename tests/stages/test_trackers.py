@@ -7,14 +7,14 @@ import sys
 import types
 
 import pytest
+from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
-from stage_files import write_model, write_recipe, write_rows
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.config.rules import violations
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.training import own_tracker_run
+from instructgpt_hf.stages.fit import own_tracker_run
 
 ROWS = [{"prompt": f"a w{index % 35}", "completion": "b c"} for index in range(40)]
 

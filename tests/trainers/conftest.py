@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture
 def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
-    from ppo_trainer import build_trainer, count_c
+    from helpers.ppo_trainer import build_trainer, count_c
 
     def build(reward=count_c, policy=None, value_model=None, tokenizer=tokenizer, **changes):
         return build_trainer(

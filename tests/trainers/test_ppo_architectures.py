@@ -3,15 +3,16 @@
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
+from helpers.ppo_trainer import PROMPTS, build_trainer, snapshot
+from helpers.tiny_models import tiny_config
 from peft import LoraConfig
-from ppo_trainer import PROMPTS, build_trainer, snapshot
-from tiny_models import tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
 from instructgpt_hf.models.loading import load_policy
-from instructgpt_hf.models.reward_model import load_reward_model, sequence_scores
+from instructgpt_hf.models.reward_model import load_reward_model
+from instructgpt_hf.models.scoring import sequence_scores
 from instructgpt_hf.models.shared_base import load_scorers
-from instructgpt_hf.trainers.rollouts import model_batch
+from instructgpt_hf.trainers.ppo.rollouts import model_batch
 
 ARCHITECTURES = ["llama", "qwen3", "gemma3_text", "gpt2", "gpt_neox", "opt"]
 KINDS = ["full", "lora", "nf4"]

@@ -7,13 +7,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from instructgpt_hf import _compat
+from instructgpt_hf._compat.contracts import CONTRACTS
 from instructgpt_hf.config import rules
-from instructgpt_hf.config.stages import PPOConfig
+from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.merging import merged_weights
-from instructgpt_hf.trainers.ppo import PPOTrainer
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b " * (index % 4) + f"w{index}" for index in range(32)]})
 ENDS = list(range(1, 64, 6))  # many, so that greedy answers end at lengths that differ
@@ -333,4 +333,4 @@ def test_the_contract_of_vllm_weights():
     from trl.generation.vllm_generation import VLLMGeneration
 
     assert "self._iter_named_params()" in inspect.getsource(VLLMGeneration.sync_weights)
-    assert "VLLMGeneration._iter_named_params" in _compat.CONTRACTS
+    assert "VLLMGeneration._iter_named_params" in CONTRACTS

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from ppo_setup import build_trainer, count_c, records
+from helpers.ppo_setup import build_trainer, count_c, records
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from instructgpt_hf.trainers.checkpoint_folders import last_checkpoint
-from instructgpt_hf.trainers.guards import (
+from instructgpt_hf._compat.checkpoints import last_checkpoint
+from instructgpt_hf.trainers.ppo.watchdog import (
     KL_WARNING,
     SCALER_PATIENCE,
     EarlyWarnings,
@@ -80,7 +80,7 @@ def test_a_resumed_run_goes_on_counting_and_does_not_repeat_itself():
 
 
 def test_warnings_reach_the_user_with_their_iteration(make_trainer, monkeypatch):
-    monkeypatch.setattr("instructgpt_hf.trainers.guards.ENTROPY_SHARE", 1e9)
+    monkeypatch.setattr("instructgpt_hf.trainers.ppo.watchdog.ENTROPY_SHARE", 1e9)
     trainer = make_trainer()
     told = []
     trainer.guard.say = told.append

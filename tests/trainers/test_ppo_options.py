@@ -4,11 +4,11 @@ import time
 
 import pytest
 import torch
-from ppo_setup import PROMPTS, build_trainer, records
+from helpers.ppo_setup import PROMPTS, build_trainer, records
 from transformers import TrainerCallback
 
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.trainers.phases import PhaseClock
+from instructgpt_hf.trainers.ppo.metrics import PhaseClock
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import copy
 
 import pytest
 import torch
-from ppo_setup import records
-from ppo_trainer import PROMPTS, snapshot
+from helpers.ppo_setup import records
+from helpers.ppo_trainer import PROMPTS, snapshot
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from ppo_step import is_clock
+from helpers.ppo_step import is_clock
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parent / "ppo_step.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_step.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Measured on one micro-batch of one process.
 LOCAL = ("grad_norm_ratio_ptx", "grad_cosine_ptx")

@@ -2,7 +2,7 @@
 
 import pytest
 import transformers.trainer
-from ppo_setup import build_trainer
+from helpers.ppo_setup import build_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parent / "interrupted_ppo.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "interrupted_ppo.py"
 
 
 def run(source, name, lora, *kills):

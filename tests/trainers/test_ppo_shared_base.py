@@ -3,16 +3,17 @@
 import pytest
 import torch
 from datasets import Dataset
+from helpers.ppo_setup import build_trainer
 from peft import LoraConfig, get_peft_model
-from ppo_setup import build_trainer
 
-from instructgpt_hf.config.stages import PPOConfig
+from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.models.adapters import REWARD_ADAPTER, VALUE_ADAPTER
 from instructgpt_hf.models.loading import load_policy
-from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model, token_scores
+from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model
+from instructgpt_hf.models.scoring import token_scores
 from instructgpt_hf.models.shared_base import load_scorers
-from instructgpt_hf.trainers.ppo import PPOTrainer
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 PROMPTS = Dataset.from_dict({"prompt": [f"a b w{index % 35}" for index in range(32)]})
 TEXT = Dataset.from_dict({"text": ["a b c d e f g h i j"] * 20})

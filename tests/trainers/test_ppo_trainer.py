@@ -6,13 +6,12 @@ import copy
 
 import pytest
 import torch
-from ppo_setup import records
-from ppo_trainer import PROMPTS, count_c, snapshot
+from helpers.ppo_setup import records
+from helpers.ppo_trainer import PROMPTS, count_c, snapshot
 
-from instructgpt_hf.config.stages import PPOConfig
-from instructgpt_hf.trainers.ppo import PPOTrainer
-from instructgpt_hf.trainers.rollouts import by_length, deal, model_batch, pad_rollouts, select
-from instructgpt_hf.trainers.sampler import EpisodeSampler
+from instructgpt_hf.config.ppo import PPOConfig
+from instructgpt_hf.trainers.ppo.rollouts import EpisodeSampler, by_length, deal, model_batch, pad_rollouts, select
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 
 def test_every_trainable_parameter_moves_and_every_frozen_one_stays(make_trainer, make_scorer):

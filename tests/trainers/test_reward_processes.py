@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-import reward_step
 import torch
+from helpers import reward_step
 from safetensors.torch import load_file
 
 METRICS = ("loss", "accuracy", "margin", "mean_reward", "std_reward", "min_reward", "max_reward", "grad_norm")

@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from instructgpt_hf.config.stages import RewardConfig
+from instructgpt_hf.config.training import RewardConfig
 from instructgpt_hf.trainers.reward import RewardTrainer
 
 # Four prompts with 2 to 4 completions of different lengths; two of them have ties.

@@ -6,13 +6,14 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from ppo_trainer import PROMPTS, count_c
+from helpers.ppo_trainer import PROMPTS, count_c
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.functional import gae, token_rewards
-from instructgpt_hf.trainers import rewards as rewards_module
-from instructgpt_hf.trainers.rewards import TextRewardModel, combined_scores, distinct
+from instructgpt_hf.models.scoring import TextRewardModel
+from instructgpt_hf.trainers.ppo import rewards as rewards_module
+from instructgpt_hf.trainers.ppo.rewards import combined_scores, distinct
 
 PAD, EOS, SECOND_EOS = 0, 1, 2
 # Finished, empty, cut short, ended by a second EOS id, with a padding id inside, cut short behind a padding id.

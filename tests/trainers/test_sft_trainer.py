@@ -7,7 +7,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from instructgpt_hf.config.stages import SFTConfig
+from instructgpt_hf.config.training import SFTConfig
 from instructgpt_hf.data.demonstrations import tokenize_demonstrations
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.trainers.sft import SFTTrainer

@@ -1,0 +1,102 @@
+"""The checkpoints in the folder that a trainer writes to: which there are, and setting one aside."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
+
+
+def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
+    """The checkpoint of the highest optimizer step below `before`, or None."""
+    return max(((step, path) for step, path in checkpoints(folder).items() if step < before), default=(0, None))[1]
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a folder by their optimizer step."""
+    found = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
+    return {int(step): path for path, step in found if step.isdecimal() and path.is_dir()}
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoint of a step, if there is one, so that no run resumes from it, and no push takes it."""
+    checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"_stopped-{step}"
+    if checkpoint.is_dir():
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier try that stopped at the same step
+        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+            checkpoint.rename(aside)
+
+
+class WholeCheckpoints:
+    """A checkpoint's folder has its name once every process has written its part, and not before.
+
+    transformers writes into the folder with the final name, so a process that is killed leaves a folder that
+    `get_last_checkpoint` takes for a checkpoint.
+    """
+
+    UNFINISHED = ".unfinished"
+    _unfinished = False
+    args: Any
+    state: Any
+    accelerator: Any
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = str(super()._get_output_dir(trial))  # type: ignore[misc]
+        return os.path.join(folder, self.UNFINISHED) if self._unfinished else folder
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._unfinished:
+            super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial))
+        unfinished = folder / self.UNFINISHED
+        local_main = self.accelerator.is_local_main_process
+        if local_main:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+        self._unfinished = True
+        try:
+            super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        finally:
+            self._unfinished = False
+        self.accelerator.wait_for_everyone()
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.state.best_model_checkpoint == str(unfinished / name):
+            self.state.best_model_checkpoint = str(folder / name)
+            if self.args.should_save:
+                self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
+        if local_main:
+            _move_into_place(unfinished / name, folder / name)
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(folder / name))
+        if self.args.should_save and (self.args.save_total_limit or 0) > 0:
+            _keep_newest(folder, self.args.save_total_limit, self.state.best_model_checkpoint, unfinished)
+
+
+def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> None:
+    """Delete older checkpoints but the best one, as the Trainer does; renamed first, so that what a process that is
+    killed has deleted half of is not taken for a checkpoint."""
+    names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
+    kept = max(limit, len({names[-1], str(Path(best)) if best else names[-1]}))  # the best one comes before the newest
+    trash.mkdir(exist_ok=True)
+    for name in names[:-kept]:
+        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+            os.replace(name, trash / Path(name).name)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def _move_into_place(unfinished: Path, final: Path) -> None:
+    """Rename a folder. On a disk that machines share, the first one has done it for all."""
+    with contextlib.suppress(FileNotFoundError):
+        if final.exists() and unfinished.exists():
+            os.replace(final, unfinished.with_name("replaced"))
+        os.replace(unfinished, final)
+    shutil.rmtree(unfinished.parent, ignore_errors=True)

@@ -1,0 +1,247 @@
+"""Values from YAML files and the command line, checked against the type annotations of the settings.
+
+PyYAML reads `2e-5` as text and does not know which type a key needs; TRL's parser takes YAML's values as they are.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import types
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from instructgpt_hf.config.catalog import STAGES
+from instructgpt_hf.errors import Problems, nearest
+
+
+class Mismatch(Exception):
+    """A value does not fit; the message is the rule it breaks."""
+
+
+def coerce(value: Any, hint: Any, words: bool = False) -> Any:
+    """`value` as the type `hint`.
+
+    Args:
+        value: what YAML gave, or for the command line one word, or a list of several words.
+        hint: a type annotation of the dataclasses: bool, int, float, str, an enum, a literal, list, dict, tuple, None,
+            or a union of them.
+        words: the value comes from the command line, where everything is text.
+
+    Raises:
+        Mismatch: if it does not fit. Nothing is rounded or cut off; the text `2e-5` is a number.
+    """
+    members = _members(hint)
+    if value is None or (words and isinstance(value, str) and value.lower() in ("none", "null")):
+        if type(None) in members:
+            return None
+        raise Mismatch(f"must be {_describe(members)}, and it is empty")
+    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
+    if enums:
+        members = [member for member in members if member is not str]
+    if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
+        # One word is text rather than a list of one.
+        members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
+    for member in sorted(members, key=_rank):
+        try:
+            return _coerce_one(value, member, words)
+        except Mismatch as mismatch:
+            if enums and isinstance(value, str):
+                raise mismatch
+    raise Mismatch(f"must be {_describe(members)}")
+
+
+def _members(hint: Any) -> list[Any]:
+    """The types of a union, or the one type."""
+    return list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+
+
+def _rank(member: Any) -> int:
+    """Text fits everything on the command line, so it is tried last; a flag before a number."""
+    order = [bool, int, float]
+    return order.index(member) if member in order else len(order) + (member is str)
+
+
+def _coerce_one(value: Any, member: Any, words: bool) -> Any:
+    container = get_origin(member) or member
+    if container in (list, tuple):
+        return _sequence(value, member, container, words)
+    if isinstance(value, list) and words:
+        raise Mismatch("takes one value")
+    if container is dict:
+        return _mapping(value)
+    if container is Literal:
+        return _one_of(value, get_args(member))
+    if member is bool:
+        return _flag(value, words)
+    if member in (int, float):
+        return _number(value, member)
+    if isinstance(member, type) and issubclass(member, Enum):
+        return _one_of(value, [item.value for item in member])
+    if member is Any or (member is str and isinstance(value, str)):
+        return value
+    raise Mismatch("does not fit")
+
+
+def _one_of(value: Any, choices: Sequence[Any]) -> Any:
+    for choice in choices:
+        if value == choice and type(value) is type(choice):
+            return value
+    names = [str(choice) for choice in choices]
+    hint = nearest(str(value), names)
+    raise Mismatch(f"must be one of {', '.join(names)}" + (f"; {hint}" if hint.startswith("did") else ""))
+
+
+def _flag(value: Any, words: bool) -> bool:
+    if isinstance(value, bool):
+        return value
+    if words and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    raise Mismatch("must be true or false")
+
+
+def _number(value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise Mismatch("must be a number")
+    if isinstance(value, str):
+        try:
+            value = int(value) if kind is int and value.strip().lstrip("+-").isdigit() else float(value)
+        except ValueError:
+            raise Mismatch("must be a number") from None
+    if not math.isfinite(value):
+        raise Mismatch("must be a finite number")
+    if kind is int and value != int(value):
+        raise Mismatch("must be a whole number")
+    return kind(value)
+
+
+def _sequence(value: Any, member: Any, container: type, words: bool) -> Any:
+    if words and isinstance(value, str):
+        value = _from_json(value) if value.startswith("[") else value.split(",")
+    if not isinstance(value, (list, tuple)):
+        raise Mismatch("must be a list")
+    kinds = [kind for kind in get_args(member) if kind is not Ellipsis] or [Any]
+    if container is tuple and len(kinds) != len(value):
+        raise Mismatch(f"must be a list of {len(kinds)} values")
+    kinds = kinds if container is tuple else kinds * len(value)
+    return container(coerce(item, kind, words) for item, kind in zip(value, kinds, strict=True))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str) and value.startswith("{"):
+        value = _from_json(value)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _json_number(item) for key, item in value.items()}
+    raise Mismatch("must be a mapping of names to values")
+
+
+def _json_number(value: Any) -> Any:
+    """Inside a mapping no annotation says what is a number; text with an exponent, such as `2e-5`, is one."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Mismatch(f"must be valid JSON ({error.msg} at character {error.pos + 1})") from None
+
+
+def _describe(members: list[Any]) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
+    found = []
+    for member in members:
+        container = get_origin(member) or member
+        if container in (list, tuple):
+            found.append("a list")
+        elif container is dict:
+            found.append("a mapping of names to values")
+        elif container is Literal:
+            found.append(" or ".join(str(choice).lower() for choice in get_args(member)))
+        else:
+            found.append(names.get(member, getattr(member, "__name__", str(member))))
+    return " or ".join(sorted(dict.fromkeys(found), key="null".__eq__))
+
+
+COMMAND_LINE = "command line"
+
+
+class Override(NamedTuple):
+    """One setting of the command line. `value` is one word, a list of several words, or True for a bare flag."""
+
+    stage: str | None
+    key: str
+    value: Any
+
+    @property
+    def option(self) -> str:
+        return f"--{self.stage}.{self.key}" if self.stage else f"--{self.key}"
+
+
+def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
+    """The settings in `words`; what cannot be read is added to `problems`."""
+    found: list[Override] = []
+    index = 0
+    while index < len(words):
+        word = words[index]
+        index += 1
+        if not word.startswith("--") or word == "--":
+            problems.add(
+                f"{COMMAND_LINE}: {word!r}: not a setting; write --key value, or --ppo.key value for one stage"
+            )
+            continue
+        name, equals, text = word[2:].partition("=")
+        values = [text] if equals else []
+        while not equals and index < len(words) and not words[index].startswith("--"):
+            values.append(words[index])
+            index += 1
+        stage, dot, key = name.rpartition(".")
+        if dot and stage not in STAGES:
+            problems.add(f"{COMMAND_LINE}: --{name}: {stage!r} is not a stage; choose from {', '.join(STAGES)}")
+            continue
+        value: Any = True if not values else values[0] if len(values) == 1 else values
+        found.append(Override(stage or None, key.replace("-", "_"), value))
+    return found
+
+
+def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
+    """The keys and values of the file, or None if it cannot be read; what is wrong with it is added to `problems`.
+
+    A key that stands twice is a problem: PyYAML would keep the last one. An empty file has no settings.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        present = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        problems.add(f"{path}: not found" + (f"; the folder has {', '.join(sorted(present))}" if present else ""))
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        problems.add(f"{path}: cannot be read as UTF-8 text ({error})")
+        return None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problems.add(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
+        return None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        problems.add(f"{path}: must hold `key: value` lines, and holds a {type(values).__name__}")
+        return None
+    seen: set[str] = set()
+    for key, _ in node.value if node is not None else []:
+        if key.value in seen:
+            problems.add(f"{path}: {key.value}: stands twice, again in line {key.start_mark.line + 1}; keep one")
+        seen.add(key.value)
+    for key in [key for key in values if not isinstance(key, str)]:
+        problems.add(f"{path}: {key!r} = {values.pop(key)!r}: a key must be text")
+    return values

@@ -1,0 +1,75 @@
+"""Picture of the policies side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from instructgpt_hf.evaluation.plots.style import GREY, INK, STYLE
+
+if TYPE_CHECKING:
+    from instructgpt_hf.evaluation.results import PolicyRow
+from instructgpt_hf.evaluation.plots.training_curves import _BAR_COLORS
+
+
+def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
+    """Draw win rate and task accuracy of every policy with their 95 % intervals.
+
+    Args:
+        rows: one per policy, drawn from top to bottom.
+        path: the PNG to write.
+
+    Returns:
+        `path`.
+    """
+    panels = [
+        ("win_rate", "Win rate against the SFT model", "prompts won, ties half", 0.5),
+        ("task_accuracy", "Accuracy on the pretraining tasks", "questions answered right", None),
+    ]
+    panels = [panel for panel in panels if any(getattr(row, panel[0]) is not None for row in rows)]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2 * max(1, len(panels)), 1.3 + 0.55 * len(rows)), layout="constrained")
+        FigureCanvasAgg(figure)
+        for number, panel in enumerate(panels):
+            _draw_intervals(figure.add_subplot(1, len(panels), number + 1), rows, *panel)
+        figure.savefig(path, dpi=160)
+    return Path(path)
+
+
+def _draw_intervals(
+    axes: Any, rows: Sequence[PolicyRow], attribute: str, title: str, label: str, reference: float | None
+) -> None:
+    if reference is not None:
+        axes.axvline(reference, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
+    for place, row in enumerate(rows):
+        estimate = getattr(row, attribute)
+        if estimate is None:
+            continue
+        color = _BAR_COLORS.get(row.name.lower(), INK)
+        axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
+        for end in (estimate.low, estimate.high):
+            axes.plot([end, end], [place - 0.13, place + 0.13], color=color, linewidth=2.2)
+        axes.plot([estimate.value], [place], "o", color=color, markersize=8)
+        axes.annotate(
+            f"{100 * estimate.value:.1f} %",
+            (estimate.value, place),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=color,
+            fontweight="bold",
+        )
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.75)
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title(title)
+    axes.set_xlabel(f"{label}, with 95 % interval")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)

@@ -1,0 +1,197 @@
+"""The picture of a reward model's evaluation. The figure is built without pyplot and changes no global state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+
+# The model is blue and the length baseline grey in every panel; labels are green.
+_MODEL: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5.5, "linewidth": 1.8}
+_LENGTH: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4.5, "linewidth": 1.4, "linestyle": ":"}
+_LABELS: dict[str, Any] = {"color": GREEN, "marker": "D", "markersize": 4.5, "linewidth": 1.4, "linestyle": "--"}
+# Size of the text under columns that may be many.
+_SMALL = 8.5
+
+
+def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
+    """Draw what `evaluate_rankings` measured: accuracy, calibration, score gaps and length, with 95 % intervals.
+
+    Args:
+        result: of `instructgpt_hf.evaluation.reward_model.evaluate.evaluate_rankings`, or the JSON written from it.
+        path: the PNG to write.
+
+    Returns:
+        `path`.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(12.6, 7.2), layout=ConstrainedLayoutEngine(hspace=0.07, wspace=0.05))
+        FigureCanvasAgg(figure)
+        axes = [figure.add_subplot(2, 3, number + 1) for number in range(6)]
+        _draw_strata(axes[0], result["by_completions"], "completions", "Accuracy by number of answers K", "K")
+        _draw_strata(axes[1], result["by_gap"], "gap", "Accuracy by rank gap", "difference in rank")
+        _draw_reliability(axes[2], result["calibration"])
+        _draw_score_gaps(axes[3], result["score_gaps"])
+        _draw_length(axes[4], result["length"])
+        _draw_coefficients(axes[5], result)
+        found = result["accuracy"]
+        figure.suptitle(
+            f"{_percent(found, 'accuracy')} of {found['pairs']:,} pairs of {found['prompts']:,} held-out prompts are "
+            f"ordered as labeled; by length alone {_percent(found, 'length_baseline_accuracy')}",
+            x=0.01,
+            ha="left",
+        )
+        figure.savefig(path, dpi=120)
+    return Path(path)
+
+
+def _percent(found: Mapping[str, Any], name: str) -> str:
+    return f"{100 * found[name]:.1f} % ({100 * found[name + '_low']:.1f} to {100 * found[name + '_high']:.1f})"
+
+
+def _draw_strata(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, label: str) -> None:
+    places = list(range(len(rows)))
+    _series(axes, [place - 0.08 for place in places], rows, "accuracy", "reward model", _MODEL)
+    _series(axes, [place + 0.08 for place in places], rows, "length_baseline_accuracy", "longer is better", _LENGTH)
+    axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
+    axes.set_xticks(places, [f"{row[key]}\n{_short(row['pairs'])}" for row in rows], fontsize=_SMALL)
+    _percent_axis(axes, "pairs ordered right", len(rows))
+    axes.set_title(title)
+    axes.set_xlabel(f"{label}; below: number of pairs")
+
+
+def _series(
+    axes: Any, x: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, style: dict[str, Any]
+) -> None:
+    """A line through the values of `name` with their intervals as bars."""
+    values = [row[name] for row in rows]
+    bars = [
+        [max(0.0, row[name] - row[name + "_low"]) for row in rows],
+        [max(0.0, row[name + "_high"] - row[name]) for row in rows],
+    ]
+    axes.errorbar(x, values, yerr=bars, label=label, elinewidth=1.4, capsize=3, **style)
+
+
+def _draw_reliability(axes: Any, found: Mapping[str, Any]) -> None:
+    rows = found["bins"]
+    counts = axes.twinx()
+    centers = [(row["low"] + row["high"]) / 2 for row in rows]
+    width = 0.8 * min(row["high"] - row["low"] for row in rows)
+    bars = counts.bar(centers, [row["pairs"] for row in rows], width=width, color=GREY, alpha=0.25)
+    counts.bar_label(bars, [_short(row["pairs"]) for row in rows], fontsize=7, color=GREY, padding=1)
+    # The bars keep to the lower quarter, below the curve of any model that is better than guessing.
+    counts.set_ylim(0, 5 * max(row["pairs"] for row in rows))
+    counts.axis("off")
+    axes.set_zorder(counts.get_zorder() + 1)
+    axes.patch.set_visible(False)
+    axes.plot([0.5, 1], [0.5, 1], color=INK, linewidth=1.0, linestyle="--", label="calibrated")
+    _series(axes, [row["confidence"] for row in rows], rows, "accuracy", "reward model", _MODEL)
+    _percent_axis(axes, "pairs ordered right", lowest=0)
+    axes.set_xlim(0.49, 1.01)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_title(f"Reliability: ECE {100 * found['ece']:.1f} %")
+    axes.set_xlabel("probability the model gives its order; bars: pairs")
+
+
+def _draw_score_gaps(axes: Any, found: Mapping[str, Any]) -> None:
+    edges = found["edges"]
+    for name, color, style in (("right", BLUE, "-"), ("wrong", ORANGE, "--")):
+        axes.stairs(found[name], edges, fill=True, color=color, alpha=0.25)
+        label = f"ordered {name} ({sum(found[name]):,})"
+        axes.stairs(found[name], edges, color=color, linewidth=1.6, linestyle=style, label=label)
+    axes.set_xlim(0, edges[-1])
+    axes.set_title("Score gaps")
+    axes.set_xlabel("difference of the two scores; last bin: and more")
+    axes.set_ylabel("pairs")
+    axes.set_ylim(0, 1.25 * max(1, *found["right"], *found["wrong"]))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.grid(axis="x", visible=False)
+    axes.legend(loc="upper right")
+
+
+def _draw_length(axes: Any, found: Mapping[str, Any]) -> None:
+    rows = found["by_length_difference"]
+    places = list(range(len(rows)))
+    axes.set_title("The longer answer wins")
+    axes.set_xlabel("difference in tokens; below: number of pairs")
+    if rows:
+        _series(axes, [place - 0.08 for place in places], rows, "longer_scores_higher", "by the reward model", _MODEL)
+        _series(axes, [place + 0.08 for place in places], rows, "longer_ranks_higher", "by the labels", _LABELS)
+    else:
+        axes.text(0.5, 0.5, "no pair of unequal length", ha="center", color=GREY, transform=axes.transAxes)
+    axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
+    ticks = [f"{_range(row['low'], row['high'])}\n{_short(row['pairs'])}" for row in rows]
+    axes.set_xticks(places, ticks, fontsize=_SMALL)
+    _percent_axis(axes, "pairs of unequal length", len(rows))
+
+
+def _draw_coefficients(axes: Any, result: Mapping[str, Any]) -> None:
+    """Kendall's tau and the correlations with length as dots with intervals on one scale."""
+    tau, length = result["kendall_tau"], result["length"]
+    lines: list[tuple[str, Mapping[str, Any], str, dict[str, Any]]] = [
+        ("Kendall's tau\nscore, rank", tau, "kendall_tau", _MODEL),
+        ("Kendall's tau\nlength, rank", tau, "length_baseline_kendall_tau", _LENGTH),
+        ("Spearman's rho\nscore, length", length, "score_length_correlation", _MODEL),
+        ("Spearman's rho\nrank, length", length, "rank_length_correlation", _LABELS),
+    ]
+    axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
+    for place, (_, found, name, style) in enumerate(lines):
+        if found[name] is None:
+            axes.annotate("length or score does not vary", (0, place), ha="center", va="center", color=GREY)
+            continue
+        ends = [[max(0.0, found[name] - found[name + "_low"])], [max(0.0, found[name + "_high"] - found[name])]]
+        look = {key: value for key, value in style.items() if key not in ("linestyle", "linewidth")}
+        axes.errorbar([found[name]], [place], xerr=ends, elinewidth=1.8, capsize=4, linestyle="none", **look)
+        axes.annotate(
+            f"{found[name] + 0.0:.2f}",
+            (found[name], place),
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            color=style["color"],
+            fontweight="bold",
+        )
+    axes.set_yticks(range(len(lines)), [line[0] for line in lines])
+    axes.set_ylim(len(lines) - 0.5, -0.6)
+    axes.set_xlim(-1.05, 1.05)
+    axes.set_title("Order and length within a prompt")
+    axes.set_xlabel("mean over prompts, better is higher")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _percent_axis(axes: Any, label: str, places: int = 0, lowest: int | None = None) -> None:
+    """A share up to 100 % with room for the legend above; `places` columns in the middle of at least three.
+
+    It starts at `lowest` percent; by default as high as everything drawn allows.
+    """
+    if lowest is None:
+        lowest = next((percent for percent in (40, 20) if axes.dataLim.y0 > percent / 100), 0)
+    ticks = range(lowest, 101, 10 if lowest == 40 else 20)
+    axes.set_ylim(lowest / 100, 1.18)
+    axes.set_yticks([tick / 100 for tick in ticks])
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylabel(label)
+    axes.grid(axis="x", visible=False)
+    if places:
+        margin = 0.6 + max(0, 3 - places) / 2
+        axes.set_xlim(-margin, places - 1 + margin)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(loc="upper left", ncols=2, columnspacing=1.2, handlelength=2.0)
+
+
+def _short(count: int) -> str:
+    """999, 1.2k, 12k: short enough for eight columns."""
+    return str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:,.0f}k"
+
+
+def _range(low: int, high: int) -> str:
+    return str(low) if low == high else f"{low}-{high}"

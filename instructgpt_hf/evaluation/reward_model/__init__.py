@@ -1,0 +1,1 @@
+"""Measures of a reward model on held-out rankings."""

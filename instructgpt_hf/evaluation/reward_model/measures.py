@@ -1,0 +1,236 @@
+"""Measures of a reward model on scored rankings, each beside the same measure of length alone.
+
+Intervals are 95 % bootstrap intervals over prompts, because the pairs of one prompt depend on each other. A measure
+named `x` has its interval in `x_low` and `x_high`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.evaluation.intervals import (
+    RESAMPLES,
+    Estimate,
+    bounded_ratio,
+    resampled_sums,
+    wilson_between,
+)
+from instructgpt_hf.evaluation.reward_model.pairs import Rankings
+
+CALIBRATION_BINS = 10
+_HISTOGRAM_BINS = 24
+
+
+def named(name: str, estimate: Estimate) -> dict[str, float]:
+    """An estimate as the three entries every result has: value, `_low` and `_high`."""
+    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Share of strict pairs whose better completion has the higher score; equal scores count one half.
+
+    Returns:
+        `accuracy`, `pairs`, `prompts` (with at least one strict pair), `tied_pairs`, `equal_scores` (strict pairs with
+        equal scores); with lengths `length_baseline_accuracy`, the accuracy of "the longer one is better", and
+        `above_length_baseline`, the difference of the two.
+    """
+    strict = table.strict
+    result = _accuracy_of(table, strict, seed, resamples)
+    result["tied_pairs"] = int((~strict).sum())
+    result["equal_scores"] = int((strict & (table.differences(table.scores) == 0)).sum())
+    if table.lengths is not None:
+        above = table.points(table.scores) - table.points(table.lengths)
+        counts = table.sums(strict)
+        estimate = bounded_ratio(table.sums(above * strict), counts, -1.0, seed, resamples)
+        result |= named("above_length_baseline", estimate)
+    return result
+
+
+def accuracy_by_size(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Accuracy of the prompts with K completions, for every K that occurs.
+
+    Returns:
+        Dicts with `completions` (K) and the entries of `accuracy` up to the baseline's, in increasing order of K.
+    """
+    return _strata(table, "completions", table.sizes[table.prompt], seed, resamples)
+
+
+def accuracy_by_gap(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
+    """Accuracy of the pairs whose dense ranks differ by g, for every g that occurs.
+
+    Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 count as 1, 2, 2, 3, and the first and the last of
+    these four are 2 apart.
+
+    Returns:
+        Dicts with `gap` (g) and the entries of `accuracy` up to the baseline's, in increasing order of g.
+    """
+    return _strata(table, "gap", table.gap, seed, resamples)
+
+
+def _strata(table: Rankings, name: str, key: np.ndarray, seed: int, resamples: int) -> list[dict[str, Any]]:
+    return [
+        {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
+        for value in np.unique(key[table.strict])
+    ]
+
+
+def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
+    counts = table.sums(chosen)
+    result = named(
+        "accuracy", bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
+    )
+    result |= {"pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
+    if table.lengths is not None:
+        longer = bounded_ratio(table.sums(table.points(table.lengths) * chosen), counts, 0.0, seed, resamples)
+        result |= named("length_baseline_accuracy", longer)
+    return result
+
+
+def calibration(
+    table: Rankings, bins: int = CALIBRATION_BINS, seed: int = 0, resamples: int = RESAMPLES
+) -> dict[str, Any]:
+    """How far the probabilities that the loss fits, sigmoid(score difference), agree with the labels.
+
+    Every strict pair counts once, from the side of the completion that the model prefers: its confidence is
+    sigmoid(|score difference|), in [0.5, 1], and it is a hit if that completion is the better one; equal scores are
+    half a hit at confidence 0.5. Counting every pair from both sides would only mirror this curve.
+
+    Args:
+        table: the rankings.
+        bins: of equal width over [0.5, 1]; a confidence on an edge belongs to the upper bin.
+        seed: of the bootstrap.
+        resamples: how many.
+
+    Returns:
+        `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and comes
+        out above the truth on few pairs. Its interval therefore runs from the value less the 95 % quantile of the
+        resampled curves' distance from the measured one (at least 0) to the 97.5 % quantile of the resampled values.
+        `ece_by_chance`: the mean of that distance: about what a calibrated model shows on so many pairs.
+        `overconfidence`: mean confidence less accuracy, over all strict pairs; above 0 the scores are too far apart.
+        `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; empty bins left out.
+    """
+    strict = table.strict
+    confidence = 1 / (1 + np.exp(-np.abs(table.differences(table.scores))))
+    hits = table.points(table.scores)
+    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    excess, counts = (confidence - hits) * strict, table.sums(strict)
+    by_bin = np.stack([table.sums(excess * (place == number)) for number in range(bins)], axis=1)
+    used = counts > 0
+    sums = resampled_sums(np.column_stack([by_bin, counts])[used], seed, resamples)
+    measured, resampled = by_bin.sum(0) / counts.sum(), sums[:, :-1] / sums[:, -1:]
+    value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
+    high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
+    ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
+    result: dict[str, Any] = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
+    result["ece_by_chance"] = float(noise.mean())
+    result |= named("overconfidence", bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples))
+    result["bins"] = []
+    for number in range(bins):
+        chosen = strict & (place == number)
+        if chosen.any():
+            hit_share = bounded_ratio(table.sums(hits * chosen), table.sums(chosen), 0.0, seed, resamples)
+            result["bins"].append(
+                {
+                    "low": 0.5 + number / (2 * bins),
+                    "high": 0.5 + (number + 1) / (2 * bins),
+                    "pairs": int(chosen.sum()),
+                    "confidence": float(confidence[chosen].mean()),
+                    **named("accuracy", hit_share),
+                }
+            )
+    return result
+
+
+def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Kendall's tau-b between scores and ranks, one per prompt, averaged over prompts.
+
+    tau-b is (right pairs - wrong pairs) / sqrt(strict pairs x pairs of unequal scores). A prompt whose scores are all
+    equal counts 0: the model has not ordered it. Prompts whose completions all tie are left out.
+
+    Returns:
+        `kendall_tau`, `prompts`; with lengths `length_baseline_kendall_tau`, the same with lengths as scores.
+    """
+    counts = table.sums(table.strict)
+    result = named("kendall_tau", _mean_tau(table, table.scores, seed, resamples))
+    result["prompts"] = int((counts > 0).sum())
+    if table.lengths is not None:
+        result |= named("length_baseline_kendall_tau", _mean_tau(table, table.lengths, seed, resamples))
+    return result
+
+
+def _mean_tau(table: Rankings, values: np.ndarray, seed: int, resamples: int) -> Estimate:
+    sign = np.sign(table.differences(values))
+    strict, unequal = table.sums(table.strict), table.sums(sign != 0)
+    tau = table.sums(sign * table.strict) / np.sqrt(np.maximum(strict * unequal, 1))
+    return bounded_ratio(tau, (strict > 0).astype(float), -1.0, seed, resamples)
+
+
+def score_gaps(table: Rankings) -> dict[str, list[Any]]:
+    """Histogram of |score difference| over strict pairs, for those ordered right and those ordered wrong.
+
+    Returns:
+        `edges` [B + 1], `right` [B] and `wrong` [B] (equal scores are in neither). The last edge is the 99.5 %
+        quantile; what lies beyond is counted in the last bin.
+    """
+    gaps = table.differences(table.scores)[table.strict]
+    last = float(np.quantile(np.abs(gaps), 0.995)) or 1.0
+    edges = np.linspace(0, last, _HISTOGRAM_BINS + 1)
+    counts = {
+        name: np.histogram(np.minimum(found, last), edges)[0].tolist()
+        for name, found in (("right", gaps[gaps > 0]), ("wrong", -gaps[gaps < 0]))
+    }
+    return {"edges": edges.tolist(), **counts}
+
+
+def agreement(
+    first: Sequence[Sequence[int]],
+    second: Sequence[Sequence[int]],
+    prompts: Sequence[Any] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, Any] | None:
+    """Share of the pairs that two labelers both ranked strictly which they order alike.
+
+    Args:
+        first: [R][k], one labeler's ranks of some completions of a prompt; 1 is best.
+        second: [R][k], another's ranks of the same completions.
+        prompts: [R], what tells the prompts apart; every row is one by default.
+        seed: of the bootstrap over prompts.
+        resamples: how many.
+
+    Returns:
+        `agreement`, `pairs`, `tied_pairs` (tied by at least one of the two) and `prompts` (with a pair); None
+        if no pair is ranked strictly by both.
+
+    Raises:
+        InstructGPTError: if the rows differ in shape.
+    """
+    names = list(range(len(first))) if prompts is None else list(prompts)
+    if not len(first) == len(second) == len(names) or any(
+        len(a) != len(b) for a, b in zip(first, second, strict=True)
+    ):
+        raise InstructGPTError("labeler agreement: expected two ranks of every completion, one from each labeler.")
+    counts: dict[Any, list[int]] = {}
+    tied = 0
+    for a, b, name in zip(first, second, names, strict=True):
+        for i, j in itertools.combinations(range(len(a)), 2):
+            product = (a[i] - a[j]) * (b[i] - b[j])
+            tied += product == 0
+            if product != 0:
+                alike, pairs = counts.get(name, [0, 0])
+                counts[name] = [alike + (product > 0), pairs + 1]
+    if not counts:
+        return None
+    table = np.array(list(counts.values()), dtype=float)
+    estimate = bounded_ratio(table[:, 0], table[:, 1], 0.0, seed, resamples)
+    return {
+        **named("agreement", estimate),
+        "pairs": int(table[:, 1].sum()),
+        "tied_pairs": int(tied),
+        "prompts": len(counts),
+    }

@@ -1,0 +1,56 @@
+"""Arguments of a forward pass over padded rows, and the mode that measurements run in."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from instructgpt_hf._compat.peft import unwrap_peft
+
+
+@contextlib.contextmanager
+def evaluation_mode(*models: Any) -> Iterator[None]:
+    """Evaluation mode inside, afterwards every module in the mode it was in; plain callables are left alone."""
+    modules = [module for model in models if isinstance(model, torch.nn.Module) for module in model.modules()]
+    modes = [module.training for module in modules]
+    try:
+        for module in modules:
+            module.training = False
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def model_device(model: Any) -> torch.device:
+    """Device of a model's inputs; of a plain callable the CPU unless it has a `device`."""
+    return torch.device(getattr(model, "device", "cpu"))
+
+
+def model_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass over padded rows, with explicit positions where the architecture has them.
+
+    Args:
+        model: causal model or classifier, whole or PEFT.
+        input_ids: [B, S].
+        attention_mask: [B, S]; padding on either side.
+    """
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+    # Of a scorer on a shared base, the base's.
+    if "position_ids" in inspect.signature(unwrap_peft(getattr(model, "host", model)).forward).parameters:
+        inputs["position_ids"] = position_ids(attention_mask)
+    return inputs
+
+
+def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Positions [B, S] that count real tokens from 0, so that left padding does not shift them."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)
+
+
+def last_token_index(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Index [B] of the last 1 in each row of a mask [B, S]."""
+    return attention_mask.shape[1] - 1 - attention_mask.flip(1).argmax(1)

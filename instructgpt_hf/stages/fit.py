@@ -1,0 +1,219 @@
+"""Running a trainer: progress, resuming, and stopping so that the next run resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
+from transformers import PrinterCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
+from transformers.trainer_callback import ProgressCallback
+
+from instructgpt_hf.stages.processes import any_process
+from instructgpt_hf.stages.resuming import checkpoint_of
+from instructgpt_hf.stages.run import StageRun
+
+# Shown beside the bar, in this order, when the trainer logs them.
+SHOWN = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "objective/scores": "score",
+    "objective/kl": "KL",
+    "loss/ptx": "ptx loss",
+    "val/explained_variance": "expl. var.",
+}
+SECONDS_BETWEEN_LINES = 20
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a stage; a checkpoint to resume from is on disk."""
+
+
+class ProgressBar(TrainerCallback):
+    """A bar with the latest metrics instead of the Trainer's printed dictionaries."""
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.printed = time.monotonic()
+        self.progress = Progress(
+            TextColumn(f"[bold]{run.name:>8}[/bold] "),
+            BarColumn(bar_width=12),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[latest]}", table_column=Column(ratio=1)),
+            console=run.console,
+        )
+        self.task: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the bar where a resumed run stands."""
+        if state.is_world_process_zero:
+            self.progress.start()
+            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One optimizer step further."""
+        if self.task is not None:
+            self.progress.update(self.task, completed=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Show the newest metrics."""
+        shown = [
+            f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if isinstance((logs or {}).get(key), float)
+        ]
+        if self.task is None or not shown:
+            return
+        self.progress.update(self.task, latest="  ".join(shown))
+        # A file shows no bar that redraws itself.
+        if not self.run.console.is_terminal and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
+            self.printed = time.monotonic()
+            self.run.say(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leave the finished bar on the screen."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop drawing, also after an error."""
+        self.progress.stop()
+
+
+class StopAtCheckpoint(TrainerCallback):
+    """Turns the first Ctrl-C into a checkpoint and a clean end; the second one stops at once.
+
+    Args:
+        boundary: optimizer steps between the points at which the stage can resume.
+    """
+
+    def __init__(self, run: StageRun, boundary: int) -> None:
+        self.run = run
+        self.boundary = boundary
+        self.asked = False
+        self.previous: Any = None
+
+    def install(self) -> None:
+        """Take over SIGINT, if this is the main thread."""
+        try:
+            self.previous = signal.signal(signal.SIGINT, self._ask)
+        except ValueError:
+            self.previous = None
+
+    def remove(self) -> None:
+        """Give SIGINT back."""
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+
+    def _ask(self, *_: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        self.run.say("stopping at the next point it can resume from; Ctrl-C again stops at once")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop once asked, where a rollout is used up; save nothing at the end.
+
+        What the last step leaves goes into the stage's folder. Resuming from a checkpoint of it would train on.
+        """
+        boundary = state.global_step % self.boundary == 0 and state.global_step < state.max_steps
+        if boundary and any_process(self.asked):
+            self.asked = True
+            control.should_save = True
+            control.should_training_stop = True
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """As after the last step."""
+        if state.global_step >= state.max_steps:
+            control.should_save = False
+
+
+def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
+    """Train to the end, from the last checkpoint if there is one, or the one that `resume_from_checkpoint` names.
+
+    Args:
+        boundary: optimizer steps between the points at which the trainer can resume.
+
+    Returns:
+        `steps`, `epochs`, `seconds` and the log, for stage.json.
+
+    Raises:
+        Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
+    """
+    checkpoint = checkpoint_of(run)
+    if checkpoint is not None:
+        run.say(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
+    _match_precision(trainer)
+    trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
+    _keep_events(trainer, run)
+    for callback in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(callback)
+    bar, stop = ProgressBar(run), StopAtCheckpoint(run, boundary)
+    trainer.add_callback(bar)
+    trainer.add_callback(stop)
+    stop.install()
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finally:
+        stop.remove()
+        bar.stop()
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted
+    history = trainer.state.log_history
+    return {
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "seconds": next((record["train_runtime"] for record in reversed(history) if "train_runtime" in record), None),
+        "log": history,
+    }
+
+
+@contextlib.contextmanager
+def own_tracker_run() -> Iterator[None]:
+    """End the Weights & Biases run that begins inside the block with the block; one from outside goes on.
+
+    The Trainer leaves its run open, so that the next stage's metrics would go into it.
+    """
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        yield
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        run = getattr(wandb, "run", None)
+        if run is not None and run is not before:
+            wandb.finish()
+
+
+def _tracker_name(run: StageRun) -> str:
+    """A name that only this training of the stage has, also once it is resumed: trackio appends to a name it knows."""
+    file = run.work / "started"
+    if not file.is_file():
+        file.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), encoding="utf-8")
+    return f"{run.recipe}-{run.name}-{file.read_text(encoding='utf-8')}"
+
+
+def _keep_events(trainer: Any, run: StageRun) -> None:
+    """Let TensorBoard's files outlive the work folder, in `tensorboard/` of the run."""
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(run.run_folder / "tensorboard" / run.name)
+
+
+def _match_precision(trainer: Any) -> None:
+    """Keep trained weights in float32 unless training runs in bfloat16.
+
+    A model loaded in half precision has trained weights in it, which the gradient scaler of float16 refuses.
+    """
+    if trainer.args.bf16:
+        return
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()

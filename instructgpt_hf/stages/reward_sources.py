@@ -1,0 +1,233 @@
+"""What a recipe rewards, found and checked before any model is loaded."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from instructgpt_hf.artifacts import StageArtifact, file_fingerprint, fingerprint, model_fingerprint
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.errors import InstructGPTError, Problems, nearest
+from instructgpt_hf.models.loading import load_tokenizer, resolve_source
+from instructgpt_hf.models.scoring import TextRewardModel
+from instructgpt_hf.stages.reward import check_vocabulary
+from instructgpt_hf.stages.run import StageRun, previous_stage, vocabulary_fingerprint
+
+# What TRL passes to every reward function beside the dataset's columns.
+TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
+
+
+@dataclass
+class RewardSource:
+    """A finished reward stage that the policy is scored with.
+
+    Attributes:
+        folder: where it is.
+        source: what the recipe calls it.
+        record: its stage.json.
+        reads_ids: whether it has the policy's tokenizer and prompt format, so that it scores the sampled ids; else it
+            reads text.
+    """
+
+    folder: Path
+    source: str
+    record: StageArtifact
+    reads_ids: bool
+
+    def as_reward(self, model: Any) -> Any:
+        """The loaded model as the PPO trainer takes it."""
+        if self.reads_ids:
+            return model
+        return TextRewardModel(model, load_tokenizer(self.folder), PromptFormat.from_dict(self.record.prompt_format))
+
+
+@dataclass
+class Rewards:
+    """Everything that a recipe scores answers with.
+
+    Attributes:
+        models: the reward model, then the extra ones.
+        functions: Python functions, by `module:function`.
+        value: folder that the value model starts from.
+        value_source: `value_model_path`, if the recipe sets it.
+    """
+
+    models: list[RewardSource]
+    functions: dict[str, Callable[..., Any]]
+    value: Path
+    value_source: str | None
+
+    def in_order(self, reward_model: Any, load: Callable[[Path], Any]) -> list[Any]:
+        """All rewards as the PPO trainer takes them, in the order of `reward_weights`.
+
+        Args:
+            reward_model: the first reward model, loaded.
+            load: gives the model of a folder, for the others.
+        """
+        first, *others = self.models
+        loaded = [source.as_reward(load(source.folder)) for source in others]
+        return [first.as_reward(reward_model), *loaded, *self.functions.values()]
+
+    def readers(self) -> list[tuple[str, Path]]:
+        """Role and folder of every model that reads the policy's token ids."""
+        rewards = [("reward model", item.folder) for item in self.models if item.reads_ids]
+        return [*rewards, ("value model", self.value)]
+
+    def lineage(self) -> dict[str, dict[str, Any]]:
+        """The models read, for stage.json's `previous`."""
+        names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]
+        found = {
+            name: {"source": item.source, "fingerprint": item.record.fingerprint}
+            for name, item in zip(names, self.models, strict=True)
+        }
+        if self.value_source is not None:
+            found["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
+        return found
+
+    def determining(self) -> dict[str, Any]:
+        """What of the rewards decides the stage's result."""
+        functions = {name: _code_fingerprint(function) for name, function in self.functions.items()}
+        marks = {name: item["fingerprint"] for name, item in self.lineage().items()}
+        return {**marks, "reward_functions": functions} if functions else marks
+
+    def described(self, weights: list[float] | None) -> list[dict[str, Any]]:
+        """The rewards in the order of `reward_weights`, for stage.json."""
+        lines = [
+            {"kind": "model", "name": name, "reads": "ids" if item.reads_ids else "text"}
+            for name, item in zip(self.lineage(), self.models, strict=False)
+        ]
+        lines += [
+            {"kind": "function", "name": name, "fingerprint": _code_fingerprint(function)}
+            for name, function in self.functions.items()
+        ]
+        return [{**line, "weight": weight} for line, weight in zip(lines, weights or [1.0] * len(lines), strict=True)]
+
+
+def find_rewards(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat, tokenizer: Any) -> Rewards:
+    """The reward models and functions of the PPO stage.
+
+    Raises:
+        InstructGPTError: if a model or function is missing, or no value model can be started.
+    """
+    arguments = run.settings.arguments
+    models = find_reward_models(run, sft, prompt_format)
+    first = models[0]
+    if arguments.value_model_path is None:
+        value = first.folder
+        if not first.reads_ids:
+            _refuse_as_value_model(first, sft, prompt_format)
+    else:
+        value = resolve_source(arguments.value_model_path, role="value model")
+        if vocabulary_fingerprint(load_tokenizer(value)) != vocabulary_fingerprint(tokenizer):
+            raise InstructGPTError(
+                f"value_model_path: {arguments.value_model_path}: has another tokenizer than the policy, whose token "
+                "ids the value model reads. Name a reward or value model of the policy's tokenizer."
+            )
+    return Rewards(models, find_functions(arguments.reward_functions or []), value, arguments.value_model_path)
+
+
+def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat) -> list[RewardSource]:
+    """The reward model of the recipe, or of this run, and the extra ones.
+
+    Raises:
+        InstructGPTError: if one of them is not a finished reward stage.
+    """
+    arguments = run.settings.arguments
+    found = []
+    for source in (arguments.reward_model_path, *(arguments.extra_reward_model_paths or ())):
+        folder, record = previous_stage(source, run.run_folder / "reward", "reward")
+        reads_ids = (
+            record.base_model["vocabulary"] == sft.base_model["vocabulary"]
+            and PromptFormat.from_dict(record.prompt_format) == prompt_format
+        )
+        found.append(RewardSource(folder, source or "reward", record, reads_ids))
+    return found
+
+
+def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_format: PromptFormat) -> None:
+    advice = (
+        " The value model would start from it and read the policy's token ids. To score the text of answers with it, "
+        "set value_model_path to a model with the policy's tokenizer."
+    )
+    try:
+        check_vocabulary(sft.base_model, source.record.base_model, "the reward model")
+        recorded = PromptFormat.from_dict(source.record.prompt_format)
+        prompt_format.check_same(recorded, f"{source.folder}: reward model")
+    except InstructGPTError as error:
+        raise InstructGPTError(str(error) + advice) from None
+
+
+def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
+    """The functions that `module:function` name, from the environment or the current directory.
+
+    Importing a module runs its code, which is the user's: nothing but what the recipe names is imported.
+
+    Raises:
+        InstructGPTError: naming every module or function that is missing, and why.
+    """
+    problems = Problems("reward_functions: these cannot be used:")
+    found: dict[str, Callable[..., Any]] = {}
+    for name in names:
+        if name in found:
+            problems.add(f"{name!r}: stands twice; give it the sum of its weights")
+        try:
+            found[name] = _find_function(name)
+        except InstructGPTError as error:
+            problems.add(f"{name!r}: {error}")
+    problems.raise_if_any()
+    return found
+
+
+def _find_function(name: str) -> Callable[..., Any]:
+    module_name, colon, function_name = name.partition(":")
+    if not (module_name and colon and function_name):
+        raise InstructGPTError("must have the form module:function")
+    here = os.getcwd()
+    # Behind the environment, so that no file here takes the place of a library's.
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever the user's module raises
+        if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
+            raise InstructGPTError(f"there is no module {module_name!r} in {here} or in the environment") from None
+        raise InstructGPTError(
+            f"module {module_name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    where = getattr(module, "__file__", None) or module_name
+    function = getattr(module, function_name, None)
+    if function is None:
+        functions = [item for item in vars(module) if callable(getattr(module, item)) and not item.startswith("_")]
+        raise InstructGPTError(f"{where} has no {function_name!r}; {nearest(function_name, functions)}".rstrip("; "))
+    if not callable(function):
+        raise InstructGPTError(f"{function_name!r} in {where} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _code_fingerprint(function: Any) -> str:
+    """Hash of the file that defines a function, or of its name where there is none."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        file = None
+    return file_fingerprint(file) if file is not None else fingerprint(getattr(function, "__name__", str(function)))
+
+
+def check_columns(columns: list[str], where: str) -> None:
+    """Make sure that the columns of the prompts can be passed to reward functions.
+
+    Raises:
+        InstructGPTError: naming the column whose name is taken.
+    """
+    taken = sorted(set(columns) & set(TAKEN_COLUMNS))
+    if taken:
+        raise InstructGPTError(
+            f"{where}: column {taken[0]!r}: reward functions receive what is sampled under this name; rename the "
+            "column, or remove it."
+        )

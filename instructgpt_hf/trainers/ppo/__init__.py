@@ -1,0 +1,1 @@
+"""Stage 3: PPO and PPO-ptx."""

@@ -1,0 +1,76 @@
+"""Exponential moving average of the policy's trainable weights (InstructGPT C.4: decay 0.992)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+
+class WeightAverage(TrainerCallback):
+    """Keeps the average in float32, updated after every optimizer step.
+
+    The paper does not state whether it averages per minibatch or per iteration; here it is per optimizer step.
+
+    Args:
+        parameters: the policy's trained parameters by name; they start the average.
+        decay: weight of the past, in (0, 1).
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
+        self.decay = decay
+        self.parameters = parameters
+        self.averages = {name: item.detach().float().clone() for name, item in self.parameters.items()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Fold the new weights in."""
+        ema_update(list(self.averages.values()), list(self.parameters.values()), self.decay)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The average by parameter name, for a checkpoint."""
+        return {name: item.contiguous() for name, item in self.averages.items()}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Continue from a checkpoint's average."""
+        for name, average in self.averages.items():
+            average.copy_(tensors[name])
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model with averaged weights, for the length of the block."""
+        with torch.no_grad():
+            last = {name: item.detach().clone() for name, item in self.parameters.items()}
+            for name, item in self.parameters.items():
+                item.copy_(self.averages[name])
+            try:
+                yield
+            finally:
+                for name, item in self.parameters.items():
+                    item.copy_(last[name])
+
+
+@torch.no_grad()
+def ema_update(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
+    """Move every average in place: `average = decay * average + (1 - decay) * param`.
+
+    The paper does not say whether one update is one optimizer step or one iteration. Keep the averages in float32:
+    in bfloat16 a step of 1 - 0.992 is below the rounding of most weights and is lost.
+
+    Args:
+        averages: floating point tensors, changed in place.
+        params: as many tensors with the same shapes; dtype and device may differ.
+        decay: in [0, 1]; 0 copies, 1 keeps.
+
+    Raises:
+        ValueError: if the lists or the shapes do not match, or decay is outside [0, 1].
+    """
+    if not 0.0 <= decay <= 1.0:
+        raise ValueError(f"Expected a decay in [0, 1], got {decay}.")
+    if [item.shape for item in averages] != [item.shape for item in params]:
+        raise ValueError(f"Expected tensors of equal shapes, got {len(averages)} averages for {len(params)} params.")
+    for average, param in zip(averages, params, strict=True):
+        average.lerp_(param.to(device=average.device, dtype=average.dtype), 1.0 - decay)

@@ -89,7 +89,7 @@ def run_stage(
 
 def _stage_run(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> StageRun:
     settings = recipe.stages[stage]
-    name = "ppo-ptx" if stage == "ppo" and settings.training.ptx_coef else stage
+    name = "ppo-ptx" if stage == "ppo" and settings.training_args.ptx_coef else stage
     return StageRun(recipe.name, settings, Path(output_dir), name, console)
 
 
@@ -97,11 +97,11 @@ def _runs(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) 
     """The stage the recipe asks for; before PPO-ptx, to compare, the same without the pretraining gradient."""
     asked = _stage_run(recipe, stage, output_dir, console)
     settings = asked.settings
-    if stage != "ppo" or not (settings.training.compare_without_ptx and settings.training.ptx_coef):
+    if stage != "ppo" or not (settings.training_args.compare_without_ptx and settings.training_args.ptx_coef):
         return [asked]
     plain = dataclasses.replace(
         settings,
-        training=dataclasses.replace(settings.training, ptx_coef=0.0, compare_without_ptx=False),
+        training_args=dataclasses.replace(settings.training_args, ptx_coef=0.0, compare_without_ptx=False),
         values={**settings.values, "ptx_coef": 0.0},
     )
     return [StageRun(recipe.name, plain, Path(output_dir), "ppo", console), asked]

@@ -88,9 +88,9 @@ class TestRunning:
         )
         ((verb, recipe, output_dir),) = pipeline
         assert (verb, recipe.name, output_dir) == ("run", "tiny-cpu", Path("out"))
-        assert recipe.stages["ppo"].training.beta == 0.05
-        assert recipe.stages["ppo"].training.output_dir == str(Path("out") / "ppo")
-        assert all(item.training.seed == 3 and item.model.use_peft for item in recipe.stages.values())
+        assert recipe.stages["ppo"].training_args.beta == 0.05
+        assert recipe.stages["ppo"].training_args.output_dir == str(Path("out") / "ppo")
+        assert all(item.training_args.seed == 3 and item.model_args.use_peft for item in recipe.stages.values())
 
     def test_default_output_folder(self, pipeline):
         assert cli.main(["run", "tiny-cpu"]) == 0
@@ -101,7 +101,7 @@ class TestRunning:
         assert cli.main([stage, "--config=tiny-cpu", "--learning_rate", "1e-3"]) == 0
         ((verb, recipe, output_dir),) = pipeline
         assert (verb, list(recipe.stages), output_dir) == (stage, [stage], Path("runs") / "tiny-cpu")
-        assert recipe.stages[stage].training.learning_rate == 1e-3
+        assert recipe.stages[stage].training_args.learning_rate == 1e-3
 
     def test_interrupt_says_how_to_resume(self, pipeline, monkeypatch, capsys):
         def interrupted(recipe, output_dir):

@@ -45,16 +45,16 @@ class StageSettings:
 
     Attributes:
         stage: `"sft"`, `"reward"` or `"ppo"`.
-        arguments: where the data come from (`SFTArguments`, `RewardArguments` or `PPOArguments`).
-        model: the `ModelConfig`.
-        training: the `SFTConfig`, `RewardConfig` or `PPOConfig`.
+        data_args: where the data come from (`SFTArguments`, `RewardArguments` or `PPOArguments`).
+        model_args: the `ModelConfig`.
+        training_args: the `SFTConfig`, `RewardConfig` or `PPOConfig`.
         values: what the recipe and the command line set, by key, of the right types.
     """
 
     stage: str
-    arguments: Any
-    model: Any
-    training: Any
+    data_args: Any
+    model_args: Any
+    training_args: Any
     values: dict[str, Any] = field(default_factory=dict)
 
     def changed(self) -> dict[str, Any]:

@@ -45,18 +45,18 @@ def note_stop(run: StageRun, fixed: str, stop: TrainingStopped) -> InstructGPTEr
     Returns:
         The error for the user.
     """
-    if last_checkpoint(run.work) is None:
+    if last_checkpoint(run.checkpoint_folder) is None:
         return InstructGPTError(f"{stop}\n  - then run the same command again")
     _write(run, {"fixed": fixed, "settings": _settings(run), "changes": changes(run)})
     return InstructGPTError(
         f"{stop}\n  - then run the same command again: it goes on from that checkpoint, also with other values of "
-        f"{', '.join(ADJUSTABLE)}; delete {run.work} to start over"
+        f"{', '.join(ADJUSTABLE)}; delete {run.checkpoint_folder} to start over"
     )
 
 
 def goes_on(run: StageRun, fixed: str) -> bool:
     """Whether the work folder is of a stopped run that differs from this one in adjustable settings only."""
-    return last_checkpoint(run.work) is not None and _read(run).get("fixed") == fixed
+    return last_checkpoint(run.checkpoint_folder) is not None and _read(run).get("fixed") == fixed
 
 
 def note_changes(run: StageRun, step: int | None) -> None:
@@ -82,19 +82,19 @@ def changes(run: StageRun) -> list[dict[str, Any]]:
 
 
 def _read(run: StageRun) -> dict[str, Any]:
-    file = run.work / STOP_FILE
+    file = run.checkpoint_folder / STOP_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _write(run: StageRun, note: dict[str, Any]) -> None:
     """Replace the note in one step: other processes read it."""
     if is_main():
-        unfinished = run.work / f"{STOP_FILE}.unfinished"
+        unfinished = run.checkpoint_folder / f"{STOP_FILE}.unfinished"
         unfinished.write_text(json.dumps(note), encoding="utf-8")
-        unfinished.replace(run.work / STOP_FILE)
+        unfinished.replace(run.checkpoint_folder / STOP_FILE)
 
 
 def _settings(run: StageRun) -> dict[str, Any]:
-    settings = {key: getattr(run.settings.training, key) for key in ADJUSTABLE}
+    settings = {key: getattr(run.settings.training_args, key) for key in ADJUSTABLE}
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as they will be read back
     return plain

@@ -46,7 +46,7 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     Args:
         run: the PPO stage of the run, finished.
     """
-    sft_folder, sft = previous_stage(run.settings.arguments.sft_model_path, run.run_folder / "sft", "sft")
+    sft_folder, sft = previous_stage(run.settings.data_args.sft_model_path, run.run_folder / "sft", "sft")
     reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
     bench = _Bench.of(run, sft_folder, sft, reward)
     current = {"sft": sft.fingerprint, "reward": reward.record.fingerprint}
@@ -94,12 +94,12 @@ class _Bench:
 
     @classmethod
     def of(cls, run: StageRun, sft_folder: Path, sft: StageArtifact, reward: RewardSource) -> _Bench:
-        args, options = run.settings.training, model_options(run.settings)
+        args, options = run.settings.training_args, model_options(run.settings)
         tokenizer = load_tokenizer(sft_folder)
         prompt_format = PromptFormat.from_dict(sft.prompt_format)
         _, held_out = run.train_and_test("prompts")
         rows, _ = prompt_rows(held_out, prompt_format, tokenizer, args.max_prompt_length, "held-out prompts")
-        prompts = list(rows["prompt"])[: run.settings.arguments.eval_num_prompts]
+        prompts = list(rows["prompt"])[: run.settings.data_args.eval_num_prompts]
         text = run.pretraining_text("ptx_coef", args.ptx_coef)
         tasks: list[dict[str, Any]] = []
         if uses_lab(run.settings):
@@ -126,8 +126,8 @@ class _Bench:
 
     def measure(self, name: str, folder: Path, reference: list[float] | None) -> _Measured:
         """Everything about one policy; `reference` is the judge's scores of the SFT model's answers."""
-        self.run.say(f"measuring {name}")
-        args, batch = self.run.settings.training, GENERATION_BATCH
+        self.run.log(f"measuring {name}")
+        args, batch = self.run.settings.training_args, GENERATION_BATCH
         if name == "SFT":
             policy = self.sft
         else:
@@ -198,7 +198,7 @@ def _belongs(run: StageRun, folder: Path, current: dict[str, str]) -> bool:
     previous = StageArtifact.load(folder).previous
     if all(previous[stage]["fingerprint"] == mark for stage, mark in current.items()):
         return True
-    run.say(f"{folder.name}/ is left out: it was trained from an earlier SFT or reward model")
+    run.log(f"{folder.name}/ is left out: it was trained from an earlier SFT or reward model")
     return False
 
 

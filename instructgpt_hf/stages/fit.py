@@ -75,7 +75,7 @@ class ProgressBar(TrainerCallback):
         # A file shows no bar that redraws itself.
         if not self.run.console.is_terminal and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
             self.printed = time.monotonic()
-            self.run.say(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
+            self.run.log(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the finished bar on the screen."""
@@ -115,7 +115,7 @@ class StopAtCheckpoint(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.run.say("stopping at the next point it can resume from; Ctrl-C again stops at once")
+        self.run.log("stopping at the next point it can resume from; Ctrl-C again stops at once")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop once asked, where a rollout is used up; save nothing at the end.
@@ -150,7 +150,7 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     """
     checkpoint = checkpoint_of(run)
     if checkpoint is not None:
-        run.say(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
+        run.log(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
     _match_precision(trainer)
     trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
     _keep_events(trainer, run)
@@ -194,7 +194,7 @@ def own_tracker_run() -> Iterator[None]:
 
 def _tracker_name(run: StageRun) -> str:
     """A name that only this training of the stage has, also once it is resumed: trackio appends to a name it knows."""
-    file = run.work / "started"
+    file = run.checkpoint_folder / "started"
     if not file.is_file():
         file.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), encoding="utf-8")
     return f"{run.recipe}-{run.name}-{file.read_text(encoding='utf-8')}"

@@ -23,7 +23,7 @@ def usable_length(run: StageRun, config: Any, max_length: int | None) -> int | N
     found = positions(config)
     if found is None or (max_length is not None and max_length <= found):
         return max_length
-    run.say(f"max_length = {max_length}: the model has {found} positions; longer examples are left out")
+    run.log(f"max_length = {max_length}: the model has {found} positions; longer examples are left out")
     return found
 
 

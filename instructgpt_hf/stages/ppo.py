@@ -29,7 +29,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, earlier stages or settings are unusable; nothing is written then.
     """
-    arguments, args = run.settings.arguments, run.training_arguments()
+    arguments, args = run.settings.data_args, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     tokenizer = load_tokenizer(sft_folder)
     prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
@@ -60,8 +60,10 @@ def run_ppo(run: StageRun) -> StageArtifact:
     check_resume(run, mark, keep)
     show_loading_progress(reward_folder)
     options = model_options(run.settings)
-    policy = load_policy(sft_folder, tokenizer, peft_config=peft_config(run.settings.model, "CAUSAL_LM"), **options)
-    adapter = peft_config(run.settings.model, "SEQ_CLS")
+    policy = load_policy(
+        sft_folder, tokenizer, peft_config=peft_config(run.settings.model_args, "CAUSAL_LM"), **options
+    )
+    adapter = peft_config(run.settings.model_args, "SEQ_CLS")
     reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
 
     def load_another(folder: Path) -> Any:
@@ -84,7 +86,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
         prompt_format=prompt_format,
         pretraining_dataset=text[0] if text is not None else None,
     )
-    trainer.guard.say = run.say
+    trainer.guard.say = run.log
     try:
         training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
     except TrainingStopped as stop:
@@ -114,7 +116,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
         training=training,
     )
     last = artifact.metrics
-    run.say(f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats")
+    run.log(f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats")
     return run.finish(artifact, trainer.save_pretrained)
 
 
@@ -122,7 +124,7 @@ def _prompts(
     run: StageRun, prompt_format: PromptFormat, tokenizer: Any, with_columns: bool
 ) -> tuple[Any, dict[str, int]]:
     """The prompts, with the dataset's other columns if reward functions read them."""
-    arguments, args = run.settings.arguments, run.training_arguments()
+    arguments, args = run.settings.data_args, run.training_arguments()
     dataset, _ = run.train_and_test("prompts")
     where = f"prompts: {arguments.dataset_name}"
     prompts, counted = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)

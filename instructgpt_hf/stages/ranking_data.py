@@ -26,7 +26,7 @@ def read_rankings(run: StageRun, role: str) -> tuple[Rows, Dataset]:
     Raises:
         InstructGPTError: if the schema is not known, rows are wrong, or there are too few to hold one back.
     """
-    arguments = run.settings.arguments
+    arguments = run.settings.data_args
     name, config, streaming = arguments.dataset_name, arguments.dataset_config, arguments.streaming
     where = f"{role}: {name}"
     source = run.dataset(name, config, arguments.dataset_train_split, role, streaming)
@@ -39,7 +39,7 @@ def read_rankings(run: StageRun, role: str) -> tuple[Rows, Dataset]:
         train, test = _first_rows(rows, where) if isinstance(rows, IterableDataset) else _some_prompts(rows, where)
         run.data[role]["held_back"] = len(test)
     run.data[role]["schema"] = schema.name
-    run.say(f"read as {schema.name}; {len(test)} rankings held back")
+    run.log(f"read as {schema.name}; {len(test)} rankings held back")
     return train, test
 
 

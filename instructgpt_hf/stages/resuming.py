@@ -20,26 +20,30 @@ def check_resume(run: StageRun, mark: str, keep: bool = False) -> None:
     Raises:
         InstructGPTError: if the checkpoints were made with other settings, or the named one is not among them.
     """
-    wanted = run.settings.training.resume_from_checkpoint
-    found = checkpoints(run.work)
+    wanted = run.settings.training_args.resume_from_checkpoint
+    found = checkpoints(run.checkpoint_folder)
     if wanted in (None, True, False) and not (wanted and found):
         return
     setting = f"resume_from_checkpoint = {wanted!r}"
     if not found:
-        raise InstructGPTError(f"{setting}: the {run.name} stage has no checkpoints in {run.work}; remove it.")
+        raise InstructGPTError(
+            f"{setting}: the {run.name} stage has no checkpoints in {run.checkpoint_folder}; remove it."
+        )
     if not (keep or run.worked_on(mark)):
         raise InstructGPTError(
-            f"{setting}: the checkpoints in {run.work} were made with other settings, data or earlier stages. "
+            f"{setting}: the checkpoints in {run.checkpoint_folder} were made with other settings, data or earlier stages. "
             "Restore these, or remove resume_from_checkpoint to start over."
         )
     if wanted is not True and _named(wanted) not in _places(found):
         names = ", ".join(path.name for _, path in sorted(found.items()))
-        raise InstructGPTError(f"{setting}: is not a checkpoint of the {run.name} stage; {run.work} has {names}.")
+        raise InstructGPTError(
+            f"{setting}: is not a checkpoint of the {run.name} stage; {run.checkpoint_folder} has {names}."
+        )
 
 
 def resume_step(run: StageRun) -> int | None:
     """The optimizer step of the checkpoint to train on from, without touching it."""
-    wanted, found = run.settings.training.resume_from_checkpoint, checkpoints(run.work)
+    wanted, found = run.settings.training_args.resume_from_checkpoint, checkpoints(run.checkpoint_folder)
     if wanted in (None, True, False):
         return max(found, default=None)
     return _places(found)[_named(wanted)]
@@ -50,13 +54,13 @@ def checkpoint_of(run: StageRun) -> Path | None:
 
     Checkpoints after a named one are set aside, so that a later run does not go on from them.
     """
-    step, found = resume_step(run), checkpoints(run.work)
+    step, found = resume_step(run), checkpoints(run.checkpoint_folder)
     if step is None:
         return None
     wait()  # until every process has read what is there
     if is_main():
         for later in (item for item in found if item > step):
-            set_aside(run.work, later)
+            set_aside(run.checkpoint_folder, later)
     return found[step]
 
 

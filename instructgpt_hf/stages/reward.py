@@ -46,7 +46,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, earlier stage or settings are unusable; nothing is written then.
     """
-    arguments, args = run.settings.arguments, run.training_arguments()
+    arguments, args = run.settings.data_args, run.training_arguments()
     sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
     start, base = _start(run, sft_folder, sft)
     check_adapter_settings([start], run.settings.values, "reward.yaml")
@@ -64,7 +64,7 @@ def run_reward(run: StageRun) -> StageArtifact:
     held_back, _ = tokenize_rankings(test_rows, prompt_format, tokenizer, where="held-back rankings", **limits)
     if not isinstance(rows, IterableDataset):  # of a stream nothing is known before it is read
         left_out = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count) or "nothing"
-        run.say(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; left out: {left_out}")
+        run.log(f"{len(rows)} prompts with {sum(map(len, rows['ranks']))} completions; left out: {left_out}")
 
     demonstrated = _demonstrated_ids(demonstrations, prompt_format, tokenizer, max_length)
 
@@ -75,7 +75,7 @@ def run_reward(run: StageRun) -> StageArtifact:
         start,
         tokenizer,
         seed=run.seed,
-        peft_config=peft_config(run.settings.model, "SEQ_CLS"),
+        peft_config=peft_config(run.settings.model_args, "SEQ_CLS"),
         **model_options(run.settings),
     )
     run.prepare_work(mark)
@@ -113,7 +113,7 @@ def run_reward(run: StageRun) -> StageArtifact:
         )
         draw_rankings(measured, folder / "evaluation.png")
 
-    run.say(
+    run.log(
         f"held-back accuracy {metrics['eval_accuracy']:.3f} "
         f"({metrics['eval_accuracy_low']:.3f} to {metrics['eval_accuracy_high']:.3f}; by length alone "
         f"{metrics['length_baseline_accuracy']:.3f}), shift {reward_shift(model):+.3f}"
@@ -155,10 +155,10 @@ def _start(run: StageRun, sft_folder: Path, sft: StageArtifact) -> tuple[Path, d
 
     The SFT model by default; with `model_name_or_path`, another one, such as the paper's 6B model for a 1.3B policy.
     """
-    source = run.settings.model.model_name_or_path
+    source = run.settings.model_args.model_name_or_path
     if source is None:
         return sft_folder, sft.base_model
-    revision = run.settings.model.model_revision
+    revision = run.settings.model_args.model_revision
     folder = model_folder(source, revision, "model_name_or_path")
     load_config(folder)
     vocabulary = vocabulary_fingerprint(load_tokenizer(folder))

@@ -115,7 +115,7 @@ def find_rewards(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat,
     Raises:
         InstructGPTError: if a model or function is missing, or no value model can be started.
     """
-    arguments = run.settings.arguments
+    arguments = run.settings.data_args
     models = find_reward_models(run, sft, prompt_format)
     first = models[0]
     if arguments.value_model_path is None:
@@ -138,7 +138,7 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
     Raises:
         InstructGPTError: if one of them is not a finished reward stage.
     """
-    arguments = run.settings.arguments
+    arguments = run.settings.data_args
     found = []
     for source in (arguments.reward_model_path, *(arguments.extra_reward_model_paths or ())):
         folder, record = previous_stage(source, run.run_folder / "reward", "reward")

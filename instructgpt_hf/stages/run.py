@@ -82,16 +82,16 @@ class StageRun:
         return self.run_folder / self.name
 
     @property
-    def work(self) -> Path:
+    def checkpoint_folder(self) -> Path:
         """Where the stage's checkpoints are until it is finished."""
         return self.run_folder / ".work" / self.name
 
     @property
     def seed(self) -> int:
         """Seed of models, data order and sampling."""
-        return int(self.settings.training.seed)
+        return int(self.settings.training_args.seed)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line for the user, marked with the stage."""
         if is_main():
             self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False, soft_wrap=True)
@@ -102,8 +102,8 @@ class StageRun:
         The finished stage is pushed as a whole; the Trainer would create a repository of its own and push
         checkpoints.
         """
-        args = self.settings.training
-        args.output_dir, args.push_to_hub = str(self.work), False
+        args = self.settings.training_args
+        args.output_dir, args.push_to_hub = str(self.checkpoint_folder), False
         check_launch(args, self.name)
         return args
 
@@ -141,7 +141,7 @@ class StageRun:
 
         A single local file has no splits, so a part of it is held back whatever the split is called.
         """
-        arguments = self.settings.arguments
+        arguments = self.settings.data_args
         name: str = arguments.dataset_name
         split: str | None = arguments.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
         return None if Path(name).expanduser().is_file() else split
@@ -157,7 +157,7 @@ class StageRun:
         """
         if self.name == "reward":
             return read_rankings(self, role)
-        arguments = self.settings.arguments
+        arguments = self.settings.data_args
         name, config = arguments.dataset_name, arguments.dataset_config
         train = self.dataset(name, config, arguments.dataset_train_split, role)
         if (test_split := self.test_split()) is not None:
@@ -180,7 +180,7 @@ class StageRun:
         Raises:
             InstructGPTError: if `value` is set but no dataset is.
         """
-        arguments = self.settings.arguments
+        arguments = self.settings.data_args
         name, config = arguments.pretraining_dataset_name, arguments.pretraining_dataset_config
         if not value:
             return None
@@ -219,16 +219,16 @@ class StageRun:
             return None
         artifact = StageArtifact.load(self.folder)
         if artifact.fingerprint != mark:
-            self.say("finished before, but its settings, data or earlier stages have changed: training again")
+            self.log("finished before, but its settings, data or earlier stages have changed: training again")
             return None
         if is_main() and self.worked_on(mark):  # the process was killed before it dropped its checkpoints
             self._drop_work()
-        self.say(f"already finished and unchanged, skipped ({self.folder})")
+        self.log(f"already finished and unchanged, skipped ({self.folder})")
         return artifact
 
     def worked_on(self, mark: str) -> bool:
         """Whether the work folder is that of exactly this stage."""
-        note = self.work / "fingerprint"
+        note = self.checkpoint_folder / "fingerprint"
         return note.is_file() and note.read_text(encoding="utf-8") == mark
 
     def check_folder(self) -> None:
@@ -269,11 +269,11 @@ class StageRun:
         try:
             for unfinished in self.run_folder.glob(f".{self.name}.*"):  # what a killed process was writing
                 shutil.rmtree(unfinished, ignore_errors=True)
-            from_the_start = self.settings.training.resume_from_checkpoint is False
-            if self.work.exists() and (from_the_start or not (keep or self.worked_on(mark))):
-                shutil.rmtree(self.work)
-            self.work.mkdir(parents=True, exist_ok=True)
-            (self.work / "fingerprint").write_text(mark, encoding="utf-8")
+            from_the_start = self.settings.training_args.resume_from_checkpoint is False
+            if self.checkpoint_folder.exists() and (from_the_start or not (keep or self.worked_on(mark))):
+                shutil.rmtree(self.checkpoint_folder)
+            self.checkpoint_folder.mkdir(parents=True, exist_ok=True)
+            (self.checkpoint_folder / "fingerprint").write_text(mark, encoding="utf-8")
         except OSError as error:
             raise InstructGPTError(
                 f"{self.run_folder}: cannot be written ({error.strerror}); choose another --output_dir."
@@ -297,9 +297,9 @@ class StageRun:
         return artifact
 
     def _drop_work(self) -> None:
-        shutil.rmtree(self.work, ignore_errors=True)
-        if not any(self.work.parent.iterdir()):
-            self.work.parent.rmdir()
+        shutil.rmtree(self.checkpoint_folder, ignore_errors=True)
+        if not any(self.checkpoint_folder.parent.iterdir()):
+            self.checkpoint_folder.parent.rmdir()
 
     def artifact(self, mark: str, **values: Any) -> StageArtifact:
         """A record with what is the same for every stage filled in."""
@@ -357,7 +357,7 @@ def lab_folder(run_folder: Path, seed: int) -> Path:
 
 def uses_lab(settings: StageSettings) -> bool:
     """Whether a stage reads one of the lab's datasets."""
-    return str(settings.arguments.dataset_name).startswith(LAB_PREFIX)
+    return str(settings.data_args.dataset_name).startswith(LAB_PREFIX)
 
 
 def model_folder(source: str, revision: str | None, role: str) -> Path:
@@ -407,13 +407,13 @@ def vocabulary_fingerprint(tokenizer: Any) -> str:
 
 def model_options(settings: StageSettings) -> dict[str, Any]:
     """Keyword arguments of `from_pretrained` from a stage's settings."""
-    config = settings.model
+    config = settings.model_args
     options: dict[str, Any] = {"dtype": _dtype(config.dtype), "attn_implementation": config.attn_implementation}
     quantization = quantization_config(config)
     if quantization is not None:
         options["quantization_config"] = quantization
         options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
-    if settings.training.trust_remote_code:
+    if settings.training_args.trust_remote_code:
         options["trust_remote_code"] = True
     return {key: value for key, value in options.items() if value is not None}
 

@@ -31,9 +31,9 @@ def run_sft(run: StageRun) -> StageArtifact:
     Raises:
         InstructGPTError: if data, model or settings are unusable; nothing is written then.
     """
-    arguments, args, settings = run.settings.arguments, run.training_arguments(), run.settings
-    source = settings.model.model_name_or_path
-    base = model_folder(source, settings.model.model_revision, "model_name_or_path")
+    arguments, args, settings = run.settings.data_args, run.training_arguments(), run.settings
+    source = settings.model_args.model_name_or_path
+    base = model_folder(source, settings.model_args.model_revision, "model_name_or_path")
     config, tokenizer = load_config(base), load_tokenizer(base)
     prompt_format = PromptFormat.create(arguments.prompt_template, tokenizer)
     demonstrations, test = run.train_and_test("demonstrations")
@@ -74,13 +74,13 @@ def run_sft(run: StageRun) -> StageArtifact:
         prompt_format=prompt_format.to_dict(),
         base_model={
             "id": source,
-            "revision": settings.model.model_revision,
+            "revision": settings.model_args.model_revision,
             "fingerprint": base_print,
             "vocabulary": vocabulary_fingerprint(tokenizer),
             "license": model_license(base),
         },
         model={
-            "kind": "adapter" if settings.model.use_peft else "full",
+            "kind": "adapter" if settings.model_args.use_peft else "full",
             "architecture": config.architectures[0] if config.architectures else config.model_type,
             "residual_dropout_applied": before is not None,
             "license": model_license(base),
@@ -98,7 +98,7 @@ def run_sft(run: StageRun) -> StageArtifact:
         model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
         tokenizer.save_pretrained(folder)
 
-    run.say(f"held-back demonstrations: loss {metrics['eval_loss']:.3f} nats per token")
+    run.log(f"held-back demonstrations: loss {metrics['eval_loss']:.3f} nats per token")
     return run.finish(artifact, save)
 
 
@@ -106,14 +106,14 @@ def _build(run: StageRun, base: Path, config: Any, tokenizer: Any) -> tuple[Any,
     """The model to train, and the config settings that the residual dropout replaced."""
     from instructgpt_hf.trainers.sft import set_residual_dropout
 
-    dropout = run.settings.training.residual_dropout
+    dropout = run.settings.training_args.residual_dropout
     before = set_residual_dropout(config, dropout) if dropout is not None else None
     if dropout is not None and before is None:
-        run.say(f"residual_dropout = {dropout} has no effect: {config.model_type} has no residual dropout")
+        run.log(f"residual_dropout = {dropout} has no effect: {config.model_type} has no residual dropout")
     model = load_policy(
         base,
         tokenizer,
-        peft_config=peft_config(run.settings.model, "CAUSAL_LM"),
+        peft_config=peft_config(run.settings.model_args, "CAUSAL_LM"),
         config=config if before is not None else None,
         **model_options(run.settings),
     )

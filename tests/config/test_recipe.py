@@ -48,15 +48,15 @@ class TestReading:
         recipe = load_recipe(write(sft="learning_rate: 2e-5\nuse_peft: true\n"), output_dir=tmp_path / "run")
         assert recipe.name == "mine" and list(recipe.stages) == ["sft", "reward", "ppo"]
         sft = recipe.stages["sft"]
-        assert sft.arguments.dataset_name == "demos.jsonl"
-        assert sft.model.model_name_or_path == "some/model" and sft.model.use_peft is True
-        assert sft.training.learning_rate == 2e-5
-        assert sft.training.output_dir == str(tmp_path / "run" / "sft")
+        assert sft.data_args.dataset_name == "demos.jsonl"
+        assert sft.model_args.model_name_or_path == "some/model" and sft.model_args.use_peft is True
+        assert sft.training_args.learning_rate == 2e-5
+        assert sft.training_args.output_dir == str(tmp_path / "run" / "sft")
         assert not (tmp_path / "run").exists()
 
     def test_default_output(self, write):
         recipe = load_recipe(write())
-        assert recipe.stages["ppo"].training.output_dir == os.path.join("runs", "mine", "ppo")
+        assert recipe.stages["ppo"].training_args.output_dir == os.path.join("runs", "mine", "ppo")
 
     def test_changed_and_defaults(self, write):
         settings = load_recipe(write(ppo="beta: 0.02\nlam: 0.9\n")).stages["ppo"]
@@ -87,33 +87,33 @@ class TestReading:
 class TestOverrides:
     def test_the_command_line_wins_and_the_last_word_counts(self, write):
         folder = write(ppo="beta: 0.1\n")
-        assert load_recipe(folder).stages["ppo"].training.beta == 0.1
+        assert load_recipe(folder).stages["ppo"].training_args.beta == 0.1
         words = ["--ppo.beta", "0.3", "--ppo.beta=0.5"]
-        assert load_recipe(folder, words).stages["ppo"].training.beta == 0.5
+        assert load_recipe(folder, words).stages["ppo"].training_args.beta == 0.5
 
     def test_for_every_stage_that_has_the_key(self, write):
         recipe = load_recipe(write(), ["--seed", "3", "--num_train_epochs=2"])
-        assert [item.training.seed for item in recipe.stages.values()] == [3, 3, 3]
-        assert [recipe.stages[stage].training.num_train_epochs for stage in ("sft", "reward")] == [2, 2]
+        assert [item.training_args.seed for item in recipe.stages.values()] == [3, 3, 3]
+        assert [recipe.stages[stage].training_args.num_train_epochs for stage in ("sft", "reward")] == [2, 2]
 
     def test_a_stage_word_beats_nothing_else(self, write):
         recipe = load_recipe(write(), ["--learning_rate", "1e-4", "--ppo.learning_rate", "1e-5"])
-        assert [item.training.learning_rate for item in recipe.stages.values()] == [1e-4, 1e-4, 1e-5]
+        assert [item.training_args.learning_rate for item in recipe.stages.values()] == [1e-4, 1e-4, 1e-5]
 
     def test_bare_flags_lists_negative_numbers_and_null(self, write):
         words = ["--use_peft", "--lora_target_modules", "q_proj", "v_proj", "--ppo.max_steps", "-1"]
         recipe = load_recipe(write(), [*words, "--sft.max_length=null"])
-        assert recipe.stages["reward"].model.use_peft is True
-        assert recipe.stages["sft"].model.lora_target_modules == ["q_proj", "v_proj"]
-        assert recipe.stages["ppo"].training.max_steps == 4000
-        assert recipe.stages["sft"].training.max_length is None
+        assert recipe.stages["reward"].model_args.use_peft is True
+        assert recipe.stages["sft"].model_args.lora_target_modules == ["q_proj", "v_proj"]
+        assert recipe.stages["ppo"].training_args.max_steps == 4000
+        assert recipe.stages["sft"].training_args.max_length is None
 
     def test_a_mapping(self, write):
         recipe = load_recipe(write(), ["--sft.lr_scheduler_kwargs", '{"min_lr_rate": 0.2}'])
-        assert recipe.stages["sft"].training.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
+        assert recipe.stages["sft"].training_args.lr_scheduler_kwargs == {"min_lr_rate": 0.2}
 
     def test_it_can_repair_a_file(self, write):
-        assert load_recipe(write(ppo="beta: -1\n"), ["--ppo.beta", "0"]).stages["ppo"].training.beta == 0
+        assert load_recipe(write(ppo="beta: -1\n"), ["--ppo.beta", "0"]).stages["ppo"].training_args.beta == 0
 
     @pytest.mark.parametrize(
         ("words", "problem"),
@@ -140,7 +140,7 @@ class TestOverrides:
 
     def test_data_and_models_need_no_stage_where_there_is_one(self, write):
         recipe = load_recipe(write(), ["--dataset_name", "x"], stages=["reward"])
-        assert recipe.stages["reward"].arguments.dataset_name == "x"
+        assert recipe.stages["reward"].data_args.dataset_name == "x"
 
 
 class TestProblems:
@@ -231,7 +231,8 @@ class TestProblems:
         found = the_problem(write(replace={"ppo": "dataset_name: x\n"}))
         assert "pretraining_dataset_name = None: must be set when ptx_coef is above 0" in found
         assert (
-            load_recipe(write(replace={"ppo": "dataset_name: x\nptx_coef: 0\n"})).stages["ppo"].training.ptx_coef == 0
+            load_recipe(write(replace={"ppo": "dataset_name: x\nptx_coef: 0\n"})).stages["ppo"].training_args.ptx_coef
+            == 0
         )
 
     def test_the_number_of_processes_counts(self, write, monkeypatch):

@@ -73,10 +73,10 @@ def test_commands_of_the_readmes_parse():
 
 def test_tiny_cpu_uses_only_the_lab():
     recipe = load_recipe("tiny-cpu")
-    assert recipe.stages["sft"].model.model_name_or_path == "lab"
+    assert recipe.stages["sft"].model_args.model_name_or_path == "lab"
     for settings in recipe.stages.values():
-        assert settings.arguments.dataset_name.startswith("lab:")
-    assert recipe.stages["ppo"].training.compare_without_ptx
+        assert settings.data_args.dataset_name.startswith("lab:")
+    assert recipe.stages["ppo"].training_args.compare_without_ptx
 
 
 def test_the_paper_s_shape_has_the_paper_s_numbers():
@@ -105,4 +105,4 @@ def test_copy_and_load_the_copy(tmp_path):
 def test_a_local_folder_comes_before_a_shipped_name(tmp_path, monkeypatch):
     copy_recipe("tiny-cpu", tmp_path / "smollm2-135m")
     monkeypatch.chdir(tmp_path)
-    assert load_recipe("smollm2-135m").stages["sft"].model.model_name_or_path == "lab"
+    assert load_recipe("smollm2-135m").stages["sft"].model_args.model_name_or_path == "lab"

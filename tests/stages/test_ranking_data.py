@@ -30,8 +30,8 @@ def rankings(count, labelers=1):
 def read(tmp_path):
     def build(name, **arguments):
         settings = types.SimpleNamespace(
-            arguments=RewardArguments(dataset_name=str(name), **arguments),
-            training=types.SimpleNamespace(seed=0),
+            data_args=RewardArguments(dataset_name=str(name), **arguments),
+            training_args=types.SimpleNamespace(seed=0),
             changed=lambda: arguments,
         )
         run = StageRun("r", settings, tmp_path / "run", "reward", Console(file=io.StringIO()))

@@ -35,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from instructgpt_hf._compat.quirks import quiet_environment
 from instructgpt_hf.evaluation.plots.style import STYLE
-from instructgpt_hf.stages.run import versions
+from instructgpt_hf.stages.lifecycle import versions
 
 __all__ = ["BenchmarkError", "PeakMemory"]  # from process, for the scripts of this environment
 RESULTS = Path(__file__).parent / "results"

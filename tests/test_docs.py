@@ -164,10 +164,10 @@ def test_every_metric_that_a_trainer_records_is_explained(stage):
 
 
 def test_settings_that_a_stopped_run_may_change_are_listed():
-    from instructgpt_hf.stages.continuing import ADJUSTABLE
+    from instructgpt_hf.config.settings import adjustable_keys
 
     section = text_of(ROOT / "docs" / "ppo.md").split("**Stops.**")[1].split("\n## ")[0]
-    assert set(ADJUSTABLE) <= set(re.findall(r"`(\w+)`", section))
+    assert set(adjustable_keys("ppo")) <= set(re.findall(r"`(\w+)`", section))
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-ptx"])

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips

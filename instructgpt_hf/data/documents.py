@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset, IterableDataset
 
-from instructgpt_hf.data.sources import is_text
+from instructgpt_hf.data.rows import is_text
 from instructgpt_hf.errors import InstructGPTError
 
 WINDOW = 1_000  # documents of a stream that are in memory at a time, and shuffled among themselves

@@ -8,8 +8,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from instructgpt_hf.data.documents import documents_of
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 
 
 def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
@@ -45,26 +44,6 @@ def leading_ids(tokenizer: Any) -> list[int]:
     """The beginning-of-text token, where the tokenizer puts one before every text."""
     start = tokenizer("")["input_ids"][:1]
     return start if start and start[0] == tokenizer.bos_token_id else []
-
-
-def split_stream(dataset: IterableDataset, held_back: int, where: str) -> tuple[IterableDataset, Dataset]:
-    """A stream of text without its first rows, and those of them that hold text.
-
-    Raises:
-        InstructGPTError: if the column `text` is missing, the first rows hold no text, or nothing follows them.
-    """
-    first = list(dataset.take(held_back))
-    require_columns(Dataset.from_list(first), ["text"], where)
-    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
-    if not texts:
-        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
-    rest = dataset.skip(held_back)
-    if next(iter(rest), None) is None:
-        raise InstructGPTError(
-            f"{where} has {len(first)} row{'s' * (len(first) > 1)}; a stream needs more, because its first "
-            f"{held_back} are held back for measuring. Set pretraining_streaming: false."
-        )
-    return rest, Dataset.from_dict({"text": texts})
 
 
 class PretrainingStream(Iterator[list[int]]):

@@ -15,7 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]

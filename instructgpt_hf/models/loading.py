@@ -14,6 +14,7 @@ from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
+from instructgpt_hf import lab
 from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
@@ -36,11 +37,13 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", 
 
 
 def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
-    """The local folder of a local path or Hub id; a Hub repository is downloaded into the cache.
+    """The local folder of a path, a Hub id or `lab`, the packaged base model; a repository is downloaded to the cache.
 
     Raises:
         InstructGPTError: if it is neither a folder nor a repository that can be read.
     """
+    if source == lab.LAB_MODEL:
+        return lab.base_model_path()
     path = Path(source).expanduser()
     if path.is_dir():
         return path

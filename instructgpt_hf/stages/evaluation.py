@@ -10,18 +10,21 @@ from typing import Any
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.sources import Sources
+from instructgpt_hf.data.splits import read_pretraining, read_split
 from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, paired_difference
 from instructgpt_hf.evaluation.likelihood import option_accuracy, sequence_kl, text_loss
 from instructgpt_hf.evaluation.metrics import WinRate
 from instructgpt_hf.evaluation.report import print_table, write_report
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.evaluation.tasks import exact_match
-from instructgpt_hf.models.loading import load_policy, load_tokenizer
+from instructgpt_hf.models.loading import load_policy, load_tokenizer, resolve_source
 from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.models.sampling import is_finished, sample_completions
 from instructgpt_hf.models.scoring import TextRewardModel, score_token_lists
+from instructgpt_hf.stages.inputs import model_options, previous_stage
 from instructgpt_hf.stages.reward_sources import RewardSource, find_reward_models
-from instructgpt_hf.stages.run import StageRun, lab_folder, model_folder, model_options, previous_stage, uses_lab
+from instructgpt_hf.stages.run import StageRun
 
 NAMES = {"ppo": "PPO", "ppo-ptx": "PPO-ptx"}
 GENERATION_BATCH = 64
@@ -46,12 +49,12 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     Args:
         run: the PPO stage of the run, finished.
     """
-    sft_folder, sft = previous_stage(run.settings.data_args.sft_model_path, run.run_folder / "sft", "sft")
+    sft_folder, sft = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
     reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
     bench = _Bench.of(run, sft_folder, sft, reward)
     current = {"sft": sft.fingerprint, "reward": reward.record.fingerprint}
     policies = {name: run.run_folder / name for name in NAMES if _belongs(run, run.run_folder / name, current)}
-    base = model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
+    base = resolve_source(sft.base_model["id"], sft.base_model["revision"], "base model")
     measured = {"SFT": bench.measure("SFT", sft_folder, None)}
     reference = measured["SFT"].judged
     measured = {"base": bench.measure("base", base, reference), **measured}
@@ -97,15 +100,14 @@ class _Bench:
         args, options = run.settings.training_args, model_options(run.settings)
         tokenizer = load_tokenizer(sft_folder)
         prompt_format = PromptFormat.from_dict(sft.prompt_format)
-        _, held_out = run.train_and_test("prompts")
+        sources = Sources(run.lab_folder)
+        held_out = read_split(sources, run.settings.data_args, "prompts").test
         rows, _ = prompt_rows(held_out, prompt_format, tokenizer, args.max_prompt_length, "held-out prompts")
         prompts = list(rows["prompt"])[: run.settings.data_args.eval_num_prompts]
-        text = run.pretraining_text("ptx_coef", args.ptx_coef)
+        text = read_pretraining(sources, run.settings.data_args, "ptx_coef", args.ptx_coef)
         tasks: list[dict[str, Any]] = []
-        if uses_lab(run.settings):
-            lines = (
-                (lab_folder(run.run_folder, run.seed) / "tasks.test.jsonl").read_text(encoding="utf-8").splitlines()
-            )
+        if _uses_lab(run):
+            lines = (run.lab_folder() / "tasks.test.jsonl").read_text(encoding="utf-8").splitlines()
             tasks = [json.loads(line) for line in lines]
         return cls(
             run=run,
@@ -114,7 +116,7 @@ class _Bench:
             prompts=prompts,
             prompt_ids=[prompt_format.prompt_ids(prompt, tokenizer) for prompt in prompts],
             tasks=tasks,
-            texts=list(text[1]["text"]) if text is not None else [],
+            texts=list(text.test["text"]) if text is not None else [],
             reward_model=reward.as_reward(load_reward_model(reward.folder, **options)),
             sft=load_policy(sft_folder, tokenizer, trainable=False, **options).eval(),
             samples={},
@@ -122,7 +124,7 @@ class _Bench:
 
     @property
     def judge_name(self) -> str:
-        return "the lab's gold labeler" if uses_lab(self.run.settings) else "the reward model it was trained on"
+        return "the lab's gold labeler" if _uses_lab(self.run) else "the reward model it was trained on"
 
     def measure(self, name: str, folder: Path, reference: list[float] | None) -> _Measured:
         """Everything about one policy; `reference` is the judge's scores of the SFT model's answers."""
@@ -145,7 +147,7 @@ class _Bench:
         texts = [self.prompt_format.completion_text(item, self.tokenizer) for item in ids]
         self.samples[name] = texts
         rewards = self._rewards(ids, texts, batch)
-        gold = lab.gold_scores(self.prompts, texts) if uses_lab(self.run.settings) else None
+        gold = lab.gold_scores(self.prompts, texts) if _uses_lab(self.run) else None
         judged = gold if gold is not None else rewards
         row = PolicyRow(name=name, mean_reward=bootstrap_mean(rewards))
         if gold is not None:
@@ -189,6 +191,10 @@ class _Bench:
             for index, prompt in enumerate(self.prompts):
                 answers = {name: texts[index] for name, texts in self.samples.items()}
                 stream.write(json.dumps({"prompt": prompt, **answers}, ensure_ascii=False) + "\n")
+
+
+def _uses_lab(run: StageRun) -> bool:
+    return str(run.settings.data_args.dataset_name).startswith(lab.LAB_PREFIX)
 
 
 def _belongs(run: StageRun, folder: Path, current: dict[str, str]) -> bool:

@@ -96,11 +96,11 @@ def _bytes(folder):
 
 def _watch_the_start_of_ppo(patch):
     """Compare policy and reference with the SFT adapter, and the value model with the reward model, before a step."""
-    from instructgpt_hf.stages import ppo
+    from instructgpt_hf.stages import stage
 
-    seen, original = {}, ppo.train
+    seen, original = {}, stage.train
 
-    def watched(trainer, stage_run, **options):
+    def watched(trainer, stage_run, *arguments):
         sft = AutoPeftModelForCausalLM.from_pretrained(stage_run.run_folder / "sft").eval()
         reward = load_reward_model(stage_run.run_folder / "reward")
         policy, ids = trainer.actor_critic.policy.eval(), torch.tensor([SEQUENCES[1]])
@@ -116,13 +116,13 @@ def _watch_the_start_of_ppo(patch):
         seen["trainable"] = sorted(
             name for name, item in trainer.actor_critic.named_parameters() if item.requires_grad
         )
-        result = original(trainer, stage_run, **options)
+        result = original(trainer, stage_run, *arguments)
         with torch.no_grad():
             after = trainer._reference_log_probs(policy.eval(), ids, mask, 4)
         seen["reference_after"] = (after - expected).abs().max().item()
         return result
 
-    patch.setattr(ppo, "train", watched)
+    patch.setattr(stage, "train", watched)
     return seen
 
 
@@ -139,16 +139,16 @@ def test_every_stage_saves_an_adapter(run):
 
 def test_all_rewards_are_adapters_on_the_policys_base(run, tmp_path, monkeypatch):
     """Also a second reward model, and one that the value model does not start from."""
-    from instructgpt_hf.stages import ppo
+    from instructgpt_hf.stages import stage
 
-    hosts, original = [], ppo.train
+    hosts, original = [], stage.train
 
-    def watched(trainer, stage_run, **options):
+    def watched(trainer, *arguments):
         policy = trainer.actor_critic.policy
         hosts.append([function.model.host is policy for function in trainer.reward_funcs])
-        return original(trainer, stage_run, **options)
+        return original(trainer, *arguments)
 
-    monkeypatch.setattr(ppo, "train", watched)
+    monkeypatch.setattr(stage, "train", watched)
     words = {
         "sft_model_path": f"{run}/sft",
         "reward_model_path": f"{run}/reward",

@@ -114,7 +114,7 @@ def test_a_changed_stage_is_redone_with_all_that_depends_on_it(run_folder):
         pipeline.run_stage(changed, stage, run_folder, console)
     with pytest.MonkeyPatch.context() as patch:
         seen = []
-        patch.setattr("instructgpt_hf.stages.ppo.train", lambda *_, **__: seen.append("ppo") or 1 / 0)
+        patch.setattr("instructgpt_hf.stages.stage.train", lambda *_, **__: seen.append("ppo") or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pipeline.run_stage(changed, "ppo", run_folder, console)
     text = console.export_text()
@@ -175,7 +175,7 @@ def test_a_failing_stage_leaves_nothing_half_written(run_folder, tmp_path, monke
     for name in ("sft", "data"):
         os.symlink(run_folder / name, tmp_path / name)
     with monkeypatch.context() as patch:
-        patch.setattr("instructgpt_hf.stages.reward.train", lambda *_: (_ for _ in ()).throw(InstructGPTError("no")))
+        patch.setattr("instructgpt_hf.stages.stage.train", lambda *_: (_ for _ in ()).throw(InstructGPTError("no")))
         with pytest.raises(InstructGPTError):
             pipeline.run_stage(recipe(), "reward", tmp_path, screen())
     assert sorted(item.name for item in tmp_path.iterdir()) == [".work", "data", "sft"]

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from instructgpt_hf.data.rankings.schemas import Schema, ranks_from_scores
-from instructgpt_hf.data.sources import is_text
+from instructgpt_hf.data.rows import is_text
 
 
 def is_prompt(prompt: Any) -> bool:

@@ -101,6 +101,8 @@ def _watch_the_start_of_ppo(patch):
     seen, original = {}, stage.train
 
     def watched(trainer, stage_run, *arguments):
+        if stage_run.settings.stage != "ppo":
+            return original(trainer, stage_run, *arguments)
         sft = AutoPeftModelForCausalLM.from_pretrained(stage_run.run_folder / "sft").eval()
         reward = load_reward_model(stage_run.run_folder / "reward")
         policy, ids = trainer.actor_critic.policy.eval(), torch.tensor([SEQUENCES[1]])

@@ -10,29 +10,13 @@ import json
 from typing import Any
 
 from instructgpt_hf._compat.checkpoints import last_checkpoint
+from instructgpt_hf.config.settings import adjustable_keys
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.processes import is_main
 from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
 
 STOP_FILE = "stopped.json"
-# They change what is learned from here on, not what a checkpoint holds or where in the data it stands.
-ADJUSTABLE = (
-    "beta",
-    "cliprange_value",
-    "epsilon",
-    "kl_horizon",
-    "kl_target",
-    "learning_rate",
-    "max_grad_norm",
-    "missing_eos_penalty",
-    "missing_eos_score",
-    "ptx_coef",
-    "reward_clip_range",
-    "value_learning_rate",
-    "vf_coef",
-    "warmup_iterations",
-)
 
 
 def note_stop(run: StageRun, fixed: str, stop: TrainingStopped) -> InstructGPTError:
@@ -50,7 +34,7 @@ def note_stop(run: StageRun, fixed: str, stop: TrainingStopped) -> InstructGPTEr
     _write(run, {"fixed": fixed, "settings": _settings(run), "changes": changes(run)})
     return InstructGPTError(
         f"{stop}\n  - then run the same command again: it goes on from that checkpoint, also with other values of "
-        f"{', '.join(ADJUSTABLE)}; delete {run.checkpoint_folder} to start over"
+        f"{', '.join(adjustable_keys('ppo'))}; delete {run.checkpoint_folder} to start over"
     )
 
 
@@ -95,6 +79,6 @@ def _write(run: StageRun, note: dict[str, Any]) -> None:
 
 
 def _settings(run: StageRun) -> dict[str, Any]:
-    settings = {key: getattr(run.settings.training_args, key) for key in ADJUSTABLE}
+    settings = {key: getattr(run.settings.training_args, key) for key in adjustable_keys("ppo")}
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as they will be read back
     return plain

@@ -8,12 +8,13 @@ from typing import Any
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.model import peft_config
+from instructgpt_hf.config.settings import adjustable_keys
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import check_adapter_settings, count_parameters, load_policy, load_tokenizer
 from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
-from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_changes, note_stop
+from instructgpt_hf.stages.continuing import changes, goes_on, note_changes, note_stop
 from instructgpt_hf.stages.fit import train
 from instructgpt_hf.stages.lengths import check_rollout_lengths
 from instructgpt_hf.stages.resuming import check_resume, resume_step
@@ -44,7 +45,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
     prompts, counted = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
     text = run.pretraining_text("ptx_coef", args.ptx_coef)
     inputs = {"sft": sft.fingerprint, **rewards.determining()}
-    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
+    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=adjustable_keys("ppo"))
     if (done := run.finished(mark)) is not None:
         return done
 

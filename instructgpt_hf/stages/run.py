@@ -24,6 +24,7 @@ from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, f
 from instructgpt_hf.config.device import world_size
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
+from instructgpt_hf.config.settings import neutral_keys
 from instructgpt_hf.data.pretraining import pretraining_rows, split_stream, with_text
 from instructgpt_hf.data.sources import describe, describe_stream, load_split
 from instructgpt_hf.errors import InstructGPTError
@@ -33,25 +34,6 @@ from instructgpt_hf.stages.processes import is_main, main_first, shards_weights,
 from instructgpt_hf.stages.ranking_data import HELD_BACK_LIMIT, read_rankings
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
-# Settings that change what is logged, saved or published, not what is learned.
-NEUTRAL = {
-    "compare_without_ptx",
-    "dataloader_num_workers",
-    "dataloader_pin_memory",
-    "disable_tqdm",
-    "eval_num_prompts",
-    "log_completions",
-    "log_unique_prompts",
-    "num_completions_to_print",
-    "project",
-    "report_to",
-    "resume_from_checkpoint",
-    "run_name",
-    "save_steps",
-    "save_strategy",
-    "save_total_limit",
-    "stop_kl",
-}
 LONG_DATASET = 5_000
 SLOW_TO_LOAD = 2**30
 
@@ -207,7 +189,8 @@ class StageRun:
 
     def fingerprint(self, inputs: dict[str, Any], without: Sequence[str] = ()) -> str:
         """Hash of all that determines the result: settings but those `without`, data, models read, package version."""
-        values = {key: value for key, value in self.settings.changed().items() if _matters(key) and key not in without}
+        left_out = neutral_keys(self.settings.stage).union(without)
+        values = {key: value for key, value in self.settings.changed().items() if key not in left_out}
         data = {role: item["fingerprint"] for role, item in self.data.items()}
         if world_size() > 1:  # which the batch grows with
             values["processes"] = world_size()
@@ -339,10 +322,6 @@ def check_launch(args: Any, stage: str) -> None:
             f"{found} splits the weights over the processes, and the {stage} stage needs them whole. Launch it with "
             "ddp.yaml or deepspeed_zero2.yaml (recipes/accelerate_configs), or train adapters (use_peft)."
         )
-
-
-def _matters(key: str) -> bool:
-    return key not in NEUTRAL and not key.startswith(("hub_", "push_to_hub", "logging_", "trackio_"))
 
 
 def lab_folder(run_folder: Path, seed: int) -> Path:

@@ -10,7 +10,7 @@ import trl
 from instructgpt_hf.config.data import PROMPT_TEMPLATES
 from instructgpt_hf.config.model import ModelConfig, peft_config, quantization_config
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.config.schema import stage_classes
+from instructgpt_hf.config.settings import stage_classes
 from instructgpt_hf.config.training import RewardConfig, SFTConfig
 from instructgpt_hf.errors import InstructGPTError
 
@@ -19,6 +19,10 @@ CONFIGS = [SFTConfig, RewardConfig, PPOConfig]
 
 def make(config, tmp_path, **settings):
     return config(output_dir=str(tmp_path / "out"), **settings)
+
+
+def upstream_of(config):
+    return next(base for base in config.__mro__ if base.__module__.startswith("trl."))
 
 
 def on_device(monkeypatch, cuda, native_bf16):
@@ -75,7 +79,7 @@ class TestPaperDefaults:
 
     @pytest.mark.parametrize("config", CONFIGS)
     def test_every_difference_to_trl_has_a_source(self, config):
-        upstream = {item.name: item for item in dataclasses.fields(config.__mro__[1])}
+        upstream = {item.name: item for item in dataclasses.fields(upstream_of(config))}
         for item in dataclasses.fields(config):
             before = upstream.get(item.name)
             if before is None or (item.default, item.default_factory) != (before.default, before.default_factory):
@@ -84,7 +88,7 @@ class TestPaperDefaults:
 
     @pytest.mark.parametrize("config", CONFIGS)
     def test_our_own_settings_are_explained(self, config):
-        upstream = {item.name for item in dataclasses.fields(config.__mro__[1])}
+        upstream = {item.name for item in dataclasses.fields(upstream_of(config))}
         for item in dataclasses.fields(config):
             if item.name not in upstream:
                 assert len(item.metadata["help"]) > 10, item.name
@@ -132,14 +136,12 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
     def test_the_configs_follow_the_device(self, native, expected, monkeypatch):
-        from instructgpt_hf.config.training import _before_upstream
-
         on_device(monkeypatch, cuda=True, native_bf16=native)
         bare = object.__new__(SFTConfig)
         for item in dataclasses.fields(SFTConfig):
             default = item.default if item.default is not dataclasses.MISSING else None
             object.__setattr__(bare, item.name, default)
-        _before_upstream(bare)
+        bare.settle()
         assert (bare.bf16, bare.fp16) == expected
 
     def test_what_the_user_sets_stays(self, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ class SFTArguments(PretrainingArguments):
         1024,
         "Demonstrations whose prompt has more tokens are left out.",
         "App C: prompts over 1k tokens are dropped",
-        valid=AT_LEAST_ONE,
+        AT_LEAST_ONE,
     )
 
 
@@ -79,7 +79,7 @@ class RewardArguments(DataArguments):
         1024,
         "Rankings whose prompt has more tokens are left out.",
         "App C: prompts over 1k tokens are dropped",
-        valid=AT_LEAST_ONE,
+        AT_LEAST_ONE,
     )
     streaming: bool = setting(
         False, "Read the rankings while training instead of all of them before; needs max_steps.", "ours"
@@ -115,5 +115,5 @@ class PPOArguments(PretrainingArguments):
         None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
     )
     eval_num_prompts: int = setting(
-        200, "Held-out prompts answered for the evaluation.", "ours", valid=AT_LEAST_ONE, neutral=True
+        200, "Held-out prompts answered for the evaluation.", "ours", AT_LEAST_ONE, neutral=True
     )

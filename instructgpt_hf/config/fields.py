@@ -40,9 +40,9 @@ def setting(
     default: Any,
     help: str,
     source: str,
-    *,
-    choices: Sequence[str] = (),
     valid: Range | None = None,
+    *,
+    choices: Sequence[Any] = (),
     neutral: bool = False,
     adjustable: bool = False,
 ) -> Any:
@@ -52,42 +52,30 @@ def setting(
         default: the default; a dict or list is copied for every instance.
         help: what the setting does, with its unit.
         source: section of the paper (Ouyang et al. 2022) that states the default, or `"ours"` with the reason.
-        choices: the allowed values, if they are few.
         valid: the allowed range. None (not set) is always allowed.
+        choices: the allowed values, if they are few.
         neutral: changes only what is logged, saved or published, so a finished stage stays valid.
         adjustable: may be changed when a stopped run continues from its checkpoint.
     """
-    metadata: dict[str, Any] = {"help": help, "source": source, "valid": valid}
-    metadata |= {"choices": list(choices)} if choices else {}
-    metadata |= {"neutral": neutral, "adjustable": adjustable}
+    metadata = {"help": help, "source": source, "valid": valid, "neutral": neutral, "adjustable": adjustable}
+    if choices:
+        metadata["choices"] = list(choices)
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def changed(upstream: type, name: str, default: Any, source: str, **known: Any) -> Any:
+def changed(upstream: type, name: str, default: Any, source: str, valid: Range | None = None, **known: bool) -> Any:
     """The field `name` of the dataclass `upstream` with another default; help and choices stay upstream's.
 
-    Args:
-        upstream: the class of TRL or transformers that has the field.
-        name: its name.
-        default: the other default.
-        source: where the default comes from; see `setting`.
-        known: `valid`, `neutral` and `adjustable`; see `setting`. What is not given is taken from the mapping
-            `upstream` of the class and its bases.
+    The other arguments are those of `setting`. What they leave open is taken from the class's mapping `upstream`.
     """
     metadata = upstream.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
-    return setting(default, metadata.get("help", ""), source, choices=metadata.get("choices") or (), **known)
+    return setting(default, metadata.get("help", ""), source, valid, choices=metadata.get("choices") or (), **known)
 
 
 class Refusal(NamedTuple):
-    """Why an upstream field may not be set.
-
-    Attributes:
-        rule: the reason, and what to do instead.
-        in_programs: whether Python programs are refused too, not only recipes.
-        off: values besides the default that have no effect; programs may pass them.
-    """
+    """Why an upstream field may not be set, whether Python programs are refused too, and values without effect."""
 
     rule: str
     in_programs: bool = False
@@ -95,14 +83,9 @@ class Refusal(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What this package knows about a field of TRL or transformers; the default stays upstream's.
+    """What is known about a field of TRL or transformers that keeps its default; see `setting`.
 
-    Attributes:
-        valid: the allowed range.
-        neutral: see `setting`.
-        adjustable: see `setting`.
-        hint: the type to accept where upstream's annotation is too narrow.
-        refusal: why it may not be set, or None.
+    `hint` is the type to accept where upstream's annotation is too narrow.
     """
 
     valid: Range | None = None
@@ -123,20 +106,14 @@ def not_in_recipes(rule: str) -> Upstream:
 
 
 class Setting(NamedTuple):
-    """One setting of a stage.
+    """A field of a stage's dataclass and what is known about it; see `setting`.
 
     Attributes:
         name: the key in the stage's YAML file.
-        owner: name of the dataclass that has the field.
+        owner: name of the dataclass.
         hint: type annotation.
-        default: default value.
-        help: what the setting does.
         source: where the default comes from, for the fields this package adds or changes; None for all others.
         choices: the allowed values, empty if they are not a short list.
-        valid: the allowed range, if any.
-        neutral: whether it changes only what is logged, saved or published.
-        adjustable: whether it may be changed when a stopped run continues.
-        refusal: why it may not be set, or None.
     """
 
     name: str
@@ -145,7 +122,7 @@ class Setting(NamedTuple):
     default: Any
     help: str
     source: str | None
-    choices: tuple[str, ...]
+    choices: tuple[Any, ...]
     valid: Range | None
     neutral: bool
     adjustable: bool

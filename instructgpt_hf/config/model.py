@@ -41,7 +41,7 @@ class ModelConfig(trl.ModelConfig):
         "lora_target_modules", "all-linear", "ours: QLoRA (Dettmers et al. 2023) adapts all of them"
     )
     lora_dropout: float = _changed(
-        "lora_dropout", 0.0, "ours: log-probabilities of PPO must not depend on the forward pass", valid=FRACTION
+        "lora_dropout", 0.0, "ours: log-probabilities of PPO must not depend on the forward pass", FRACTION
     )
     use_bnb_nested_quant: bool = _changed("use_bnb_nested_quant", True, "ours: QLoRA (Dettmers et al. 2023)")
 

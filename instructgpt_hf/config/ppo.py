@@ -88,10 +88,8 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     }
 
     # Objective: rewards, returns and advantages
-    gamma: float = setting(1.0, "Discount per token.", "C.4: no discount", valid=UNIT)
-    lam: float = setting(
-        0.95, "Lambda of generalised advantage estimation.", "ours: Stiennon et al. 2020, B.1", valid=UNIT
-    )
+    gamma: float = setting(1.0, "Discount per token.", "C.4: no discount", UNIT)
+    lam: float = setting(0.95, "Lambda of generalised advantage estimation.", "ours: Stiennon et al. 2020, B.1", UNIT)
     whiten_advantages: bool = setting(True, "Give advantages mean 0 and variance 1.", "ours: Ziegler et al. 2019")
     whiten_rewards: bool = setting(
         False, "Give rewards a standard deviation of 1; their mean stays.", "ours: only the bias (§3.5)"
@@ -100,7 +98,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         None,
         "Subtracted from the score of an answer without end-of-text.",
         "ours: the paper does not state one",
-        valid=NOT_NEGATIVE,
+        NOT_NEGATIVE,
         adjustable=True,
     )
     missing_eos_score: float | None = setting(
@@ -111,7 +109,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     )
 
     # Policy loss
-    epsilon: float = _rloo("epsilon", 0.2, "C.4", valid=POSITIVE, adjustable=True)
+    epsilon: float = _rloo("epsilon", 0.2, "C.4", POSITIVE, adjustable=True)
     policy_loss_reduction: str = setting(
         "sequence_sum",
         "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
@@ -119,7 +117,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         _REDUCTION,
         choices=_REDUCTIONS,
     )
-    num_iterations: int = _rloo("num_iterations", 1, "C.4: one inner epoch", valid=AT_LEAST_ONE)
+    num_iterations: int = _rloo("num_iterations", 1, "C.4: one inner epoch", AT_LEAST_ONE)
     disable_dropout: bool = _rloo(
         "disable_dropout", True, "ours: log-probabilities must not depend on the forward pass"
     )
@@ -129,22 +127,22 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         0.2,
         "How far a token's value may move from the rollout's before its loss is clipped.",
         "ours: Ziegler 2019",
-        valid=POSITIVE,
+        POSITIVE,
         adjustable=True,
     )
     vf_coef: float = setting(
-        0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019", valid=NOT_NEGATIVE, adjustable=True
+        0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019", NOT_NEGATIVE, adjustable=True
     )
     value_warmup_iterations: int = setting(
         0,
         "First iterations that train the value model alone. The policy's learning rate is 0 in them, and its warm-up "
         "starts after them.",
         "ours: the paper states none",
-        valid=NOT_NEGATIVE,
+        NOT_NEGATIVE,
     )
 
     # KL penalty
-    beta: float = _rloo("beta", 0.02, "C.4", valid=NOT_NEGATIVE, adjustable=True)
+    beta: float = _rloo("beta", 0.02, "C.4", NOT_NEGATIVE, adjustable=True)
     kl_estimator: str = setting(
         "k1",
         "Estimator of the KL divergence to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' "
@@ -156,14 +154,14 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         None,
         "KL to the reference to hold, in nats per answer, by adapting beta after every iteration; None keeps beta.",
         "ours: the paper's beta is fixed; Ziegler et al. 2019 hold 6",
-        valid=POSITIVE,
+        POSITIVE,
         adjustable=True,
     )
     kl_horizon: float = setting(
         10_000,
         "Episodes in which beta changes by a fifth while the KL is far from kl_target.",
         "ours: Ziegler 2019",
-        valid=POSITIVE,
+        POSITIVE,
         adjustable=True,
     )
 
@@ -173,7 +171,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         "Weight of the pretraining loss (gamma of equation 2); 0 is plain PPO. What a value amounts to depends on the "
         "two reductions.",
         "C.4",
-        valid=NOT_NEGATIVE,
+        NOT_NEGATIVE,
         adjustable=True,
     )
     ptx_loss_reduction: str = setting(
@@ -183,9 +181,9 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         _REDUCTION,
         choices=_REDUCTIONS,
     )
-    ptx_episodes_ratio: int = setting(8, "Pretraining examples per episode.", "C.4", valid=AT_LEAST_ONE)
+    ptx_episodes_ratio: int = setting(8, "Pretraining examples per episode.", "C.4", AT_LEAST_ONE)
     ptx_max_length: int = setting(
-        1024, "Tokens per pretraining example.", "ours: the paper does not state it", valid=AT_LEAST_ONE
+        1024, "Tokens per pretraining example.", "ours: the paper does not state it", AT_LEAST_ONE
     )
     compare_without_ptx: bool = setting(
         False,
@@ -199,40 +197,37 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         256_000,
         "Episodes sampled in the whole stage; max_steps, in optimizer steps, replaces it.",
         "C.4: 256k",
-        valid=AT_LEAST_ONE,
+        AT_LEAST_ONE,
     )
-    generation_batch_size: int = _rloo("generation_batch_size", 512, "C.4", valid=AT_LEAST_TWO)
+    generation_batch_size: int = _rloo("generation_batch_size", 512, "C.4", AT_LEAST_TWO)
     per_device_train_batch_size: int = _rloo("per_device_train_batch_size", 8, _MINIBATCH)
     gradient_accumulation_steps: int = _rloo("gradient_accumulation_steps", 8, _MINIBATCH)
     num_generations: int = _rloo(
         "num_generations",
         1,
         "C.4: one completion per prompt",
-        valid=Range(lambda value: value == 1, "must be 1, the baseline is the value model"),
+        Range(lambda value: value == 1, "must be 1, the baseline is the value model"),
     )
     rollout_batch_size: int | None = setting(
         None,
         "Answers that one process generates at once; None generates all of an iteration. Bounds the memory of the "
         "key-value cache. Continuous batching and vLLM bound theirs themselves.",
         "ours: all at once is fastest where it fits",
-        valid=AT_LEAST_ONE,
+        AT_LEAST_ONE,
     )
-    temperature: float = _rloo("temperature", 1.0, "C.4", valid=POSITIVE)
+    temperature: float = _rloo("temperature", 1.0, "C.4", POSITIVE)
 
     # Lengths
     max_prompt_length: int | None = setting(
-        1024,
-        "Prompts with more tokens are left out.",
-        "App C: prompts over 1k tokens are dropped",
-        valid=AT_LEAST_ONE,
+        1024, "Prompts with more tokens are left out.", "App C: prompts over 1k tokens are dropped", AT_LEAST_ONE
     )
     min_completion_length: int = setting(
         0,
         "Tokens of an answer before EOS may come; log-probabilities are those without it.",
         "ours: none is stated",
-        valid=NOT_NEGATIVE,
+        NOT_NEGATIVE,
     )
-    max_completion_length: int = _rloo("max_completion_length", 1024, "App C: at most 1k tokens", valid=AT_LEAST_ONE)
+    max_completion_length: int = _rloo("max_completion_length", 1024, "App C: at most 1k tokens", AT_LEAST_ONE)
 
     # Learning rates
     learning_rate: float = _rloo(
@@ -242,23 +237,19 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         adjustable=True,
     )
     value_learning_rate: float = setting(
-        9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy", valid=POSITIVE, adjustable=True
+        9e-6, "Learning rate of the value model.", "C.4: 5e-6 with a 175B policy", POSITIVE, adjustable=True
     )
     lr_scheduler_type: SchedulerType | str = _rloo("lr_scheduler_type", "constant", "C.4: constant after warm-up")
     warmup_iterations: int = setting(
-        10,
-        "Iterations in which the learning rates rise linearly to their peak.",
-        "C.4",
-        valid=NOT_NEGATIVE,
-        adjustable=True,
+        10, "Iterations in which the learning rates rise linearly to their peak.", "C.4", NOT_NEGATIVE, adjustable=True
     )
     warmup_start_factor: float = setting(
-        0.1, "Fraction of the peak at which the warm-up starts.", "C.4", valid=POSITIVE_SHARE
+        0.1, "Fraction of the peak at which the warm-up starts.", "C.4", POSITIVE_SHARE
     )
 
     # Weight average
     ema_decay: float = setting(
-        0.992, "Decay of the moving average of the policy's weights; 0 keeps none.", "C.4", valid=FRACTION
+        0.992, "Decay of the moving average of the policy's weights; 0 keeps none.", "C.4", FRACTION
     )
     publish_weights: str = setting(
         "raw",
@@ -272,12 +263,10 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         None,
         "Stop where objective/kl, in nats per answer, is above this.",
         "ours: unset only warns",
-        valid=POSITIVE,
+        POSITIVE,
         neutral=True,
     )
-    rollout_log_samples: int = setting(
-        4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours", valid=NOT_NEGATIVE
-    )
+    rollout_log_samples: int = setting(4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours", NOT_NEGATIVE)
     logging_steps: float | None = _rloo("logging_steps", None, "ours: one record per iteration")
     save_steps: float | None = _rloo("save_steps", None, "ours: every 10 iterations")
     save_total_limit: int | None = _rloo(

@@ -165,13 +165,13 @@ class SFTConfig(StageConfig, trl.SFTConfig):
         "Dropout on the residual branches, where the architecture has it; None leaves the model's own. The paper uses "
         "0.2 for its SFT models (C.1) and states none for the RL initialisation.",
         "ours: many architectures have none",
-        valid=FRACTION,
+        FRACTION,
     )
     pretraining_mix: float = setting(
         0.0,
         "Fraction of the training examples that are pretraining text; 0.1 for the RL initialisation (C.3).",
         "C.1",
-        valid=FRACTION,
+        FRACTION,
     )
     learning_rate: float = _sft("learning_rate", 9.65e-6, "C.1: 1.3B and 6B; 5.03e-6 for 175B")
     num_train_epochs: float = _sft("num_train_epochs", 16, "C.1; 2 for the RL initialisation (C.3)")
@@ -209,7 +209,7 @@ class RewardConfig(StageConfig, trl.RewardConfig):
         "and go through the model in as many passes as they need; a ranking that exceeds one is computed in parts, at "
         "the price of another forward pass.",
         "ours: bounds memory",
-        valid=AT_LEAST_ONE,
+        AT_LEAST_ONE,
     )
     center_on_demonstrations: bool = setting(
         True, "Shift the scores after training so that demonstrations score 0 on average.", "§3.5"

@@ -57,9 +57,8 @@ def setting(
         neutral: changes only what is logged, saved or published, so a finished stage stays valid.
         adjustable: may be changed when a stopped run continues from its checkpoint.
     """
-    metadata = {"help": help, "source": source, "valid": valid, "neutral": neutral, "adjustable": adjustable}
-    if choices:
-        metadata["choices"] = list(choices)
+    metadata: dict[str, Any] = {"help": help, "source": source, "choices": list(choices), "valid": valid}
+    metadata |= {"neutral": neutral, "adjustable": adjustable}
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -167,17 +167,13 @@ def _from_json(text: str) -> Any:
 
 def _describe(members: list[Any]) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    described = []
-    for member in members:
-        container = get_origin(member) or member
-        if container in (list, tuple):
-            described.append("a list")
-        elif container is dict:
-            described.append("a mapping of names to values")
-        elif container is Literal:
-            described.append(" or ".join(str(choice).lower() for choice in get_args(member)))
-        else:
-            described.append(names.get(member, getattr(member, "__name__", str(member))))
+    names |= {list: "a list", tuple: "a list", dict: "a mapping of names to values"}
+    described = [
+        " or ".join(str(choice).lower() for choice in get_args(member))
+        if get_origin(member) is Literal
+        else names.get(get_origin(member) or member, getattr(member, "__name__", str(member)))
+        for member in members
+    ]
     return " or ".join(sorted(dict.fromkeys(described), key="null".__eq__))
 
 
@@ -204,9 +200,8 @@ def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
         word = words[index]
         index += 1
         if not word.startswith("--") or word == "--":
-            problems.add(
-                f"{COMMAND_LINE}: {word!r}: not a setting; write --key value, or --ppo.key value for one stage"
-            )
+            rule = "not a setting; write --key value, or --ppo.key value for one stage"
+            problems.add(f"{COMMAND_LINE}: {word!r}: {rule}")
             continue
         name, equals, text = word[2:].partition("=")
         values = [text] if equals else []
@@ -214,11 +209,11 @@ def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
             values.append(words[index])
             index += 1
         stage, dot, key = name.rpartition(".")
+        value: Any = True if not values else values[0] if len(values) == 1 else values
         if dot and stage not in STAGES:
             problems.add(f"{COMMAND_LINE}: --{name}: {stage!r} is not a stage; choose from {', '.join(STAGES)}")
-            continue
-        value: Any = True if not values else values[0] if len(values) == 1 else values
-        overrides.append(Override(stage or None, key.replace("-", "_"), value))
+        else:
+            overrides.append(Override(stage or None, key.replace("-", "_"), value))
     return overrides
 
 

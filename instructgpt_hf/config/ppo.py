@@ -96,14 +96,14 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     )
     missing_eos_penalty: float | None = setting(
         None,
-        "Subtracted from the score of an answer without end-of-text.",
+        "Subtracted from the score of a completion without end-of-text.",
         "ours: the paper does not state one",
         NOT_NEGATIVE,
         adjustable=True,
     )
     missing_eos_score: float | None = setting(
         None,
-        "Score of an answer without end-of-text, in place of its own; not together with missing_eos_penalty.",
+        "Score of a completion without end-of-text, in place of its own; not together with missing_eos_penalty.",
         "ours: the paper does not state one; Huang et al. 2024 use -1",
         adjustable=True,
     )
@@ -113,7 +113,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     policy_loss_reduction: str = setting(
         "sequence_sum",
         "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
-        "answer, averaged over answers: equation 2 as written).",
+        "completion, averaged over completions: equation 2 as written).",
         _REDUCTION,
         choices=_REDUCTIONS,
     )
@@ -145,14 +145,13 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     beta: float = _rloo("beta", 0.02, "C.4", NOT_NEGATIVE, adjustable=True)
     kl_estimator: str = setting(
         "k1",
-        "Estimator of the KL divergence to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' "
-        "(non-negative).",
+        "Estimator of the KL to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' (non-negative).",
         "§3.5",
         choices=("k1", "k3"),
     )
     kl_target: float | None = setting(
         None,
-        "KL to the reference to hold, in nats per answer, by adapting beta after every iteration; None keeps beta.",
+        "KL to the reference to hold, in nats per completion, by adapting beta after each iteration; None keeps beta.",
         "ours: the paper's beta is fixed; Ziegler et al. 2019 hold 6",
         POSITIVE,
         adjustable=True,
@@ -186,18 +185,12 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         1024, "Tokens per pretraining example.", "ours: the paper does not state it", AT_LEAST_ONE
     )
     compare_without_ptx: bool = setting(
-        False,
-        "Also train with ptx_coef 0, into `ppo/`, to measure what the pretraining gradient preserves.",
-        "ours",
-        neutral=True,
+        False, "Also train with ptx_coef 0, into `ppo/`, to see what the gradient preserves.", "ours", neutral=True
     )
 
     # Rollouts and batches
     total_episodes: int | None = setting(
-        256_000,
-        "Episodes sampled in the whole stage; max_steps, in optimizer steps, replaces it.",
-        "C.4: 256k",
-        AT_LEAST_ONE,
+        256_000, "Episodes of the whole stage; max_steps, in optimizer steps, replaces it.", "C.4: 256k", AT_LEAST_ONE
     )
     generation_batch_size: int = _rloo("generation_batch_size", 512, "C.4", AT_LEAST_TWO)
     per_device_train_batch_size: int = _rloo("per_device_train_batch_size", 8, _MINIBATCH)
@@ -210,7 +203,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     )
     rollout_batch_size: int | None = setting(
         None,
-        "Answers that one process generates at once; None generates all of an iteration. Bounds the memory of the "
+        "Completions that one process generates at once; None generates all of an iteration. Bounds the memory of the "
         "key-value cache. Continuous batching and vLLM bound theirs themselves.",
         "ours: all at once is fastest where it fits",
         AT_LEAST_ONE,
@@ -222,10 +215,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         1024, "Prompts with more tokens are left out.", "App C: prompts over 1k tokens are dropped", AT_LEAST_ONE
     )
     min_completion_length: int = setting(
-        0,
-        "Tokens of an answer before EOS may come; log-probabilities are those without it.",
-        "ours: none is stated",
-        NOT_NEGATIVE,
+        0, "Tokens before EOS may come; the log-probabilities ignore it.", "ours: none is stated", NOT_NEGATIVE
     )
     max_completion_length: int = _rloo("max_completion_length", 1024, "App C: at most 1k tokens", AT_LEAST_ONE)
 
@@ -261,7 +251,7 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     # Guards, logging and saving
     stop_kl: float | None = setting(
         None,
-        "Stop where objective/kl, in nats per answer, is above this.",
+        "Stop where objective/kl, in nats per completion, is above this.",
         "ours: unset only warns",
         POSITIVE,
         neutral=True,

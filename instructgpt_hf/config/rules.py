@@ -87,9 +87,8 @@ def _trackers_are_installed(report_to: str | list[str] | None) -> str | None:
 
 @_reads("pretraining_dataset_name", "pretraining_mix", stages=("sft",))
 def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float) -> str | None:
-    if pretraining_mix > 0 and not pretraining_dataset_name:
-        return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})"
-    return None
+    missing = pretraining_mix > 0 and not pretraining_dataset_name
+    return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})" if missing else None
 
 
 @_reads("max_steps", "streaming", stages=("reward",))
@@ -113,9 +112,8 @@ def _ptx_needs_text(pretraining_dataset_name: str | None, ptx_coef: float) -> st
 
 @_reads("compare_without_ptx", "ptx_coef")
 def _comparison_needs_ptx(compare_without_ptx: bool, ptx_coef: float) -> str | None:
-    if compare_without_ptx and ptx_coef == 0:
-        return "compares PPO-ptx with plain PPO and needs ptx_coef above 0"
-    return None
+    alike = compare_without_ptx and ptx_coef == 0
+    return "compares PPO-ptx with plain PPO and needs ptx_coef above 0" if alike else None
 
 
 @_reads("missing_eos_score", "missing_eos_penalty")
@@ -184,9 +182,8 @@ def _whole_distribution(generation_kwargs: Mapping[str, Any] | None) -> str | No
 
 @_reads("use_vllm")
 def _vllm_installed(use_vllm: bool) -> str | None:
-    if use_vllm and find_spec("vllm") is None:
-        return "needs the package vllm, which is not installed: pip install 'trl[vllm]'"
-    return None
+    missing = use_vllm and find_spec("vllm") is None
+    return "needs the package vllm, which is not installed: pip install 'trl[vllm]'" if missing else None
 
 
 @_reads("use_vllm", "load_in_4bit", "load_in_8bit")
@@ -258,9 +255,8 @@ def _target_needs_penalty(kl_target: float | None, beta: float) -> str | None:
 
 @_reads("kl_target", "stop_kl")
 def _target_below_stop(kl_target: float | None, stop_kl: float | None) -> str | None:
-    if kl_target is not None and stop_kl is not None and kl_target >= stop_kl:
-        return f"must be below stop_kl ({stop_kl:g})"
-    return None
+    above = kl_target is not None and stop_kl is not None and kl_target >= stop_kl
+    return f"must be below stop_kl ({stop_kl:g})" if above else None
 
 
 @_reads("kl_horizon", "generation_batch_size", "kl_target")

@@ -57,20 +57,14 @@ class StageConfig:
 
     stage: ClassVar[str]
     upstream: ClassVar[Mapping[str, Upstream]] = {
-        "adam_beta1": Upstream(FRACTION),
-        "adam_beta2": Upstream(FRACTION),
-        "adam_epsilon": Upstream(NOT_NEGATIVE),
-        "gradient_accumulation_steps": Upstream(AT_LEAST_ONE),
-        "learning_rate": Upstream(POSITIVE),
-        "max_grad_norm": Upstream(NOT_NEGATIVE),
-        "max_length": Upstream(AT_LEAST_ONE),
+        **dict.fromkeys(("learning_rate", "num_train_epochs"), Upstream(POSITIVE)),
+        **dict.fromkeys(
+            ("adam_epsilon", "max_grad_norm", "seed", "warmup_steps", "weight_decay"), Upstream(NOT_NEGATIVE)
+        ),
+        **dict.fromkeys(("adam_beta1", "adam_beta2"), Upstream(FRACTION)),
+        **dict.fromkeys(("per_device_eval_batch_size", "per_device_train_batch_size"), Upstream(AT_LEAST_ONE)),
+        **dict.fromkeys(("gradient_accumulation_steps", "max_length"), Upstream(AT_LEAST_ONE)),
         "max_steps": Upstream(LIMIT),
-        "num_train_epochs": Upstream(POSITIVE),
-        "per_device_eval_batch_size": Upstream(AT_LEAST_ONE),
-        "per_device_train_batch_size": Upstream(AT_LEAST_ONE),
-        "seed": Upstream(NOT_NEGATIVE),
-        "warmup_steps": Upstream(NOT_NEGATIVE),
-        "weight_decay": Upstream(NOT_NEGATIVE),
         # Only logging, saving, publishing and speed: a finished stage stays valid when these change.
         "logging_steps": Upstream(POSITIVE, neutral=True),
         "save_steps": Upstream(POSITIVE, neutral=True),

@@ -135,7 +135,7 @@ PAGE = {"sft": "docs/sft.md", "reward": "docs/reward.md", "ppo": "docs/ppo.md"}
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_documented_defaults_are_the_defaults(stage):
-    from instructgpt_hf.config.schema import stage_settings
+    from instructgpt_hf.config.settings import stage_settings
 
     known = stage_settings(stage)
     section = text_of(ROOT / PAGE[stage]).split("## Settings that matter")[1].split("\n## ")[0]

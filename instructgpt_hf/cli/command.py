@@ -172,7 +172,8 @@ def _list_recipes(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _show_recipe(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from instructgpt_hf.config.catalog import STAGES, recipe_folder
+    from instructgpt_hf.artifacts import STAGES
+    from instructgpt_hf.config.catalog import recipe_folder
 
     folder = recipe_folder(arguments.name)
     names = [item.name for item in sorted(folder.iterdir()) if item.suffix in (".yaml", ".md")]

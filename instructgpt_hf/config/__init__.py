@@ -1,4 +1,4 @@
-"""Settings: dataclasses that say what differs from TRL's, and recipes, the YAML files that fill them."""
+"""Settings: TRL's config dataclasses with the paper's defaults, and recipes, the YAML files that fill them."""
 
 import logging
 

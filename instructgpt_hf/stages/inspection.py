@@ -15,7 +15,7 @@ from rich.text import Text
 
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
-from instructgpt_hf.config.schema import stage_settings
+from instructgpt_hf.config.settings import stage_settings
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, encode_ranking, ranking_rows
 from instructgpt_hf.data.rankings.schemas import recognise

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from instructgpt_hf import __version__
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
 from instructgpt_hf.config.device import world_size
-from instructgpt_hf.config.settings import matters
+from instructgpt_hf.config.settings import neutral_keys
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.processes import barrier, is_main, shards_weights
 from instructgpt_hf.stages.run import StageRun
@@ -57,8 +57,8 @@ def stage_fingerprint(
         models: fingerprints of the models and functions read, by role.
         without: settings to leave out.
     """
-    changed = run.settings.changed()
-    values = {key: value for key, value in changed.items() if matters(run.settings.stage, key) and key not in without}
+    left_out = neutral_keys(run.settings.stage).union(without)
+    values = {key: value for key, value in run.settings.changed().items() if key not in left_out}
     if world_size() > 1:  # the effective batch size scales with it
         values["processes"] = world_size()
     contents = {role: record["fingerprint"] for role, record in data.items()}

@@ -139,8 +139,8 @@ def _read_file(path: Path, role: str, streaming: bool) -> Any:
 def _file_of_split(folder: Path, split: str, role: str) -> Path:
     files = [folder / f"{split}{suffix}" for suffix in FILE_FORMATS if (folder / f"{split}{suffix}").is_file()]
     if not files:
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {found}).")
+        names = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {names}).")
     return files[0]
 
 

@@ -54,9 +54,9 @@ def read_split(sources: Sources, data_args: DataArguments, role: str) -> Split:
     rows = sources.read(name, config, data_args.dataset_train_split, role)
     if (split := test_split(data_args)) is not None:
         return Split(rows, sources.read(name, config, split, f"{role}_test"))
-    found = _hold_back_rows(rows, SHARE, f"{role}: {name}", "row")
-    sources.records[role]["held_back"] = len(found.test)
-    return found
+    parts = _hold_back_rows(rows, SHARE, f"{role}: {name}", "row")
+    sources.records[role]["held_back"] = len(parts.test)
+    return parts
 
 
 def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
@@ -73,13 +73,13 @@ def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
     record = sources.records["rankings"]
     if (split := test_split(data_args)) is not None:
         held_back = sources.read(name, config, split, "rankings_test")
-        found = Split(rows, ranking_rows(held_back, f"{where} (held back)"))
+        parts = Split(rows, ranking_rows(held_back, f"{where} (held back)"))
     else:
         streamed = isinstance(rows, IterableDataset)
-        found = _hold_back_first_rows(rows, where) if streamed else _hold_back_prompts(rows, where)
-        record["held_back"] = len(found.test)
+        parts = _hold_back_first_rows(rows, where) if streamed else _hold_back_prompts(rows, where)
+        record["held_back"] = len(parts.test)
     record["schema"] = schema.name
-    return found
+    return parts
 
 
 def read_pretraining(

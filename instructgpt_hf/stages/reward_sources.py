@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from instructgpt_hf.artifacts import StageArtifact, code_fingerprint, model_fingerprint, vocabulary_fingerprint
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
@@ -67,7 +69,7 @@ class Rewards:
 
         Args:
             reward_model: the first reward model, loaded.
-            load: gives the model of a folder, for the others.
+            load: loads the model of a folder, for the others.
         """
         first, *others = self.models
         loaded = [source.as_reward(load(source.folder)) for source in others]
@@ -81,13 +83,13 @@ class Rewards:
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""
         names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]
-        found = {
+        lineage = {
             name: {"source": item.source, "fingerprint": item.record.fingerprint}
             for name, item in zip(names, self.models, strict=True)
         }
         if self.value_source is not None:
-            found["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
-        return found
+            lineage["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
+        return lineage
 
     def fingerprints(self) -> dict[str, Any]:
         """Fingerprints of all models and functions, which determine the stage's result."""
@@ -108,7 +110,9 @@ class Rewards:
         return [{**line, "weight": weight} for line, weight in zip(lines, weights or [1.0] * len(lines), strict=True)]
 
 
-def find_rewards(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat, tokenizer: Any) -> Rewards:
+def find_rewards(
+    run: StageRun, sft: StageArtifact, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase
+) -> Rewards:
     """The reward models and functions of the PPO stage.
 
     Raises:
@@ -138,15 +142,15 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
         InstructGPTError: if one of them is not a finished reward stage.
     """
     data_args = run.settings.data_args
-    found = []
+    sources = []
     for source in (data_args.reward_model_path, *(data_args.extra_reward_model_paths or ())):
         folder, record = previous_stage(run, source, "reward")
         reads_ids = (
             record.base_model["vocabulary"] == sft.base_model["vocabulary"]
             and PromptFormat.from_dict(record.prompt_format) == prompt_format
         )
-        found.append(RewardSource(folder, source or "reward", record, reads_ids))
-    return found
+        sources.append(RewardSource(folder, source or "reward", record, reads_ids))
+    return sources
 
 
 def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_format: PromptFormat) -> None:
@@ -171,16 +175,16 @@ def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
         InstructGPTError: naming every module or function that is missing, and why.
     """
     problems = Problems("reward_functions: these cannot be used:")
-    found: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Callable[..., Any]] = {}
     for name in names:
-        if name in found:
+        if name in functions:
             problems.add(f"{name!r}: duplicate; give it the sum of its weights")
         try:
-            found[name] = _find_function(name)
+            functions[name] = _find_function(name)
         except InstructGPTError as error:
             problems.add(f"{name!r}: {error}")
     problems.raise_if_any()
-    return found
+    return functions
 
 
 def _find_function(name: str) -> Callable[..., Any]:
@@ -210,7 +214,7 @@ def _find_function(name: str) -> Callable[..., Any]:
 
 
 def check_columns(columns: list[str], where: str) -> None:
-    """Make sure that the columns of the prompts can be passed to reward functions.
+    """Raise unless the columns of the prompts can be passed to reward functions.
 
     Raises:
         InstructGPTError: naming the column whose name is taken.

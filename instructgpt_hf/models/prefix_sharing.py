@@ -112,6 +112,7 @@ def attention_masks(model: Any, batch: RankingPass, dtype: torch.dtype) -> Any:
 def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.Tensor]:
     """Whether a query sees a key, as a function of the indices of row, head, query and key, which broadcast."""
     positions, blocks, segments = batch.position_ids, batch.blocks, batch.segments
+    assert blocks is not None and segments is not None, "rows that are not shared need no such mask"
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         of_prompt_or_own = (segments[row, key] == 0) | (segments[row, query] == segments[row, key])

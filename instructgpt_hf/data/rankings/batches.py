@@ -8,7 +8,7 @@ those of a row of its own (`instructgpt_hf.models.prefix_sharing` turns `blocks`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -53,8 +53,8 @@ class RankingPass:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RankingPass:
         """Move every tensor to a device; accelerate's data loaders call it, too."""
-        tensors = (getattr(self, item.name) for item in fields(self))
-        return RankingPass(*(None if x is None else x.to(device, non_blocking=non_blocking) for x in tensors))
+        tensors = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors if x is not None})
 
 
 @dataclass

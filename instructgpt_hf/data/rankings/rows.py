@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from datasets import Dataset, Features, IterableDataset, Value
+from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.checks import canonical, is_prompt, row_problem
 from instructgpt_hf.data.rankings.schemas import UNREADABLE, Schema, recognise
 from instructgpt_hf.errors import InstructGPTError, Problems
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Rows: TypeAlias = Dataset | IterableDataset
 

@@ -7,7 +7,7 @@ import random
 from instructgpt_hf.lab import tasks, world
 from instructgpt_hf.lab.statements import say, say_event, say_together
 
-# Shares of the kinds of document.
+# Weights of the kinds of document, out of 100.
 WEIGHTS = {"portrait": 24, "gathering": 10, "story": 8, "comparison": 4, "talk": 4, "block": 50}
 
 
@@ -53,7 +53,7 @@ def _gathering(rng: random.Random) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    """Events, in which anything may be anywhere."""
+    """Made-up events, which need not agree with the facts."""
     sentences = []
     for _ in range(rng.randint(2, 5)):
         thing, other = rng.sample(world.NAMES, 2)

@@ -22,10 +22,5 @@ def _push(arguments: argparse.Namespace) -> None:
 
     from instructgpt_hf.hub.publish import push_run
 
-    push_run(
-        Path(arguments.run),
-        arguments.hub_namespace,
-        private=not arguments.public,
-        stages=arguments.stages,
-        console=Console(),
-    )
+    run, private = Path(arguments.run), not arguments.public
+    push_run(run, arguments.hub_namespace, private=private, stages=arguments.stages, console=Console())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from instructgpt_hf.lab import tasks, world
+from instructgpt_hf.lab import world
 from instructgpt_hf.lab.statements import say, say_event, say_together
+from instructgpt_hf.lab.tasks import TASKS, block_text
 
 # Weights of the kinds of document, out of 100.
 WEIGHTS = {"portrait": 24, "gathering": 10, "story": 8, "comparison": 4, "talk": 4, "block": 50}
@@ -15,7 +16,7 @@ def document(rng: random.Random) -> str:
     """One document of the pretraining text, 10 to 150 tokens long."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     if kind == "block":
-        return tasks.block_text(rng.choice(list(tasks.TASKS)), rng)
+        return block_text(rng.choice(list(TASKS)), rng)
     return _PROSE[kind](rng)
 
 

@@ -52,8 +52,7 @@ def summarize_rankings(
     summary = _Summary()
     for row in rows:
         ranking = encode(row)
-        summary.add_read(row, ranking)
-        summary.add_left(row, limit_ranking(ranking, max_length, max_prompt_length))
+        summary.add(row, ranking, limit_ranking(ranking, max_length, max_prompt_length))
     return summary.as_json()
 
 
@@ -68,8 +67,8 @@ class _Summary:
         self.sizes: Counter[int] = Counter()
         self.pairs, self.ties, self.longer = 0, 0, 0.0
 
-    def add_read(self, row: dict[str, Any], ranking: dict[str, Any]) -> None:
-        """Count a row before the limits."""
+    def add(self, row: dict[str, Any], ranking: dict[str, Any], left: dict[str, Any]) -> None:
+        """Count a row, its encoding, and what the limits have left of that."""
         self.rows += 1
         self.completions += len(row["completions"]) + row["unranked"]
         if len(self.examples) < EXAMPLES:
@@ -81,9 +80,6 @@ class _Summary:
         self.lengths["prompt"].append(prompt)
         self.lengths["completion"] += completions
         self.lengths["together"] += [prompt + length for length in completions]
-
-    def add_left(self, row: dict[str, Any], left: dict[str, Any]) -> None:
-        """Count what the limits have left of a row."""
         for name in COMPLETION_COUNTS:
             self.dropped[name] += row["unranked"] if name == "dropped_unranked" else left[name]
         if reason := dropped_prompt(left["ranks"]):
@@ -94,26 +90,21 @@ class _Summary:
         self.pairs, self.ties, self.longer = self.pairs + strict, self.ties + tied, self.longer + longer
 
     def as_json(self) -> dict[str, Any]:
+        shared = sum(len(labelers) > 1 for labelers in self.ranked_by.values())
+        rankings = dict(self.labelers.most_common())
         return {
             "read": {"prompts": self.rows, "completions": self.completions},
             "lengths": {name: _spread(values) for name, values in self.lengths.items()},
             "dropped": self.dropped,
-            "prompts": sum(self.sizes.values()),
+            "prompts": self.sizes.total(),
             "completions": sum(size * number for size, number in self.sizes.items()),
             "by_size": {str(size): self.sizes[size] for size in sorted(self.sizes)},
             "pairs": self.pairs,
             "tied_pairs": self.ties,
             "longer_is_better": self.longer / self.pairs if self.pairs else None,
-            "labelers": self._labelers(),
+            "labelers": {"count": len(rankings), "rankings": rankings, "shared_prompts": shared} if rankings else None,
             "examples": self.examples,
         }
-
-    def _labelers(self) -> dict[str, Any] | None:
-        if not self.labelers:
-            return None
-        shared = sum(len(labelers) > 1 for labelers in self.ranked_by.values())
-        rankings = dict(self.labelers.most_common())
-        return {"count": len(self.labelers), "rankings": rankings, "shared_prompts": shared}
 
 
 def _pairs(ranking: dict[str, Any]) -> tuple[int, int, float]:

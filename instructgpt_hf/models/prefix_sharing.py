@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.data.rankings.batches import RankingCollator
+from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
 from instructgpt_hf.models.reward_model import HEAD
 from instructgpt_hf.models.scoring import head_dtype
 
@@ -59,22 +59,22 @@ class CompletionScorer:
         if self._scores is not None:
             output.logits, self._scores = self._scores, None
 
-    def __call__(self, model: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    def __call__(self, model: Any, batch: RankingPass, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Raw scores [M] in float32, without `config.reward_shift`.
 
         Args:
             model: the classifier, or what is wrapped around it.
-            batch: a part of the `forwards` of `RankingCollator`.
+            batch: a pass, or a part of one, from `RankingCollator`.
             dtype: what attention computes in, if autocast makes it another than the model's.
         """
-        inputs = {"input_ids": batch["input_ids"], "use_cache": False}
-        if "attention_mask" in batch:
-            inputs["attention_mask"] = batch["attention_mask"]
+        inputs = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
         else:
             inputs["attention_mask"] = attention_masks(self.classifier, batch, dtype or self.classifier.dtype)
         if takes_positions(self.classifier):
-            inputs["position_ids"] = batch["position_ids"]
-        self._index = batch["score_index"]
+            inputs["position_ids"] = batch.position_ids
+        self._index = batch.score_index
         try:
             scores: torch.Tensor = model(**inputs).logits
         finally:
@@ -87,7 +87,7 @@ def takes_positions(classifier: Any) -> bool:
     return "position_ids" in inspect.signature(classifier.forward).parameters
 
 
-def attention_masks(model: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+def attention_masks(model: Any, batch: RankingPass, dtype: torch.dtype) -> Any:
     """Masks of shared rows, in the form that the model's layers take.
 
     Args:
@@ -109,9 +109,10 @@ def attention_masks(model: Any, batch: dict[str, torch.Tensor], dtype: torch.dty
     return make(batch, None if types else window)
 
 
-def _visibility(batch: dict[str, torch.Tensor], window: int | None) -> Callable[..., torch.Tensor]:
+def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.Tensor]:
     """Whether a query sees a key, as a function of the indices of row, head, query and key, which broadcast."""
-    positions, blocks, segments = batch["position_ids"], batch["blocks"], batch["segments"]
+    positions, blocks, segments = batch.position_ids, batch.blocks, batch.segments
+    assert blocks is not None and segments is not None, "rows that are not shared need no such mask"
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         of_prompt_or_own = (segments[row, key] == 0) | (segments[row, query] == segments[row, key])
@@ -123,17 +124,17 @@ def _visibility(batch: dict[str, torch.Tensor], window: int | None) -> Callable[
     return visible
 
 
-def _additive_mask(batch: dict[str, torch.Tensor], window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    rows, length = batch["position_ids"].shape
-    row, place = (torch.arange(size, device=batch["position_ids"].device) for size in (rows, length))
+def _additive_mask(batch: RankingPass, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    rows, length = batch.position_ids.shape
+    row, place = (torch.arange(size, device=batch.position_ids.device) for size in (rows, length))
     visible = _visibility(batch, window)(row[:, None, None], None, place[:, None], place[None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def _block_mask(batch: dict[str, torch.Tensor], window: int | None) -> BlockMask:
-    rows, length = batch["position_ids"].shape
-    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch["position_ids"].device)
+def _block_mask(batch: RankingPass, window: int | None) -> BlockMask:
+    rows, length = batch.position_ids.shape
+    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch.position_ids.device)
 
 
 def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype | None = None) -> str | None:
@@ -190,7 +191,7 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
 
     def scores(hidden_size: int | None) -> torch.Tensor:
         ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
-        return scorer(model, {name: item.to(device) for name, item in batch.items()}, dtype)
+        return scorer(model, batch.to(device), dtype)
 
     apart, shared = scores(None), scores(_PROBE_TOKENS)
     error = (shared - apart).abs().max() / (apart.max() - apart.min())

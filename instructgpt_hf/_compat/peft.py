@@ -1,4 +1,4 @@
-"""Which adapters the layers of a PEFT model apply, without a change of what is trained."""
+"""The choice of the adapters that the layers of a PEFT model apply; training stays as it is."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def apply_adapters(layers: list[AdapterLayer], names: list[str]) -> None:
 
 @contextlib.contextmanager
 def keep_trainable(model: PeftModel) -> Iterator[None]:
-    """Leave alone what is trained while an adapter is added in this block; what is added is frozen.
+    """Keep every `requires_grad` while an adapter is added in this block; the new adapter is frozen.
 
     Cause: PEFT 0.20 freezes every adapter that is not the active one when it adds another.
     Goes when: the lower bound of PEFT is 0.21, which freezes only the adapter that it adds.

@@ -143,10 +143,10 @@ def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
 def use_own_forward(model: PreTrainedModel | PeftModel) -> None:
     """Let a model run its own weights. The trainer that had it before cannot be used afterwards.
 
-    Cause: TRL (`add_fused_lm_head`) and accelerate (`prepare_model`, mixed precision) set a `forward` on the model
-        that calls the one before. A copy of the model has it too, and runs with the weights of the original.
-    Goes when: both wrap a model without an attribute `forward`, or a copy runs its own weights.
-    Relies on: their wrappers being the attributes `forward` and `_original_forward`. Where accelerate spreads the
+    Cause: TRL's `add_fused_lm_head` sets a `forward` on the model that calls the model's earlier one. A copy of the
+        model then runs the weights of the original. In mixed precision, accelerate wraps that `forward` once more.
+    Goes when: TRL's head works without the attribute `forward`, or a copy runs its own weights.
+    Relies on: the wrappers being the attributes `forward` and `_original_forward`. Where accelerate spreads the
         weights over devices (`_hf_hook`), `forward` is needed and stays.
     """
     from instructgpt_hf._compat.peft import unwrap_peft
@@ -219,9 +219,8 @@ def restore_cpu_gradients(model: torch.nn.Module) -> None:
 def is_quantized(model: PreTrainedModel) -> bool:
     """Whether the weights of a model in memory are quantised.
 
-    Cause: transformers keeps `config.quantization_config` as a setting of the file; what a model in memory has is its
-        quantizer.
-    Goes when: transformers has a public property.
+    Cause: transformers has `config.quantization_config` as a setting of the file, and no property of the model.
+    Goes when: it has one.
     Relies on: `hf_quantizer`, absent or None without quantisation.
     """
     return getattr(model, "hf_quantizer", None) is not None
@@ -284,9 +283,9 @@ def next_inputs(model: PreTrainedModel, outputs: ModelOutput, inputs: dict[str, 
 def call_settings_only(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let a call of `generate` inside use its own `generation_config` only, and the model's special tokens.
 
-    Cause: `generate` fills in what the call leaves out from the model's files (`no_repeat_ngram_size`,
-        `suppress_tokens`, `num_beams`, ...). They would change what is sampled, while log-probabilities are those of
-        the whole distribution.
+    Cause: `generate` takes settings that the call does not give from the model's files (`no_repeat_ngram_size`,
+        `suppress_tokens`, `num_beams`, ...). Samples would then not come from the distribution whose log-probabilities
+        are taken.
     Goes when: `generate` can be told to ignore the model's settings.
     Relies on: `generate` reading the attributes of `model.generation_config`, an object that a PEFT model and its base
         share, hence the change in place.

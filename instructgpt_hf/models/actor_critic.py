@@ -22,7 +22,7 @@ from instructgpt_hf.models.unpadding import Completions, completion_logits
 
 
 class ActorCriticOutput(NamedTuple):
-    """Result of one forward pass, for T completion tokens; None for what was not asked.
+    """Result of one forward pass, for T completion tokens; None for parts that were not asked for.
 
     Attributes:
         logps: [B, T] log-probability of every completion token, at the sampling temperature.

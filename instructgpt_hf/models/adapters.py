@@ -1,4 +1,4 @@
-"""The adapters of a PEFT model by their role, and how to apply one of them without a change of what is trained."""
+"""The adapters of a PEFT model by their role, and how to apply one of them; training stays as it is."""
 
 from __future__ import annotations
 

@@ -40,14 +40,18 @@ def model_inputs(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask
         attention_mask: [B, S]; padding on either side.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    # A scorer on a shared base has the base as `host`.
-    if "position_ids" in inspect.signature(unwrap_peft(getattr(model, "host", model)).forward).parameters:
+    if takes_positions(unwrap_peft(getattr(model, "host", model))):  # a scorer on a shared base has a `host`
         inputs["position_ids"] = position_ids(attention_mask)
     return inputs
 
 
+def takes_positions(model: torch.nn.Module) -> bool:
+    """Whether a model without wrappers takes the position of every token as an argument."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions [B, S] that count real tokens from 0, so that left padding does not shift them."""
+    """Positions [B, S] that count tokens from 0, without padding, so that left padding does not shift them."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 

@@ -6,7 +6,6 @@ completion's positions start after the prompt, so hidden states and gradients eq
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import attention_implementation
 from instructgpt_hf.data.rankings.batches import RankingCollator
+from instructgpt_hf.models.inputs import evaluation_mode, takes_positions
 from instructgpt_hf.models.reward_model import HEAD
 
 Mask = torch.Tensor | BlockMask
@@ -86,11 +86,6 @@ class CompletionScorer:
         finally:
             self._index = self._scores = None
         return scores
-
-
-def takes_positions(classifier: PreTrainedModel) -> bool:
-    """Whether a sequence classifier takes the position of every token as an argument."""
-    return "position_ids" in inspect.signature(classifier.forward).parameters
 
 
 def attention_masks(
@@ -167,15 +162,12 @@ def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: to
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if unknown:
         return f"its layers of type {', '.join(unknown)} are not plain attention"
-    was_training = model.training
-    model.eval()
     try:
-        return _probe(scorer, pad_token_id, dtype or model.dtype)
+        with evaluation_mode(model):
+            return _probe(scorer, pad_token_id, dtype or model.dtype)
     except Exception as error:  # architectures refuse such a mask with many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"{type(model).__name__} refuses a mask with a row for every token ({reason})"
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """The reward model: the SFT model with a scalar head in place of its unembedding (InstructGPT §3.5).
 
 It is transformers' own `...ForSequenceClassification` with one label, so plain `AutoModelForSequenceClassification`
-loads it. The score is read at the completion's EOS token, the last real token of the sequence. `config.reward_shift`
+loads it. The score is read at the completion's EOS token, the last token before the padding. `config.reward_shift`
 is the mean score of demonstrations; subtracting it gives scores whose mean on demonstrations is 0.
 """
 
@@ -180,16 +180,12 @@ def create_reward_model(
     _init_head(model, seed)
     if adapter is not None:
         adapter.task_type = "SEQ_CLS"
-        adapter.modules_to_save = _with_head(adapter.modules_to_save)
+        adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
         adapter.inference_mode = False
         model = get_peft_model(model, adapter)
     if continues:
         _copy_adapter(folder, model)
     return model
-
-
-def _with_head(modules: list[str] | None) -> list[str]:
-    return sorted({*(modules or []), HEAD})
 
 
 def _copy_adapter(folder: Path, model: PeftModel) -> None:
@@ -254,7 +250,7 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedMode
 
     Args:
         folder: adapter of a reward or value model.
-        model_kwargs: for `from_pretrained`; they win over what the folder records.
+        model_kwargs: for `from_pretrained`; they win over the folder's record.
 
     Raises:
         InstructGPTError: if the record in `classifier/` or the base model is missing.

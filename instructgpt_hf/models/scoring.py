@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
-from instructgpt_hf.models.inputs import last_token_index, model_inputs
+from instructgpt_hf.models.inputs import evaluation_mode, last_token_index, model_inputs
 from instructgpt_hf.models.reward_model import HEAD, Scorer
 
 
@@ -62,20 +63,14 @@ def score_token_lists(model: Scorer, sequences: list[list[int]], pad_token_id: i
     device = next(model.parameters()).device
     scores = [0.0] * len(sequences)
     order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-    was_training = model.training
-    model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(sequences[row]) for row in rows)
-        ids = torch.full((len(rows), width), pad_token_id, device=device)
-        mask = torch.zeros((len(rows), width), dtype=torch.long, device=device)
-        for index, row in enumerate(rows):
-            length = len(sequences[row])
-            ids[index, :length] = torch.tensor(sequences[row], device=device)
-            mask[index, :length] = 1
-        for row, score in zip(rows, sequence_scores(model, ids, mask).tolist(), strict=True):
-            scores[row] = score
-    model.train(was_training)
+    with evaluation_mode(model):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = [torch.tensor(sequences[row], device=device) for row in rows]
+            ids = pad_sequence(batch, batch_first=True, padding_value=pad_token_id)
+            mask = pad_sequence([torch.ones_like(item) for item in batch], batch_first=True)
+            for row, score in zip(rows, sequence_scores(model, ids, mask).tolist(), strict=True):
+                scores[row] = score
     return scores
 
 

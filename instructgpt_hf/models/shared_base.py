@@ -111,11 +111,12 @@ def load_another_reward_model(
 
 
 def base_of(model: PeftModel) -> tuple[PeftConfig, PreTrainedConfig]:
-    """The configs by which `sharing_refusal` knows a base in memory.
-
-    Of the base's config, loading sets `dtype` and `quantization_config`, and growing the embeddings sets `vocab_size`.
-    """
-    return next(iter(model.peft_config.values())), unwrap_peft(model).config
+    """The configs of a PEFT model in memory as `sharing_refusal` reads them: of an adapter and of the base."""
+    base = unwrap_peft(model)
+    config = copy.deepcopy(base.config)
+    # Weights that were cast, or embeddings that grew, after loading show on the model in memory only.
+    config.dtype, config.get_text_config().vocab_size = base.dtype, base.get_input_embeddings().weight.shape[0]
+    return next(iter(model.peft_config.values())), config
 
 
 def sharing_refusal(own: PeftConfig, base: PreTrainedConfig, folder: Path, **model_kwargs: Any) -> str | None:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import trl
 from transformers.trainer_utils import SchedulerType
 
+from instructgpt_hf._compat.quirks import settle_checkpointing_names
 from instructgpt_hf.config.device import native_precision
 from instructgpt_hf.config.fields import (
     AT_LEAST_ONE,
@@ -125,13 +126,7 @@ class StageConfig:
         if self.bf16 is None:
             precision = "fp16" if self.fp16 else native_precision(self.use_cpu)
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
-        # transformers 5.2x renames these two; the old names, which TRL uses, still decide.
-        for old, new in (
-            ("gradient_checkpointing", "activation_checkpointing"),
-            ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"),
-        ):
-            if hasattr(self, new) and getattr(self, new) is None:
-                setattr(self, new, getattr(self, old))
+        settle_checkpointing_names(self)
         # `min_lr_rate` belongs to the default scheduler; every other one refuses it.
         if self.lr_scheduler_kwargs == _COSINE_TO_TENTH and self.lr_scheduler_type != "cosine_with_min_lr":
             self.lr_scheduler_kwargs = None

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from instructgpt_hf._compat.quirks import connection_error
 from instructgpt_hf.errors import InstructGPTError
 
 T = TypeVar("T")
@@ -50,11 +51,10 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_network_error(error: BaseException) -> bool:
-    """Whether the connection failed. The client's HTTP library differs between versions: its base class names it."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    """Whether the connection failed."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    library_error = HfHubHTTPError.__bases__[0]
-    failed = isinstance(error, (library_error, ConnectionError, TimeoutError))
+    failed = isinstance(error, (connection_error(), ConnectionError, TimeoutError))
     return failed and _status(error) is None and not isinstance(error, OfflineModeIsEnabled)
 
 

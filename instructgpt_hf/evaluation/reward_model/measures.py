@@ -26,11 +26,6 @@ CALIBRATION_BINS = 10
 _HISTOGRAM_BINS = 24
 
 
-def named(name: str, estimate: Estimate) -> dict[str, float]:
-    """An estimate as the three entries every result has: value, `_low` and `_high`."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Share of strict pairs whose better completion has the higher score; equal scores count one half.
 
@@ -47,8 +42,16 @@ def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict
         above = table.points(table.scores) - table.points(table.lengths)
         counts = table.sums(strict)
         estimate = bounded_ratio(table.sums(above * strict), counts, -1.0, seed, resamples)
-        result |= named("above_length_baseline", estimate)
+        result |= estimate.entries("above_length_baseline")
     return result
+
+
+def breakdown(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[dict[str, Any]]]:
+    """`accuracy_by_size` as `by_completions` and `accuracy_by_gap` as `by_gap`."""
+    return {
+        "by_completions": accuracy_by_size(table, seed, resamples),
+        "by_gap": accuracy_by_gap(table, seed, resamples),
+    }
 
 
 def accuracy_by_size(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
@@ -81,13 +84,11 @@ def _strata(table: Rankings, name: str, key: np.ndarray, seed: int, resamples: i
 
 def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
     counts = table.sums(chosen)
-    result = named(
-        "accuracy", bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
-    )
-    result |= {"pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
+    right = bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
+    result = {**right.entries("accuracy"), "pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
     if table.lengths is not None:
         longer = bounded_ratio(table.sums(table.points(table.lengths) * chosen), counts, 0.0, seed, resamples)
-        result |= named("length_baseline_accuracy", longer)
+        result |= longer.entries("length_baseline_accuracy")
     return result
 
 
@@ -126,10 +127,15 @@ def calibration(
     value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
     high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
     ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
-    result: dict[str, Any] = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
-    result["ece_by_chance"] = float(noise.mean())
-    result |= named("overconfidence", bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples))
-    result["bins"] = []
+    if high - ece.low <= 1e-12:
+        ece = wilson_between(value, int(used.sum()))
+    overconfidence = bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples)
+    result: dict[str, Any] = {
+        **ece.entries("ece"),
+        "ece_by_chance": float(noise.mean()),
+        **overconfidence.entries("overconfidence"),
+        "bins": [],
+    }
     for number in range(bins):
         chosen = strict & (place == number)
         if chosen.any():
@@ -140,7 +146,7 @@ def calibration(
                     "high": 0.5 + (number + 1) / (2 * bins),
                     "pairs": int(chosen.sum()),
                     "confidence": float(confidence[chosen].mean()),
-                    **named("accuracy", hit_share),
+                    **hit_share.entries("accuracy"),
                 }
             )
     return result
@@ -156,10 +162,10 @@ def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> d
         `kendall_tau`, `prompts`; with lengths `length_baseline_kendall_tau`, the same with lengths as scores.
     """
     counts = table.sums(table.strict)
-    result = named("kendall_tau", _mean_tau(table, table.scores, seed, resamples))
+    result = _mean_tau(table, table.scores, seed, resamples).entries("kendall_tau")
     result["prompts"] = int((counts > 0).sum())
     if table.lengths is not None:
-        result |= named("length_baseline_kendall_tau", _mean_tau(table, table.lengths, seed, resamples))
+        result |= _mean_tau(table, table.lengths, seed, resamples).entries("length_baseline_kendall_tau")
     return result
 
 
@@ -229,7 +235,7 @@ def agreement(
     table = np.array(list(counts.values()), dtype=float)
     estimate = bounded_ratio(table[:, 0], table[:, 1], 0.0, seed, resamples)
     return {
-        **named("agreement", estimate),
+        **estimate.entries("agreement"),
         "pairs": int(table[:, 1].sum()),
         "tied_pairs": int(tied),
         "prompts": len(counts),

@@ -53,7 +53,7 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     tax, target = alignment_tax(measured), run.run_folder / "evaluation"
     with atomic_folder(target) as folder:
         write_report(folder, rows, curves, {**evaluation.notes(), **tax})
-        texts = {name: item.texts for name, item in measured.items()}
+        texts = {"SFT": of_sft.texts} | {name: item.texts for name, item in measured.items()}
         write_samples(folder / "samples.jsonl", evaluation.prompts, texts)
     for stage, artifact in policies.items():  # the cards are rendered from stage.json
         artifact.metrics |= measured[NAMES[stage]].row.metrics() | {"judge": evaluation.judge.name}

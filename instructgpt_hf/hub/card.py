@@ -1,7 +1,7 @@
 """Model cards, rendered from `stage.json` and nothing else.
 
-`python -m instructgpt_hf.hub.card RUN_FOLDER OUT_DIR` writes the card of every finished stage of a run, with the record
-it is rendered from and the evaluation files it shows.
+`python -m instructgpt_hf.hub.card RUN_FOLDER OUT_DIR` writes the card of every finished stage of a run, with its
+record and the evaluation files that the card shows.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 _POLICY_STYLE = {"ppo": ("PPO", BLUE, "--"), "ppo-ptx": ("PPO-ptx", ORANGE, "-")}
 # `Metric.line` -> color, line style, marker.
 _LINE_STYLE = {"training": (BLUE, "-", ""), "held out": (ORANGE, "-", "o"), "length alone": (GREY, ":", "s")}
-# Above this many points the raw line is faint and a running mean carries the message.
+# With more points than this, the raw line is faint and a running mean is drawn over it.
 _SMOOTH_FROM = 40
 
 
@@ -58,7 +58,7 @@ _PANELS = (
 
 
 def draw_training_curves(curves: Curves, path: str | Path) -> Path:
-    """Draw the curves of all stages, one panel per quantity; both policies share their panels.
+    """Draw the curves of all stages, one panel per quantity, both policies in the same panels.
 
     Args:
         curves: log histories by stage; `sft`, `reward`, `ppo`, `ppo-ptx`.
@@ -103,7 +103,7 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Curves) -> None:
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if panel.title == "Value model: explained variance":
-        # Early values can be far below zero and would flatten everything else.
+        # Early values can be far below zero and would flatten the rest of the curve.
         axes.set_ylim(max(-1.0, axes.get_ylim()[0]), 1.02)
     axes.set_title(panel.title)
     axes.set_xlabel(label)
@@ -128,7 +128,7 @@ def _plot(axes: Axes, x: list[float], y: list[float], text: str, color: str, sty
 
 
 def _running_mean(values: list[float]) -> np.ndarray:
-    """Mean over about a twelfth of the points around each; at the ends over those that exist."""
+    """Mean over the nearest twelfth of the points, of fewer at the ends."""
     half = max(1, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
@@ -138,7 +138,7 @@ def _running_mean(values: list[float]) -> np.ndarray:
 
 
 def _line(curves: Curves, stage: str, key: str) -> tuple[list[float], list[float], str]:
-    """Finite points of one metric of one stage, and what its x axis counts."""
+    """Finite points of one metric of one stage, and the label of its x axis."""
     records = [record for record in curves.get(stage) or () if _is_number(record.get(key))]
     by_iteration = bool(records) and all("iteration" in record for record in records)
     axis = "iteration" if by_iteration else "step"

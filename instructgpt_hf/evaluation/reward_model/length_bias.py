@@ -1,4 +1,4 @@
-"""How much a reward model's scores follow length, beside how much the labels do."""
+"""Dependence of a reward model's scores on length, compared with that of the labels."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.intervals import RESAMPLES, bounded_ratio
 from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 
-# Bins of about equally many pairs in which the picture shows score against length.
+# Number of bins of the curve by length difference, with about equally many pairs each.
 _BINS = 6
 
 
 def length_bias(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """How much the scores follow length, beside how much the labels do.
+    """Dependence of the scores on length, compared with that of the labels.
 
     Args:
         table: the rankings, with lengths.
@@ -23,14 +23,14 @@ def length_bias(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> d
         resamples: how many.
 
     Returns:
-        `score_length_correlation` and `rank_length_correlation`: Spearman's correlation of length with the score, and
-        with the rank turned so that better is higher, one per prompt, averaged over the prompts in which all three
-        vary; None where there is no such prompt.
+        `score_length_correlation` and `rank_length_correlation`: Spearman's correlation of length with the score and
+        with the negative rank, one per prompt, averaged over the prompts in which all three vary; None without such a
+        prompt.
         `longer_scores_higher` and `longer_ranks_higher`: share of the strict pairs of unequal length whose longer
-        completion has the higher score (equal scores one half), or is the better one; None if there is no such pair.
-        `pairs`: how many such pairs; `prompts`: prompts in the correlations.
+        completion has the higher score (equal scores one half) or the better rank; None without such a pair.
+        `pairs`: number of these pairs; `prompts`: number of prompts in the correlations.
         `by_length_difference`: the same two shares in bins of about equally many pairs by the difference in tokens,
-        with its ends `low` and `high` and its `mean`.
+        whose smallest, largest and mean value are `low`, `high` and `mean`.
 
     Raises:
         InstructGPTError: if the rankings have no lengths.

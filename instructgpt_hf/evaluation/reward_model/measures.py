@@ -47,39 +47,23 @@ def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict
 
 
 def breakdown(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[dict[str, Any]]]:
-    """`accuracy_by_size` as `by_completions` and `accuracy_by_gap` as `by_gap`."""
-    return {
-        "by_completions": accuracy_by_size(table, seed, resamples),
-        "by_gap": accuracy_by_gap(table, seed, resamples),
-    }
-
-
-def accuracy_by_size(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Accuracy on the prompts with K completions, for every K in the data.
-
-    Returns:
-        Dicts with `completions` (K), `accuracy`, `pairs`, `prompts` and `length_baseline_accuracy`, by increasing K.
-    """
-    return _strata(table, "completions", table.sizes[table.prompt], seed, resamples)
-
-
-def accuracy_by_gap(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Accuracy on the pairs whose dense ranks differ by g, for every g in the data.
+    """Accuracy by the number of completions and by the difference of dense ranks.
 
     Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 become 1, 2, 2, 3, in which the first and the last
     differ by 2.
 
     Returns:
-        Dicts with `gap` (g), `accuracy`, `pairs`, `prompts` and `length_baseline_accuracy`, by increasing g.
+        `by_completions` and `by_gap`: for every K and every difference in the data, in increasing order, a dict with
+        `completions` or `gap`, `accuracy`, `pairs`, `prompts` and with lengths `length_baseline_accuracy`.
     """
-    return _strata(table, "gap", table.gap, seed, resamples)
-
-
-def _strata(table: Rankings, name: str, key: np.ndarray, seed: int, resamples: int) -> list[dict[str, Any]]:
-    return [
-        {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
-        for value in np.unique(key[table.strict])
-    ]
+    keys = {"completions": table.sizes[table.prompt], "gap": table.gap}
+    return {
+        f"by_{name}": [
+            {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
+            for value in np.unique(key[table.strict])
+        ]
+        for name, key in keys.items()
+    }
 
 
 def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class StageArtifact:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
         path = Path(folder) / STAGE_FILE
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
         partial = path.with_suffix(".partial")
         partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -120,24 +120,28 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
-def _plain(value: Any) -> Any:
-    """`value` with numpy scalars, paths and tuples turned into what JSON holds, and non-finite floats into None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+def to_json(value: Any) -> Any:
+    """`value` as JSON holds it.
+
+    Named tuples become objects, other tuples and sets lists, numpy and torch scalars numbers, numbers that are not
+    finite null, paths and everything else text.
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
+        return [to_json(item) for item in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
         return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
+    return to_json(value.item()) if hasattr(value, "item") else str(value)
 
 
 def fingerprint(value: Any) -> str:
     """Hash of a JSON-able value, the same for equal values whatever the order of their keys."""
-    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -37,7 +37,6 @@ NEVER = {
     ("models", "hub"),
     ("data", "hub"),
     ("hub", "config"),
-    ("hub", "_compat"),
 }
 LIBRARIES = {"transformers", "trl", "peft", "datasets", "accelerate"}
 STANDARD_LIBRARY_ONLY = ("artifacts.py", "errors.py", "metric_register.py", "config/data.py", "config/catalog.py")

@@ -18,18 +18,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
+from instructgpt_hf.metric_register import terminal_values
 from instructgpt_hf.stages.processes import any_process
 from instructgpt_hf.stages.run import StageRun
 
-# Shown beside the bar, in this order, when the trainer logs them.
-SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "objective/scores": "score",
-    "objective/kl": "KL",
-    "loss/ptx": "ptx loss",
-    "val/explained_variance": "expl. var.",
-}
 SECONDS_BETWEEN_LINES = 20
 
 
@@ -72,9 +64,7 @@ class ProgressBar(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
         """Show the newest metrics."""
-        shown = [
-            f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if isinstance((logs or {}).get(key), float)
-        ]
+        shown = terminal_values(logs or {})
         if self.task is None or not shown:
             return
         self.progress.update(self.task, latest="  ".join(shown))

@@ -15,6 +15,7 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.metric_register import find_metric
 from instructgpt_hf.stages.fit import Interrupted, StopAtCheckpoint
 
 FEW_STEPS = [
@@ -68,6 +69,14 @@ def test_the_screen_shows_table_and_next_step(run_folder):
     text = (run_folder / "screen.txt").read_text(encoding="utf-8")
     assert "win rate" in text and "PPO-ptx" in text and "KL to SFT" in text
     assert "instructgpt-hf push" in text
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-ptx"])
+def test_every_metric_that_a_trainer_logs_is_registered(run_folder, stage):
+    artifact = StageArtifact.load(run_folder / stage)
+    names = {name for record in artifact.training["log"] for name in record} | set(artifact.metrics)
+    assert len(names) > 10
+    assert not {name for name in names if find_metric(name, stage) is None}
 
 
 def test_evaluation_reaches_the_records_of_the_policies(run_folder):

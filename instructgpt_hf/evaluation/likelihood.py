@@ -13,7 +13,7 @@ from instructgpt_hf.data.pretraining import leading_ids
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from instructgpt_hf.functional import kl_estimate, token_log_probs
-from instructgpt_hf.models.inputs import evaluation_mode, model_device
+from instructgpt_hf.models.inputs import evaluation_mode, map_by_length, model_device, padded
 
 _KEYS = ("task", "prompt", "options", "answer")
 
@@ -163,21 +163,17 @@ def continuation_log_probs(
         if not prompt or not completion:
             raise ValueError(f"Row {row}: prompt and completion need at least one token each.")
     rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
-    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=True)
-    results: list[Tensor] = [torch.empty(0)] * len(rows)
     device = model_device(model)
+
+    def log_probs(batch: list[Sequence[int]]) -> list[Tensor]:
+        ids, mask = padded(batch, 0, device)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()
+        return [values[: len(row) - 1] for values, row in zip(logps, batch, strict=True)]
+
     with evaluation_mode(model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            width = len(rows[chosen[0]])
-            ids = torch.tensor([rows[row] + [0] * (width - len(rows[row])) for row in chosen], device=device)
-            lengths = torch.tensor([len(rows[row]) for row in chosen], device=device)
-            mask = (torch.arange(width, device=device) < lengths[:, None]).long()
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()
-            for place, row in enumerate(chosen):
-                results[row] = logps[place, len(prompt_ids[row]) - 1 : len(rows[row]) - 1]
-    return results
+        results = map_by_length(log_probs, rows, batch_size)
+    return [logps[len(prompt) - 1 :] for logps, prompt in zip(results, prompt_ids, strict=True)]
 
 
 def sequence_kl(

@@ -22,12 +22,12 @@ from instructgpt_hf.models.unpadding import Completions, completion_logits
 
 
 class ActorCriticOutput(NamedTuple):
-    """Result of one forward pass, for T completion tokens; None for parts that were not asked for.
+    """Result of one forward pass; None for parts that were not asked for.
 
     Attributes:
-        logps: [B, T] log-probability of every completion token, at the sampling temperature.
-        entropy: [B, T] entropy of the distribution it was drawn from, in nats; without gradient.
-        values: [B, T] value before every completion token.
+        logps: [B, T] log-probability of each completion token, at the sampling temperature.
+        entropy: [B, T] entropy of each token's distribution, in nats; without gradient.
+        values: [B, T] value before each completion token.
         lm_loss: [] next-token loss of whole texts, summed over tokens, in nats.
     """
 
@@ -41,7 +41,7 @@ class ActorCritic(nn.Module):
     """A policy and a value model side by side, without a common trained weight.
 
     Args:
-        policy: causal language model.
+        policy: causal language model, whole or PEFT.
         value_model: sequence classifier with a scalar head, started from the reward model (InstructGPT §3.5), or an
             `AdapterScorer` on the policy's base.
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
@@ -58,9 +58,7 @@ class ActorCritic(nn.Module):
         eos_token_ids: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.policy = policy
-        self.value_model = value_model
-        self.temperature = temperature
+        self.policy, self.value_model, self.temperature = policy, value_model, temperature
         self.min_length, self.eos_token_ids = min_length, tuple(eos_token_ids)
 
     def forward(
@@ -82,21 +80,22 @@ class ActorCritic(nn.Module):
                 than logits [B, S, V].
             with_entropy: also return the entropy, for the log.
             role: `"policy"` or `"value_model"` runs one of them; None runs both.
-            complete: give the parameters of the role that does not run a gradient of 0, for distributed wrappers that
-                wait for one.
+            complete: give the parameters of the role that does not run a gradient of 0, which distributed wrappers
+                wait for.
         """
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             loss = lm_loss(logits, input_ids, attention_mask, denominator=1.0)
             return ActorCriticOutput(lm_loss=loss + self._zero_of("value_model") if complete else loss)
         logps = entropy = values = None
+        complete = complete and role is not None
         if role != "value_model":
             logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
-            if complete and role is not None:
+            if complete:
                 logps = logps + self._zero_of("value_model")
         if role != "policy":
             values = self.values(input_ids, attention_mask, completion_length)
-            if complete and role is not None:
+            if complete:
                 values = values + self._zero_of("policy")
         return ActorCriticOutput(logps, entropy, values)
 
@@ -108,17 +107,31 @@ class ActorCritic(nn.Module):
         completion_length: int,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`completion_log_probs` of this policy or the reference, under the distribution of the rollouts."""
-        return completion_log_probs(
-            policy,
-            input_ids,
-            attention_mask,
-            completion_length,
-            self.temperature,
-            with_entropy,
-            self.min_length,
-            self.eos_token_ids,
-        )
+        """Log-probabilities of the last T tokens of each row, under the distribution of the rollouts.
+
+        Padding costs nothing, and the unembedding is applied to the completions' tokens alone.
+
+        Args:
+            policy: this policy or the reference.
+            input_ids: [B, S], prompts padded left, completions padded right.
+            attention_mask: [B, S].
+            completion_length: T.
+            with_entropy: also return the entropy of each token's distribution, without gradient.
+
+        Returns:
+            logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
+        """
+        batch = Completions.of(input_ids, attention_mask, completion_length)
+        logits, ids = completion_logits(policy, batch), batch.ids[None]
+        if self.min_length and self.eos_token_ids:
+            early = (batch.steps < self.min_length).nonzero()
+            excluded = torch.tensor(self.eos_token_ids, device=logits.device)
+            # In place, because a copy would double the memory of the logits.
+            logits[0].index_put_((early, excluded), logits.new_tensor(-torch.inf))
+        if not with_entropy:
+            return batch.spread(token_log_probs(logits, ids, self.temperature)[0]), None
+        logps, entropy = log_probs_and_entropy(logits, ids, self.temperature)
+        return batch.spread(logps[0]), batch.spread(entropy[0])
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Value [B, T] of the state before each completion token; 0 at padding."""
@@ -136,8 +149,7 @@ class ActorCritic(nn.Module):
 
     def _zero_of(self, role: str) -> Tensor:
         """A scalar 0 that depends on every trained parameter of a role."""
-        firsts = [item.flatten()[:1].float() for item in self.role_parameters(role).values()]
-        return 0.0 * torch.cat(firsts).sum()
+        return 0.0 * torch.cat([item.flatten()[:1].float() for item in self.role_parameters(role).values()]).sum()
 
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
@@ -191,43 +203,3 @@ class ActorCritic(nn.Module):
 
 def _is_value(name: str) -> bool:
     return name.startswith("value_model.") or adapter_of(name) == VALUE_ADAPTER
-
-
-def completion_log_probs(
-    policy: PreTrainedModel | PeftModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    completion_length: int,
-    temperature: float = 1.0,
-    with_entropy: bool = False,
-    min_length: int = 0,
-    eos_token_ids: Sequence[int] = (),
-) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities of the last T tokens of each row.
-
-    Padding costs nothing, and the unembedding is applied to the completions' tokens alone.
-
-    Args:
-        policy: causal language model, whole or PEFT.
-        input_ids: [B, S], prompts padded left, completions padded right.
-        attention_mask: [B, S].
-        completion_length: T.
-        temperature: divides the logits.
-        with_entropy: also return the entropy of each token's distribution, without gradient.
-        min_length: number of first tokens of a completion that cannot be EOS; their distribution is over the others.
-        eos_token_ids: the tokens excluded there.
-
-    Returns:
-        logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
-    """
-    batch = Completions.of(input_ids, attention_mask, completion_length)
-    logits, ids = completion_logits(policy, batch), batch.ids[None]
-    if min_length and eos_token_ids:
-        early = (batch.steps < min_length).nonzero()
-        excluded = torch.tensor(eos_token_ids, device=logits.device)
-        # In place, because a copy would double the memory of the logits.
-        logits[0].index_put_((early, excluded), logits.new_tensor(-torch.inf))
-    if not with_entropy:
-        return batch.spread(token_log_probs(logits, ids, temperature)[0]), None
-    logps, entropy = log_probs_and_entropy(logits, ids, temperature)
-    return batch.spread(logps[0]), batch.spread(entropy[0])

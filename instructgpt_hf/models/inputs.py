@@ -1,15 +1,56 @@
-"""Arguments of a forward pass over padded rows, and evaluation mode for measurements."""
+"""Padded batches of token ids, the arguments of their forward passes, and evaluation mode for measurements."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import unwrap_peft
+
+Result = TypeVar("Result")
+
+
+def map_by_length(
+    function: Callable[[list[Sequence[int]]], Iterable[Result]],
+    rows: Sequence[Sequence[int]],
+    batch_size: int,
+    longest_first: bool = True,
+) -> list[Result]:
+    """Apply a function of a batch to rows of token ids, of which those of similar length share a batch.
+
+    Args:
+        function: returns one result per row of its batch.
+        rows: N lists of token ids.
+        batch_size: rows per batch.
+        longest_first: order of the batches.
+
+    Returns:
+        N results, in the order of `rows`.
+    """
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=longest_first)
+    results: dict[int, Result] = {}
+    for start in range(0, len(order), batch_size):
+        batch = order[start : start + batch_size]
+        results.update(zip(batch, function([rows[row] for row in batch]), strict=True))
+    return [results[row] for row in range(len(rows))]
+
+
+def padded(
+    rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device, side: Literal["left", "right"] = "right"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [B, S] of B rows padded to the longest, and their attention mask."""
+    ids = [torch.tensor(row) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
+    return (
+        pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side).to(device),
+        pad_sequence(masks, batch_first=True, padding_side=side).to(device),
+    )
 
 
 @contextlib.contextmanager

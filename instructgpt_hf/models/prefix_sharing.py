@@ -19,7 +19,7 @@ from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import attention_implementation
 from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
 from instructgpt_hf.models.inputs import evaluation_mode, takes_positions
-from instructgpt_hf.models.reward_model import HEAD
+from instructgpt_hf.models.reward_model import HEAD, head_scores
 
 Mask = torch.Tensor | BlockMask
 
@@ -54,10 +54,7 @@ class CompletionScorer:
         if self._index is None:
             return
         index, self._index = self._index, None
-        hidden = arguments[0].flatten(0, 1)[index]
-        # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
-        with torch.autocast(hidden.device.type, enabled=False):
-            self._scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+        self._scores = head_scores(head, arguments[0].flatten(0, 1)[index])
 
     def _replace(self, model: Any, arguments: Any, output: Any) -> None:
         if self._scores is not None:

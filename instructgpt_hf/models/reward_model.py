@@ -69,6 +69,14 @@ class ScoreHead(nn.Linear):
             return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
+def head_scores(head: nn.Module, hidden: Tensor) -> Tensor:
+    """Raw scores [...] in float32 of hidden states [..., d] by any classifier's scalar head."""
+    # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
+    with torch.autocast(hidden.device.type, enabled=False):
+        scores: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
+    return scores
+
+
 class AdapterScorer(nn.Module):
     """A reward or value model made of one adapter of a PEFT model and a scalar head.
 

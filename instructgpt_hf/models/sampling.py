@@ -10,7 +10,7 @@ from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.models.decoding import generate
-from instructgpt_hf.models.inputs import evaluation_mode, model_device
+from instructgpt_hf.models.inputs import evaluation_mode, map_by_length, model_device, padded
 
 
 @torch.no_grad()
@@ -28,20 +28,19 @@ def sample_completions(
 ) -> list[list[int]]:
     """Sample one completion per prompt from the whole distribution (no top-k, no top-p, no repetition penalty).
 
-    The model's own generation settings are ignored, so that two policies are sampled alike. Completions that have
-    ended cost no further decoding steps. The modules' modes and the random state are restored. The result depends on
-    the seed and, when sampling, on the batch size.
+    The model's own generation settings are ignored, so that two policies are sampled alike. The modules' modes and the
+    random state are restored. The result depends on the seed and, when sampling, on the batch size.
 
     Args:
-        model: a transformers or PEFT causal language model.
+        model: causal language model, whole or PEFT.
         tokenizer: for its padding id.
-        prompt_ids: N lists of at least one token, already rendered.
+        prompt_ids: N lists of at least one token.
         eos_token_ids: each of them ends a completion.
         max_new_tokens: length of the longest completion.
         temperature: 0 is greedy decoding.
-        seed: sampling seed.
-        batch_size: prompts per batch; prompts of similar length share one, padded on the left.
-        progress: called with the number of finished prompts after every batch.
+        seed: of the sampling.
+        batch_size: prompts per batch.
+        progress: called with the number of prompts of each finished batch.
         min_new_tokens: number of tokens before EOS is allowed.
 
     Returns:
@@ -65,29 +64,18 @@ def sample_completions(
         **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
     )
     device = model_device(model)
-    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
-    results: list[list[int]] = [[] for _ in prompt_ids]
-    devices = [device] if device.type != "cpu" else []
-    fork = {"device_type": device.type} if devices else {}
-    with torch.random.fork_rng(devices=devices, **fork), evaluation_mode(model):
+
+    def sample(prompts: list[Sequence[int]]) -> list[list[int]]:
+        ids, mask = padded(prompts, tokenizer.pad_token_id, device, side="left")
+        output = generate(model, input_ids=ids, attention_mask=mask, generation_config=config)
+        if progress is not None:
+            progress(len(prompts))
+        return [_up_to_eos(tokens, eos_token_ids) for tokens in output[:, ids.shape[1] :].tolist()]
+
+    fork = {"devices": []} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    with torch.random.fork_rng(**fork), evaluation_mode(model):
         torch.manual_seed(seed)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            width = len(prompt_ids[rows[0]])
-            missing = [width - len(prompt_ids[row]) for row in rows]
-            ids = [[tokenizer.pad_token_id] * gap + [*prompt_ids[row]] for row, gap in zip(rows, missing, strict=True)]
-            mask = [[0] * gap + [1] * (width - gap) for gap in missing]
-            output = generate(
-                model,
-                input_ids=torch.tensor(ids, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                generation_config=config,
-            )
-            for row, tokens in zip(rows, output[:, width:].tolist(), strict=True):
-                results[row] = _up_to_eos(tokens, eos_token_ids)
-            if progress is not None:
-                progress(len(rows))
-    return results
+        return map_by_length(sample, prompt_ids, batch_size)
 
 
 def _up_to_eos(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
-from instructgpt_hf.models.inputs import evaluation_mode, last_token_index, model_inputs
-from instructgpt_hf.models.reward_model import HEAD, Scorer
+from instructgpt_hf.models.inputs import evaluation_mode, last_token_index, map_by_length, model_inputs, padded
+from instructgpt_hf.models.reward_model import HEAD, Scorer, head_scores
 
 
 def reward_shift(model: Scorer) -> float:
@@ -20,35 +19,20 @@ def reward_shift(model: Scorer) -> float:
 
 
 def token_scores(model: Scorer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Shifted score at every position.
+    """Shifted scores [B, S] in float32 at every position of ids [B, S], padded on either side.
 
-    Args:
-        model: sequence classifier with a scalar head, whole, PEFT or on a shared base.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
-
-    Returns:
-        [B, S] float32.
+    The model is a sequence classifier with a scalar head, whole, PEFT or on a shared base.
     """
     inner = unwrap_peft(model)
     backbone = getattr(inner, inner.base_model_prefix)
     hidden = backbone(**model_inputs(model, input_ids, attention_mask)).last_hidden_state
-    head = getattr(inner, HEAD)
-    # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
-    with torch.autocast(hidden.device.type, enabled=False):
-        scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
-    return scores - reward_shift(model)
+    return head_scores(getattr(inner, HEAD), hidden) - reward_shift(model)
 
 
 def sequence_scores(model: Scorer, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-    """Shifted score at the last token of each sequence, whatever the padding side.
+    """Shifted scores [B] in float32 at the last token of each row of ids [B, S], padded on either side.
 
-    Args:
-        input_ids: [B, S], each row a prompt, a completion and its EOS token.
-        attention_mask: [B, S].
-
-    Returns:
-        [B] float32.
+    A row is a prompt, a completion and its EOS token.
     """
     scores = token_scores(model, input_ids, attention_mask)
     return scores.gather(1, last_token_index(attention_mask)[:, None]).squeeze(1)
@@ -56,22 +40,15 @@ def sequence_scores(model: Scorer, input_ids: torch.Tensor, attention_mask: torc
 
 @torch.no_grad()
 def score_token_lists(model: Scorer, sequences: list[list[int]], pad_token_id: int, batch_size: int) -> list[float]:
-    """Shifted scores of token lists, each a prompt, a completion and its EOS token.
-
-    Sequences of similar length share a batch; the result is in the order given.
-    """
+    """Shifted scores of N lists of token ids, each a prompt, a completion and its EOS token, in the order given."""
     device = next(model.parameters()).device
-    scores = [0.0] * len(sequences)
-    order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+
+    def scores(rows: list[Sequence[int]]) -> list[float]:
+        values: list[float] = sequence_scores(model, *padded(rows, pad_token_id, device)).tolist()
+        return values
+
     with evaluation_mode(model):
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            batch = [torch.tensor(sequences[row], device=device) for row in rows]
-            ids = pad_sequence(batch, batch_first=True, padding_value=pad_token_id)
-            mask = pad_sequence([torch.ones_like(item) for item in batch], batch_first=True)
-            for row, score in zip(rows, sequence_scores(model, ids, mask).tolist(), strict=True):
-                scores[row] = score
-    return scores
+        return map_by_length(scores, sequences, batch_size, longest_first=False)
 
 
 class TextRewardModel:
@@ -92,8 +69,7 @@ class TextRewardModel:
     def __init__(
         self, model: Scorer, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat | None = None
     ) -> None:
-        self.model = model
-        self.tokenizer = tokenizer
+        self.model, self.tokenizer = model, tokenizer
         self.prompt_format = prompt_format or PromptFormat.create("chat", tokenizer)
 
     def token_lists(

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from transformers.modeling_outputs import CausalLMOutput
 
-from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput, completion_log_probs
+from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput
 
 ROWS = [([5, 6, 7], [8, 9, 1]), ([10], [11, 12, 13, 14, 1]), ([15, 16], [17, 1]), ([3, 4, 5, 6], [1])]
 
@@ -21,6 +21,10 @@ def layout(rows):
     return torch.tensor(ids), torch.tensor(mask), after
 
 
+def log_probs(policy, temperature=1.0, rows=ROWS, **options):
+    return ActorCritic(policy, torch.nn.Module(), temperature).log_probs(policy, *layout(rows), **options)
+
+
 def plain_log_probs(policy, prompt, answer, temperature=1.0):
     """[answer, V] log-softmax before each answer token, from one unpadded forward pass."""
     with torch.no_grad():
@@ -32,8 +36,7 @@ def plain_log_probs(policy, prompt, answer, temperature=1.0):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_and_entropy(make_policy, architecture, temperature):
     policy = make_policy(architecture).eval()
-    ids, mask, length = layout(ROWS)
-    logps, entropy = completion_log_probs(policy, ids, mask, length, temperature, with_entropy=True)
+    logps, entropy = log_probs(policy, temperature, with_entropy=True)
     assert logps.shape == entropy.shape == (4, 5) and logps.requires_grad and not entropy.requires_grad
     for row, (prompt, answer) in enumerate(ROWS):
         expected = plain_log_probs(policy, prompt, answer, temperature)
@@ -54,10 +57,7 @@ def test_architecture_that_unembeds_without_its_module(make_policy):
     policy = make_policy().eval()
     other = Direct(policy.config).eval()
     other.load_state_dict(policy.state_dict())
-    ids, mask, length = layout(ROWS)
-    torch.testing.assert_close(
-        completion_log_probs(other, ids, mask, length)[0], completion_log_probs(policy, ids, mask, length)[0]
-    )
+    torch.testing.assert_close(log_probs(other)[0], log_probs(policy)[0])
 
 
 def test_nothing_is_computed_for_padding(make_policy):
@@ -66,8 +66,8 @@ def test_nothing_is_computed_for_padding(make_policy):
     seen = []
     policy.lm_head.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
     policy.model.embed_tokens.register_forward_hook(lambda module, arguments, output: seen.append(output.shape))
-    ids, mask, length = layout(ROWS)
-    logps, entropy = completion_log_probs(policy, ids, mask, length, with_entropy=True)
+    _, mask, length = layout(ROWS)
+    logps, entropy = log_probs(policy, with_entropy=True)
     assert seen == [(4, 6, 32), (1, 11, 64)], "3 + 5 + 2 + 1 tokens, 1 + 5 in the longest row"
     padding = mask[:, -length:] == 0
     assert logps[padding].eq(0).all() and entropy[padding].eq(0).all()
@@ -76,8 +76,7 @@ def test_nothing_is_computed_for_padding(make_policy):
 
 def test_gradient_is_that_of_the_plain_pass(make_policy):
     first, second = make_policy().eval(), make_policy().eval()
-    ids, mask, length = layout(ROWS[:2])
-    logps, _ = completion_log_probs(first, ids, mask, length)
+    logps, _ = log_probs(first, rows=ROWS[:2])
     (logps[0, :3].sum() + logps[1].sum()).backward()
     total = 0.0
     for prompt, answer in ROWS[:2]:

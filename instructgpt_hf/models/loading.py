@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +31,30 @@ from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
 ADAPTER_FILE = "adapter_config.json"
-# Setting of a recipe -> its name in PEFT's adapter_config.json.
-_ADAPTER_SETTINGS = {
-    "lora_r": "r",
-    "lora_alpha": "lora_alpha",
-    "lora_dropout": "lora_dropout",
-    "lora_target_modules": "target_modules",
-    "use_rslora": "use_rslora",
-    "use_dora": "use_dora",
-}
+# Settings of a recipe and, where it differs, their name in PEFT's adapter_config.json.
+_ADAPTER_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
+_PEFT_NAMES = {"lora_r": "r", "lora_target_modules": "target_modules"}
 # Neither pickles nor weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
 
+@contextlib.contextmanager
+def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn a library's errors inside the block, `OSError` and `ValueError` by default, into `InstructGPTError`s.
+
+    Args:
+        message: what failed; the first line of the library's error follows.
+        kinds: other types of errors.
+    """
+    try:
+        yield
+    except kinds or (OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InstructGPTError(f"{message}: {reason}") from error
+
+
 def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
-    """The local folder of a path or Hub id; a Hub repository is downloaded into the cache.
+    """The local folder of a model; a Hub repository is downloaded into the cache.
 
     Args:
         source: local folder, Hub id, or `lab`, the base model that comes with the package.
@@ -61,34 +71,27 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
         return path
     if source.startswith((".", "/", "~")):
         raise InstructGPTError(f"{role}: {source}: no such folder.")
-    try:
+    message = f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read"
+    with loading_errors(message, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
         return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InstructGPTError(
-            f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read: {reason}"
-        ) from error
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with a padding token that differs from EOS.
 
-    transformers' sequence classifiers return the score of the last token that is not padding. With padding = EOS that
-    is the token before EOS.
+    transformers' sequence classifiers score the last token that is not padding: with padding = EOS, that before EOS.
 
     Raises:
         InstructGPTError: if the tokenizer cannot be loaded or has no EOS token.
     """
-    try:
+    with loading_errors(f"{folder}: no tokenizer could be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InstructGPTError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token is None:
         raise InstructGPTError(f"{folder}: the tokenizer has no EOS token, so no completion could end.")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        vocabulary = tokenizer.get_vocab()
-        known = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
-        tokenizer.add_special_tokens({"pad_token": known[0] if known else NEW_PAD_TOKEN})
+        usable = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
+        pad_token = next((token for token in PAD_CANDIDATES if token in usable), NEW_PAD_TOKEN)
+        tokenizer.add_special_tokens({"pad_token": pad_token})
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -98,16 +101,21 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_FILE).is_file()
 
 
-def adapter_base(folder: Path) -> tuple[str, str | None]:
-    """Source and revision of the base model of an adapter folder."""
-    values = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    return values["base_model_name_or_path"], values.get("revision")
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
+    return values
+
+
+def adapter_base(folder: Path) -> Path:
+    """Local folder of the base model of an adapter folder."""
+    config = _adapter_config(folder)
+    return resolve_source(config["base_model_name_or_path"], config.get("revision"), "base model of the adapter")
 
 
 def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:
     """Raise if a recipe's LoRA settings differ from those of the adapters that the stage continues to train.
 
-    Nothing is checked if one of the models is whole, because the settings then describe its fresh adapter.
+    If one of the models is whole, the settings describe its fresh adapter, and nothing is checked.
 
     Args:
         folders: models that the stage trains.
@@ -127,11 +135,9 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
     )
     if given.get("use_peft") is False:
         problems.add("use_peft = False: only the adapter can be trained")
-    adapters = [json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")) for folder in folders]
-    for key, name in _ADAPTER_SETTINGS.items():
-        if key not in given or given[key] == "all-linear":
-            continue
-        trained = [_comparable(adapter.get(name)) for adapter in adapters]
+    adapters = [_adapter_config(folder) for folder in folders]
+    for key in (key for key in _ADAPTER_SETTINGS if key in given and given[key] != "all-linear"):
+        trained = [_comparable(adapter.get(_PEFT_NAMES.get(key, key))) for adapter in adapters]
         if _comparable(given[key]) not in trained:
             problems.add(f"{key} = {given[key]!r}: the adapter has {' or '.join(map(repr, trained))}")
     problems.raise_if_any()
@@ -149,12 +155,9 @@ def load_config(folder: Path) -> PreTrainedConfig:
         InstructGPTError: if there is none, or one that transformers does not know.
     """
     if is_adapter(folder):
-        source, revision = adapter_base(folder)
-        folder = resolve_source(source, revision, "base model of the adapter")
-    try:
+        folder = adapter_base(folder)
+    with loading_errors(f"{folder}: no model config could be loaded"):
         return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InstructGPTError(f"{folder}: no model config could be loaded: {str(error).splitlines()[0]}") from error
 
 
 def positions(config: PreTrainedConfig) -> int | None:
@@ -180,7 +183,7 @@ def load_policy(
     """Load a causal language model, ready to train.
 
     Args:
-        folder: whole model, or an adapter folder whose adapter is trained further.
+        folder: whole model, or an adapter that is trained further.
         tokenizer: its padding id becomes the model's; the embeddings grow if it has more tokens than they have rows.
         peft_config: wraps a whole model in a fresh adapter; ignored for an adapter folder.
         config: in place of the model's own config (residual dropout).
@@ -193,11 +196,8 @@ def load_policy(
     if is_adapter(Path(folder)):
         model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, **model_kwargs)
     else:
-        extra = {} if config is None else {"config": config}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(folder, **extra, **model_kwargs)
-        except (OSError, ValueError) as error:
-            raise InstructGPTError(f"{folder}: the model cannot be loaded: {str(error).splitlines()[0]}") from error
+        with loading_errors(f"{folder}: the model cannot be loaded"):
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, **model_kwargs)
         grow_embeddings(model, len(tokenizer))
         if peft_config is not None:
             model = get_peft_model(model, peft_config)

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import AdapterLayer, unwrap_peft
 from instructgpt_hf._compat.quirks import is_quantized
@@ -24,37 +24,34 @@ from instructgpt_hf.models.loading import (
     ADAPTER_FILE,
     adapter_base,
     count_parameters,
-    grow_embeddings,
     is_adapter,
+    load_policy,
     load_tokenizer,
+    loading_errors,
     resolve_source,
-    set_policy_tokens,
 )
 from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier
 
 DTYPES = ("float32", "bfloat16", "float16")
 SHARD_SIZE = "5GB"
-_ADAPTER_FILES = {ADAPTER_FILE, "adapter_model.safetensors", "README.md"}
+_ADAPTER_FILES = (ADAPTER_FILE, "adapter_model.safetensors", "README.md")
 
 
 def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32") -> Path:
     """Write a whole model from an adapter of this package: a policy, reward or value model.
 
-    The adapter is added in float32 to the weights it was trained on. A quantised base is dequantised first, because
-    quantising the sum would round it again. The merged model therefore computes what the adapter did, apart from the
-    rounding of activations in 8-bit layers and the rounding to `dtype`. Adapters in subfolders (`value_model/`,
-    `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and `stage.json` are kept.
+    The adapter is added in float32 to the weights it was trained on; a quantised base is dequantised first. The merged
+    model computes what the adapter did, apart from the rounding of activations in 8-bit layers and to `dtype`.
+    Adapters in subfolders (`value_model/`, `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and
+    `stage.json` are kept.
 
     The base's quantisation is read from `classifier/config.json` of a reward or value model, and from `stage.json` of
     a policy. An adapter with neither is merged into its base as stored.
 
     Args:
         source: folder or Hub id.
-        target: folder to write; must be absent or empty.
+        target: folder to write and return; must be absent or empty.
         dtype: dtype of the written weights, one of `DTYPES`.
-
-    Returns:
-        `target`.
 
     Raises:
         InstructGPTError: if `source` holds no adapter, its base cannot be loaded, or `target` is in use.
@@ -67,8 +64,9 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InstructGPTError(f"{final}: exists already; name a folder that does not.")
     record = StageArtifact.load(folder) if (folder / STAGE_FILE).is_file() else None
+    ignored = shutil.ignore_patterns(*_ADAPTER_FILES, CLASSIFIER_FOLDER, ".*")
     with atomic_folder(final) as temporary:
-        _copy_rest(folder, temporary)
+        shutil.copytree(folder, temporary, ignore=ignored, dirs_exist_ok=True)
         for adapter in [folder, *sorted(item.parent for item in folder.glob(f"*/{ADAPTER_FILE}"))]:
             model = _merge(adapter, folder, record).to(getattr(torch, dtype))
             model.save_pretrained(temporary / adapter.relative_to(folder), max_shard_size=SHARD_SIZE)
@@ -81,8 +79,8 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
 def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
     """Iterate over the merged weights of a LoRA policy, under the names of the whole model.
 
-    Merging the policy and unmerging it again would round the base's weights a little more each time, and with them the
-    reference on the same base. Here one layer is merged at a time, and its own weights are restored exactly.
+    Merging and unmerging the whole policy would round the base's weights, and the reference on the same base, a little
+    more each time. Here one layer is merged at a time, and its own weights are restored exactly.
 
     Args:
         policy: not quantised; adapters of other roles on its base are left out.
@@ -114,28 +112,18 @@ def _merged_layer(name: str, layer: AdapterLayer, parameter: nn.Parameter) -> It
             item.data = data
 
 
-def _copy_rest(folder: Path, target: Path) -> None:
-    """Copy the files that are not part of an adapter: tokenizer, rollouts."""
-
-    def left_out(_: str, names: list[str]) -> set[str]:
-        return {name for name in names if name in _ADAPTER_FILES or name == CLASSIFIER_FOLDER or name.startswith(".")}
-
-    shutil.copytree(folder, target, ignore=left_out, dirs_exist_ok=True)
-
-
 def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrainedModel:
     """The whole model of one adapter of a stage's folder, in float32."""
     if (adapter / CLASSIFIER_FOLDER).is_dir():
         base = load_adapter_classifier(adapter)
     else:
-        base = _policy_base(adapter, load_tokenizer(folder), record)
+        # The base of a policy's adapter, loaded as in the stage that trained it.
+        base = load_policy(adapter_base(adapter), load_tokenizer(folder), **({} if record is None else _dtypes(record)))
     if is_quantized(base):
         base = base.dequantize()
     base = base.cpu().float()
-    try:
+    with loading_errors(f"{adapter}: cannot be merged", ValueError):
         model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise InstructGPTError(f"{adapter}: cannot be merged: {str(error).splitlines()[0]}") from error
     outputs = model.get_output_embeddings()
     if outputs is not None and outputs.weight is not model.get_input_embeddings().weight:
         # An adapter that trained one of two tied matrices has untied them.
@@ -143,19 +131,11 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrai
     return model
 
 
-def _policy_base(adapter: Path, tokenizer: PreTrainedTokenizerBase, record: StageArtifact | None) -> PreTrainedModel:
-    """The base of a policy's adapter, loaded as in the stage that trained it."""
-    options: dict[str, Any] = {}
-    if record is not None:
-        names = {item.name for item in dataclasses.fields(ModelConfig)} & set(record.config)
-        settings = ModelConfig(**{name: record.config[name] for name in names})
-        options = {"dtype": settings.dtype, "quantization_config": quantization_config(settings)}
-    source, revision = adapter_base(adapter)
-    base_folder = resolve_source(source, revision, "base model of the adapter")
-    base = AutoModelForCausalLM.from_pretrained(base_folder, **options)
-    grow_embeddings(base, len(tokenizer))
-    set_policy_tokens(base, tokenizer)
-    return base
+def _dtypes(record: StageArtifact) -> dict[str, Any]:
+    """The dtype and quantisation of a stage, for `from_pretrained`."""
+    names = {item.name for item in dataclasses.fields(ModelConfig)} & set(record.config)
+    settings = ModelConfig(**{name: record.config[name] for name in names})
+    return {"dtype": settings.dtype, "quantization_config": quantization_config(settings)}
 
 
 def _merged_record(record: StageArtifact, model: PreTrainedModel, dtype: str) -> StageArtifact:

@@ -41,7 +41,7 @@ from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantization
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
-from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, resolve_source
+from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, loading_errors, resolve_source
 
 HEAD = "score"
 # Key of the classifier's config in an adapter folder for the quantisation of the base in training.
@@ -178,8 +178,8 @@ def create_reward_model(
         InstructGPTError: if the architecture has no sequence classifier with a `score` head.
     """
     continues = is_adapter(folder)
-    source, revision = adapter_base(folder) if continues else (str(folder), None)
-    model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
+    base = adapter_base(folder) if continues else resolve_source(str(folder))
+    model = _load_classifier(base, **model_kwargs)
     adapter = PeftConfig.from_pretrained(folder) if continues else peft_config
     if adapter is not None:
         # Updates of the head are smaller than half a step of bfloat16.
@@ -268,8 +268,7 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedMode
     quantization = getattr(saved, BASE_QUANTIZATION, None)
     if quantization is not None:
         model_kwargs.setdefault("quantization_config", AutoQuantizationConfig.from_dict(quantization))
-    source, revision = adapter_base(folder)
-    base = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
+    base = _load_classifier(adapter_base(folder), **model_kwargs)
     getattr(base, HEAD).float()
     grow_embeddings(base, saved.get_text_config().vocab_size)
     for name in ("reward_shift", "pad_token_id", "eos_token_id"):
@@ -299,14 +298,10 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
         quantization = copy.deepcopy(quantization)
         quantization.llm_int8_skip_modules = [HEAD]
         model_kwargs["quantization_config"] = quantization
-    try:
+    unknown = f"{folder}: transformers has no sequence classifier for this architecture"
+    unfit = f"{folder}: cannot be loaded with one score"
+    with loading_errors(unfit, OSError, RuntimeError), loading_errors(unknown, ValueError):
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **model_kwargs)
-    except ValueError as error:
-        raise InstructGPTError(
-            f"{folder}: transformers has no sequence classifier for this architecture: {str(error).splitlines()[0]}"
-        ) from error
-    except (OSError, RuntimeError) as error:
-        raise InstructGPTError(f"{folder}: cannot be loaded with one score: {str(error).splitlines()[0]}") from error
     head = getattr(model, HEAD, None)
     # A subclass may be a quantised layer, if the base's file already holds quantised weights.
     if type(head) is not nn.Linear or head.out_features != 1:

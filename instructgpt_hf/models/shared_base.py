@@ -133,12 +133,8 @@ def sharing_refusal(own: PeftConfig, base: PreTrainedConfig, folder: Path, **mod
         return "only LoRA adapters can share a base"
     if set(other.modules_to_save or ()) - _HEADS or own.modules_to_save:
         return "an adapter brings whole modules of its own"
-    source, revision = adapter_base(folder)
-    bases = {
-        resolve_source(str(own.base_model_name_or_path), own.revision, "base model of the adapter").resolve(),
-        resolve_source(source, revision, "base model of the adapter").resolve(),
-    }
-    if len(bases) > 1:
+    held = resolve_source(str(own.base_model_name_or_path), own.revision, "base model of the adapter")
+    if held.resolve() != adapter_base(folder).resolve():
         return "the adapters have different base models"
     saved = load_classifier_config(folder)
     quantization = model_kwargs.get("quantization_config", getattr(saved, BASE_QUANTIZATION, None))

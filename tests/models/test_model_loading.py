@@ -146,7 +146,7 @@ class TestPolicy:
             if "lora_B" in name:
                 torch.nn.init.normal_(item, std=0.1)
         folder = save("adapter", policy, tokenizer)
-        assert is_adapter(folder) and not is_adapter(base) and adapter_base(folder) == (str(base), None)
+        assert is_adapter(folder) and not is_adapter(base) and adapter_base(folder) == base
         again = load_policy(folder, tokenizer, trainable=trainable)
         ids = torch.tensor([[5, 6, 7]])
         torch.testing.assert_close(again(ids).logits, policy(ids).logits)

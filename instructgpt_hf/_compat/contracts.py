@@ -34,15 +34,9 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "Trainer._get_output_dir": (Trainer, ("self", "trial")),
     "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
     "Trainer.init_hf_repo": (Trainer, ("self", "token", "private")),
-    "sort_checkpoints": (
-        sort_checkpoints,
-        ("output_dir", "checkpoint_prefix", "use_mtime", "best_model_checkpoint"),
-    ),
+    "sort_checkpoints": (sort_checkpoints, ("output_dir", "checkpoint_prefix", "use_mtime", "best_model_checkpoint")),
     "RLOOTrainer.training_step": (RLOOTrainer, ("self", "model", "inputs", "num_items_in_batch")),
-    "RewardTrainer._prepare_dataset": (
-        RewardTrainer,
-        ("self", "dataset", "processing_class", "args", "dataset_name"),
-    ),
+    "RewardTrainer._prepare_dataset": (RewardTrainer, ("self", "dataset", "processing_class", "args", "dataset_name")),
     "RewardTrainer._set_signature_columns_if_needed": (RewardTrainer, ("self",)),
     "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
     "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import unwrap_peft
 
@@ -54,7 +53,7 @@ def padded(
 
 
 @contextlib.contextmanager
-def evaluation_mode(*models: Any) -> Iterator[None]:
+def evaluation_mode(*models: object) -> Iterator[None]:
     """Put models into evaluation mode inside, and every module back into its mode after; skip plain callables."""
     modules = [module for model in models if isinstance(model, torch.nn.Module) for module in model.modules()]
     modes = [module.training for module in modules]
@@ -67,7 +66,7 @@ def evaluation_mode(*models: Any) -> Iterator[None]:
             module.training = mode
 
 
-def model_device(model: Any) -> torch.device:
+def model_device(model: object) -> torch.device:
     """Device of a model's inputs; the CPU for a plain callable without a `device`."""
     return torch.device(getattr(model, "device", "cpu"))
 

@@ -40,15 +40,14 @@ DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", 
 
 @contextlib.contextmanager
 def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn a library's errors inside the block, `OSError` and `ValueError` by default, into `InstructGPTError`s.
+    """Raise a library's errors inside the block as `InstructGPTError`: `message` and the first line of the error.
 
-    Args:
-        message: what failed; the first line of the library's error follows.
-        kinds: other types of errors.
+    `kinds` are the types of errors, by default `OSError` and `ValueError`.
     """
+    kinds = kinds or (OSError, ValueError)
     try:
         yield
-    except kinds or (OSError, ValueError) as error:
+    except kinds as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InstructGPTError(f"{message}: {reason}") from error
 

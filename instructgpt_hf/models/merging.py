@@ -118,7 +118,9 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrai
         base = load_adapter_classifier(adapter)
     else:
         # The base of a policy's adapter, loaded as in the stage that trained it.
-        base = load_policy(adapter_base(adapter), load_tokenizer(folder), **({} if record is None else _dtypes(record)))
+        base = load_policy(
+            adapter_base(adapter), load_tokenizer(folder), **({} if record is None else _dtypes(record))
+        )
     if is_quantized(base):
         base = base.dequantize()
     base = base.cpu().float()

@@ -41,9 +41,12 @@ from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantization
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
+from instructgpt_hf.models.inputs import evaluation_mode
 from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, loading_errors, resolve_source
 
 HEAD = "score"
+# The head's weight in an adapter's file.
+HEAD_KEY = f"base_model.model.{HEAD}.weight"
 # Key of the classifier's config in an adapter folder for the quantisation of the base in training.
 BASE_QUANTIZATION = "base_quantization"
 # Subfolder of an adapter folder for the classifier's config. A config.json beside adapter_config.json would make
@@ -57,11 +60,6 @@ class ScoreHead(nn.Linear):
     Scores of several units are multiples of 1/32 in bfloat16, more than many completions differ by.
     """
 
-    @classmethod
-    def convert(cls, head: nn.Linear) -> None:
-        """Turn a classifier's linear head into this class in place; its weight, name and hooks stay."""
-        head.__class__ = cls
-
     def forward(self, hidden: Tensor) -> Tensor:
         """Scores [..., 1] in float32 of hidden states [..., d]."""
         bias = None if self.bias is None else self.bias.float()
@@ -69,7 +67,7 @@ class ScoreHead(nn.Linear):
             return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-def head_scores(head: nn.Module, hidden: Tensor) -> Tensor:
+def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
     """Raw scores [...] in float32 of hidden states [..., d] by any classifier's scalar head."""
     # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
     with torch.autocast(hidden.device.type, enabled=False):
@@ -86,48 +84,38 @@ class AdapterScorer(nn.Module):
     Args:
         host: PEFT model that holds the base and the adapter.
         adapter: name of the adapter; None uses the base alone.
-        head: linear layer with weight [1, d].
-        config: config of the sequence classifier, with `reward_shift`.
+        weight: [1, d] of the head, copied in float32.
+        config: config of the sequence classifier with `reward_shift`, copied.
         owns_host: register the host's weights as this module's; False where another module registers them.
     """
 
     base_model_prefix = "backbone"
 
     def __init__(
-        self, host: PeftModel, adapter: str | None, head: nn.Linear, config: PreTrainedConfig, owns_host: bool
+        self, host: PeftModel, adapter: str | None, weight: Tensor, config: PreTrainedConfig, owns_host: bool = False
     ) -> None:
         super().__init__()
-        self.score = head
-        self.adapter = adapter
-        self.config = config
+        self.score = ScoreHead(weight.shape[1], 1, bias=False, device=next(host.parameters()).device)
+        with torch.no_grad():
+            self.score.weight.copy_(weight)
+        self.adapter, self.config = adapter, copy.deepcopy(config)
         if owns_host:
             self.host = host
         else:
             self.__dict__["host"] = host
 
     def backbone(self, **inputs: Any) -> Any:
-        """The base's final hidden states [B, S, d] under this adapter."""
+        """The base's final hidden states [B, S, d] under this adapter; a frozen role's without the host's dropout."""
         inner = unwrap_peft(self.host)
-        with using_adapter(self.host, self.adapter), self._own_mode():
+        frozen = self.host.training and not self.training
+        mode = evaluation_mode(self.host) if frozen else contextlib.nullcontext()
+        with using_adapter(self.host, self.adapter), mode:
             return getattr(inner, inner.base_model_prefix)(**inputs)
-
-    @contextlib.contextmanager
-    def _own_mode(self) -> Iterator[None]:
-        """Switch the host's dropout off for a frozen role while the host is in training."""
-        if self.training or not self.host.training:
-            yield
-            return
-        self.host.eval()
-        try:
-            yield
-        finally:
-            self.host.train()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Raw scores [B, S] at every position, without the shift."""
         hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        scores: Tensor = self.score(hidden).squeeze(-1)
-        return scores
+        return head_scores(self.score, hidden)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters of this role's adapter and head."""
@@ -142,7 +130,7 @@ class AdapterScorer(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         adapter = self.adapter or POLICY_ADAPTER
         weights = get_peft_model_state_dict(self.host, adapter_name=adapter, save_embedding_layers=False)
-        weights[f"base_model.model.{HEAD}.weight"] = self.score.weight
+        weights[HEAD_KEY] = self.score.weight
         tensors = {name: item.detach().cpu().contiguous() for name, item in weights.items()}
         save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
         config = copy.deepcopy(self.host.peft_config[adapter])
@@ -178,30 +166,27 @@ def create_reward_model(
         InstructGPTError: if the architecture has no sequence classifier with a `score` head.
     """
     continues = is_adapter(folder)
-    base = adapter_base(folder) if continues else resolve_source(str(folder))
-    model = _load_classifier(base, **model_kwargs)
+    model = _load_classifier(adapter_base(folder) if continues else resolve_source(str(folder)), **model_kwargs)
+    grow_embeddings(model, len(tokenizer))
+    text_config = model.config.get_text_config()
+    text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    model.config.reward_shift = 0.0
     adapter = PeftConfig.from_pretrained(folder) if continues else peft_config
     if adapter is not None:
         # Updates of the head are smaller than half a step of bfloat16.
         getattr(model, HEAD).float()
-    _set_tokens(model, tokenizer)
     _init_head(model, seed)
-    if adapter is not None:
-        adapter.task_type = "SEQ_CLS"
-        adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
-        adapter.inference_mode = False
-        model = get_peft_model(model, adapter)
+    if adapter is None:
+        return model
+    adapter.task_type, adapter.inference_mode = "SEQ_CLS", False
+    adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
+    model = get_peft_model(model, adapter)
     if continues:
-        _copy_adapter(folder, model)
+        weights = load_peft_weights(str(folder), device="cpu")
+        # PEFT requires the head's weight too, because the head is among `modules_to_save`.
+        weights[HEAD_KEY] = getattr(unwrap_peft(model), HEAD).weight.detach()
+        set_peft_model_state_dict(model, weights)
     return model
-
-
-def _copy_adapter(folder: Path, model: PeftModel) -> None:
-    """Copy an SFT adapter's weights into the reward adapter, and keep the reward adapter's head."""
-    weights = load_peft_weights(str(folder), device="cpu")
-    # PEFT requires the head's weight too, because the head is among `modules_to_save`.
-    weights[f"base_model.model.{HEAD}.weight"] = getattr(unwrap_peft(model), HEAD).weight.detach()
-    set_peft_model_state_dict(model, weights)
 
 
 def save_reward_model(model: Scorer, folder: Path) -> None:
@@ -211,9 +196,8 @@ def save_reward_model(model: Scorer, folder: Path) -> None:
     dtype and, as `base_quantization`, the quantisation of the base.
     """
     model.save_pretrained(folder)
-    if not isinstance(model, PeftModel):
-        return
-    classifier_record(unwrap_peft(model)).save_pretrained(folder / CLASSIFIER_FOLDER)
+    if isinstance(model, PeftModel):
+        classifier_record(unwrap_peft(model)).save_pretrained(folder / CLASSIFIER_FOLDER)
 
 
 def classifier_record(classifier: PreTrainedModel) -> PreTrainedConfig:
@@ -232,12 +216,12 @@ def load_reward_model(
     """Load a trained reward model (or value model) from a local folder or Hub id.
 
     An adapter's base is loaded with the dtype and quantisation of its training, so that scores are those of training.
-    `model_kwargs` win over both; `quantization_config=None` loads an unquantised base.
 
     Args:
         source: folder or Hub id that the reward stage wrote, whole or adapter.
         trainable: leave the parameters trainable, to start a value model.
-        model_kwargs: for `from_pretrained`.
+        model_kwargs: for `from_pretrained`; they win over both, and `quantization_config=None` loads an unquantised
+            base.
 
     Raises:
         InstructGPTError: if the model is missing or has no scalar head.
@@ -245,20 +229,15 @@ def load_reward_model(
     folder = resolve_source(str(source), role="reward model")
     if is_adapter(folder):
         base = load_adapter_classifier(folder, **model_kwargs)
-        model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)
-    else:
-        model = _load_classifier(folder, **model_kwargs)
-        if not trainable:
-            model.requires_grad_(False)
-    return model.eval()
+        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+    model = _load_classifier(folder, **model_kwargs)
+    return (model if trainable else model.requires_grad_(False)).eval()
 
 
 def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     """Load the classifier of the adapter in `folder`, without the adapter, as it was when the adapter was trained.
 
-    Args:
-        folder: adapter of a reward or value model.
-        model_kwargs: for `from_pretrained`; they win over the folder's record.
+    `model_kwargs` for `from_pretrained` win over the folder's record.
 
     Raises:
         InstructGPTError: if the record in `classifier/` or the base model is missing.
@@ -271,9 +250,8 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedMode
     base = _load_classifier(adapter_base(folder), **model_kwargs)
     getattr(base, HEAD).float()
     grow_embeddings(base, saved.get_text_config().vocab_size)
-    for name in ("reward_shift", "pad_token_id", "eos_token_id"):
-        if hasattr(saved, name):
-            setattr(base.config, name, getattr(saved, name))
+    names = ("reward_shift", "pad_token_id", "eos_token_id")
+    base.config.update({name: getattr(saved, name) for name in names if hasattr(saved, name)})
     return base
 
 
@@ -286,9 +264,8 @@ def load_classifier_config(folder: Path) -> PreTrainedConfig:
     try:
         return AutoConfig.from_pretrained(folder / CLASSIFIER_FOLDER)
     except (OSError, ValueError):
-        raise InstructGPTError(
-            f"{folder}: {CLASSIFIER_FOLDER}/config.json with the reward model's shift is missing."
-        ) from None
+        message = f"{folder}: {CLASSIFIER_FOLDER}/config.json with the reward model's shift is missing."
+        raise InstructGPTError(message) from None
 
 
 def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
@@ -306,17 +283,9 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     # A subclass may be a quantised layer, if the base's file already holds quantised weights.
     if type(head) is not nn.Linear or head.out_features != 1:
         raise InstructGPTError(f"{folder}: {type(model).__name__} has no plain scalar `{HEAD}` head.")
-    ScoreHead.convert(head)
+    head.__class__ = ScoreHead  # in place, so that its weight, name and hooks stay
     restore_cpu_gradients(model)
     return model
-
-
-def _set_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    grow_embeddings(model, len(tokenizer))
-    text_config = model.config.get_text_config()
-    text_config.pad_token_id = tokenizer.pad_token_id
-    text_config.eos_token_id = tokenizer.eos_token_id
-    model.config.reward_shift = 0.0
 
 
 def _init_head(model: PreTrainedModel, seed: int) -> None:

@@ -1,8 +1,7 @@
-"""Reward and value model as adapters on one base, which is the policy's base where possible.
+"""Reward and value model as adapters with a scalar head each, on one base, which is the policy's where possible.
 
-With LoRA, four roles need the base's weights once: policy, reference, reward and value model are adapters, the last
-two with a scalar head each. If the reward model has another base than the policy, such as the paper's 6B model for a
-1.3B policy, reward and value model share that base.
+If the reward model has another base than the policy, such as the paper's 6B model for a 1.3B policy, reward and value
+model share that base.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -33,8 +31,8 @@ from instructgpt_hf.models.loading import adapter_base, is_adapter, resolve_sour
 from instructgpt_hf.models.reward_model import (
     BASE_QUANTIZATION,
     HEAD,
+    HEAD_KEY,
     AdapterScorer,
-    ScoreHead,
     Scorer,
     classifier_record,
     load_adapter_classifier,
@@ -79,9 +77,8 @@ def load_scorers(
     folder = Path(folder)
     if is_adapter(folder):
         if isinstance(policy, PeftModel) and sharing_refusal(*base_of(policy), folder, **model_kwargs) is None:
-            return _adapters_on(policy, folder, owns_host=False)
-        base = load_adapter_classifier(folder, **model_kwargs)
-        return _adapters_on(base, folder, owns_host=True)
+            return _adapters_on(policy, folder)
+        return _adapters_on(load_adapter_classifier(folder, **model_kwargs), folder)
     reward = load_reward_model(folder, **model_kwargs)
     if peft_config is None:
         return reward, load_reward_model(folder, trainable=True, **model_kwargs)
@@ -91,27 +88,25 @@ def load_scorers(
 def load_another_reward_model(
     policy: PreTrainedModel | PeftModel, value_model: Scorer, folder: str | Path, **model_kwargs: Any
 ) -> Scorer:
-    """Load a further frozen reward model, as an adapter on a base in memory if possible.
+    """Load a further frozen reward model, as an adapter on the base of `policy` or `value_model` if possible.
 
-    Args:
-        policy: policy of the same run.
-        value_model: value model from `load_scorers`.
-        folder: reward model, whole or adapter.
-        model_kwargs: for `from_pretrained` of another base.
-
-    Raises:
-        InstructGPTError: if the folder holds no reward model, or an adapter that does not fit its base.
+    The other arguments and the errors are those of `load_scorers`, which made the value model.
     """
     folder = Path(folder)
     if is_adapter(folder) and not (saved := _SavedAdapter(folder)).brings_embeddings:
         for host in (policy, getattr(value_model, "host", None)):
             if isinstance(host, PeftModel) and sharing_refusal(*base_of(host), folder, **model_kwargs) is None:
-                return _another_adapter_on(host, saved)
+                name = next(
+                    new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config
+                )
+                with keep_trainable(host):
+                    saved.put_on(host, name)
+                return AdapterScorer(host, name, saved.head, saved.record).requires_grad_(False).eval()
     return load_reward_model(folder, **model_kwargs)
 
 
 def base_of(model: PeftModel) -> tuple[PeftConfig, PreTrainedConfig]:
-    """The configs of a PEFT model in memory as `sharing_refusal` reads them: of an adapter and of the base."""
+    """The configs of an adapter and of the base of a PEFT model in memory, for `sharing_refusal`."""
     base = unwrap_peft(model)
     config = copy.deepcopy(base.config)
     # Weights that were cast, or embeddings that grew, after loading show on the model in memory only.
@@ -164,16 +159,18 @@ class _SavedAdapter:
         self.config = PeftConfig.from_pretrained(folder)
         self.config.modules_to_save, self.config.inference_mode = None, False
         self.record = load_classifier_config(folder)
-        self.weights = load_peft_weights(str(folder), device="cpu")
-        self.head = self.weights.pop(f"base_model.model.{HEAD}.weight")
-
-    @property
-    def brings_embeddings(self) -> bool:
-        """Whether the folder holds embeddings, which had grown for further tokens."""
-        return any("lora_" not in key for key in self.weights)
+        weights = load_peft_weights(str(folder), device="cpu")
+        self.head = weights.pop(HEAD_KEY)
+        self.weights = {key: item for key, item in weights.items() if "lora_" in key}
+        # Of further tokens, for which they had grown.
+        self.brings_embeddings = len(self.weights) < len(weights)
 
     def put_on(self, host: PreTrainedModel | PeftModel, name: str) -> PeftModel:
-        """Add the adapter to a model under a name."""
+        """Add the adapter to a model under a name, without its embeddings, which are the base's.
+
+        Raises:
+            InstructGPTError: if the weights are not those of such an adapter.
+        """
         config = copy.deepcopy(self.config)
         if isinstance(host, PeftModel):
             config.task_type = next(iter(host.peft_config.values())).task_type
@@ -181,47 +178,20 @@ class _SavedAdapter:
         else:
             config.task_type = None
             host = get_peft_model(host, config, adapter_name=name)
-        _fill(host, name, self.weights, self.folder)
+        unexpected = set_peft_model_state_dict(host, dict(self.weights), adapter_name=name).unexpected_keys
+        wanted = get_peft_model_state_dict(host, adapter_name=name, save_embedding_layers=False)
+        if unfit := [*unexpected, *(wanted.keys() ^ self.weights.keys())]:
+            raise InstructGPTError(f"{self.folder}: the adapter does not fit its base model: {unfit[0]}")
         return host
 
-    def scorer(self, host: PeftModel, name: str, owns_host: bool = False) -> AdapterScorer:
-        """A scorer that applies the adapter, with a copy of its head."""
-        head = _head(self.head, next(unwrap_peft(host).parameters()).device)
-        return AdapterScorer(host, name, head, copy.deepcopy(self.record), owns_host)
 
-
-def _adapters_on(
-    base: PreTrainedModel | PeftModel, folder: Path, owns_host: bool
-) -> tuple[AdapterScorer, AdapterScorer]:
+def _adapters_on(base: PreTrainedModel | PeftModel, folder: Path) -> tuple[AdapterScorer, AdapterScorer]:
     """Put the reward adapter of `folder` on the policy or on a classifier twice, frozen and trainable."""
     saved, host = _SavedAdapter(folder), base
     for name in (VALUE_ADAPTER, REWARD_ADAPTER):
         host = saved.put_on(host, name)
-    return _roles(saved.scorer(host, REWARD_ADAPTER), saved.scorer(host, VALUE_ADAPTER, owns_host), host)
-
-
-def _another_adapter_on(host: PeftModel, saved: _SavedAdapter) -> AdapterScorer:
-    """Put a saved reward adapter, frozen, beside the host's adapters."""
-    name = next(new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config)
-    with keep_trainable(host):
-        saved.put_on(host, name)
-    scorer = saved.scorer(host, name)
-    scorer.requires_grad_(False)
-    return scorer.eval()
-
-
-def _fill(host: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) -> None:
-    """Copy saved weights into one adapter, without the embeddings, which are the base's.
-
-    Raises:
-        InstructGPTError: if the weights are not those of the adapter.
-    """
-    own = {key: item for key, item in weights.items() if "lora_" in key}
-    unexpected = set_peft_model_state_dict(host, own, adapter_name=name).unexpected_keys
-    wanted = get_peft_model_state_dict(host, adapter_name=name, save_embedding_layers=False)
-    if unexpected or set(wanted) != set(own):
-        key = next(iter(unexpected or set(wanted) ^ set(own)))
-        raise InstructGPTError(f"{folder}: the adapter does not fit its base model: {key}")
+    reward = AdapterScorer(host, REWARD_ADAPTER, saved.head, saved.record)
+    return _roles(reward, AdapterScorer(host, VALUE_ADAPTER, saved.head, saved.record, owns_host=host is not base))
 
 
 def _adapter_beside_whole(reward: PreTrainedModel, peft_config: LoraConfig) -> tuple[AdapterScorer, AdapterScorer]:
@@ -232,21 +202,14 @@ def _adapter_beside_whole(reward: PreTrainedModel, peft_config: LoraConfig) -> t
     own.exclude_modules = [HEAD]
     weight, record = getattr(reward, HEAD).weight.detach(), classifier_record(reward)
     host = get_peft_model(reward, own, adapter_name=VALUE_ADAPTER)
-    scorer = AdapterScorer(host, None, _head(weight, weight.device), record, owns_host=False)
-    value = AdapterScorer(host, VALUE_ADAPTER, _head(weight, weight.device), copy.deepcopy(record), owns_host=True)
-    return _roles(scorer, value, host)
+    scorer = AdapterScorer(host, None, weight, record)
+    return _roles(scorer, AdapterScorer(host, VALUE_ADAPTER, weight, record, owns_host=True))
 
 
-def _roles(reward: AdapterScorer, value: AdapterScorer, host: PeftModel) -> tuple[AdapterScorer, AdapterScorer]:
+def _roles(reward: AdapterScorer, value: AdapterScorer) -> tuple[AdapterScorer, AdapterScorer]:
+    """Freeze the reward model, and make its trained copy the value model."""
+    adapters = value.host.peft_config
     # The adapter that the base applies outside a role, and the only one that PEFT then trains.
-    host.set_adapter(POLICY_ADAPTER if POLICY_ADAPTER in host.peft_config else VALUE_ADAPTER)
+    value.host.set_adapter(POLICY_ADAPTER if POLICY_ADAPTER in adapters else VALUE_ADAPTER)
     reward.requires_grad_(False)
-    value.requires_grad_(True)
-    return reward.eval(), value
-
-
-def _head(weight: Tensor, device: torch.device) -> ScoreHead:
-    head = ScoreHead(weight.shape[1], 1, bias=False, device=device)
-    with torch.no_grad():
-        head.weight.copy_(weight)
-    return head
+    return reward.eval(), value.requires_grad_(True)

@@ -17,10 +17,9 @@ def generate_batch(
     batching_config: ContinuousBatchingConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[list[int]]:
-    """Sample one completion per prompt.
+    """Sample one completion per prompt: N lists of token ids, up to and with EOS.
 
-    A thread serves the requests in the order in which it finds them, so sampling with a seed need not give the same
-    tokens twice.
+    Requests run in the order of their arrival in a thread, so one seed need not give the same tokens twice.
 
     Args:
         policy: causal language model, whole or PEFT.
@@ -29,24 +28,16 @@ def generate_batch(
         batching_config: by default the cache takes most of the free memory while generation runs.
         dtype: half precision to generate in; the weights are restored bit by bit. None generates in their own dtype.
 
-    Returns:
-        N lists of token ids, up to and with EOS, in the order of the prompts.
-
     Raises:
         InstructGPTError: if a request fails, with the reason; transformers itself only logs it.
     """
     training = policy.training
     try:
         with rounded_weights(policy, dtype):
-            outputs = policy.generate_batch(
-                prompt_ids,
-                generation_config=generation_config,
-                continuous_batching_config=batching_config,
-                progress_bar=False,
-            )
+            options = {"generation_config": generation_config, "continuous_batching_config": batching_config}
+            results = list(policy.generate_batch(prompt_ids, **options, progress_bar=False).values())
     finally:
         policy.train(training)
-    results = list(outputs.values())
     failed = [str(item.error) for item in results if item.error is not None]
     if failed or [list(item.prompt_ids) for item in results] != [list(ids) for ids in prompt_ids]:
         reason = failed[0] if failed else f"{len(results)} of {len(prompt_ids)} prompts have a completion"

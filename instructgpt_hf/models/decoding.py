@@ -1,8 +1,7 @@
 """Generation that spends no forward pass on completions that have ended.
 
-transformers' `generate` keeps every row of a batch, padded, until its last row ends. The loop here runs through the
-hook `custom_generate` of `generate` and takes ended rows out of the batch and of the key-value cache. transformers
-prepares prompts, cache, logits processors and stopping criteria as for its own loop.
+transformers' `generate` keeps every row of a batch, padded, until its last row ends. The loop here, which `generate`
+runs in place of its own, takes ended rows out of the batch and of the key-value cache.
 """
 
 from __future__ import annotations
@@ -33,8 +32,7 @@ from instructgpt_hf.errors import InstructGPTError
 
 logger = logging.getLogger(__name__)
 
-# Rows are taken out once they are this share of the batch: each time, the cache of the others is copied, which costs
-# about as much as the cache's growth in one step.
+# Rows are taken out once they are this share of the batch, because each time the cache of the others is copied.
 DROPPED_SHARE = 0.125
 _MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
 # Cache layers whose whole state is rows of keys and values. Subclasses add other states, such as recurrent ones.
@@ -122,7 +120,9 @@ def _decode(
             ended.append((rows[~live], input_ids[~live]))
             kept = live.nonzero().squeeze(1)
             rows, input_ids, live = rows[kept], input_ids[kept], live[kept]
-            _keep_rows(inputs, kept)
+            inputs["past_key_values"].batch_select_indices(kept)
+            selected = ("attention_mask", "position_ids")
+            inputs.update({name: inputs[name][kept] for name in selected if inputs.get(name) is not None})
     ended.append((rows, input_ids))
     result = input_ids.new_full((batch, input_ids.shape[1]), padding)
     for places, ids in ended:
@@ -131,19 +131,16 @@ def _decode(
 
 
 def _check(
-    model: PreTrainedModel,
-    logits_processor: LogitsProcessorList,
-    generation_config: GenerationConfig,
-    inputs: dict[str, Any],
+    model: PreTrainedModel, processors: LogitsProcessorList, config: GenerationConfig, inputs: dict[str, Any]
 ) -> None:
-    """Raise `_PlainLoop` if a row has state that `_keep_rows` does not handle."""
-    mode = generation_config.get_generation_mode()
+    """Raise `_PlainLoop` if a row has state that `_decode` does not take out with it."""
+    mode = config.get_generation_mode()
     if mode not in _MODES:
         raise _PlainLoop(f"the generation mode is {mode.value}")
     for name in ("return_dict_in_generate", "prefill_chunk_size"):
-        if getattr(generation_config, name, None):
+        if getattr(config, name, None):
             raise _PlainLoop(f"{name} is set")
-    if generation_config.pad_token_id is None:
+    if config.pad_token_id is None:
         raise _PlainLoop("there is no padding token")
     if has_sharded_weights(model):
         raise _PlainLoop("the weights are sharded, so every process must take the same number of steps")
@@ -157,24 +154,16 @@ def _check(
     others = sorted(name for name, value in inputs.items() if value is not None and name not in _INPUTS)
     if others:
         raise _PlainLoop(f"the model is given {', '.join(others)}")
-    for processor in logits_processor:
+    for processor in processors:
         if isinstance(processor, _PROCESSORS):
             raise _PlainLoop(f"{type(processor).__name__} identifies a row by its place")
-
-
-def _keep_rows(inputs: dict[str, Any], kept: Tensor) -> None:
-    """Take all other rows out of the model's inputs, in place."""
-    inputs["past_key_values"].batch_select_indices(kept)
-    for name in ("attention_mask", "position_ids"):
-        if inputs.get(name) is not None:
-            inputs[name] = inputs[name][kept]
 
 
 def _draw(logits: Tensor, rows: Tensor, batch: int) -> Tensor:
     """Draw one token [b] per row from softmax(logits [b, V]), by the inverse of its cumulative distribution.
 
-    One uniform number is drawn for each row of the original batch, so that a row's numbers do not depend on which
-    others are still in the batch.
+    One uniform number is drawn for each of the `batch` rows at the start, so that a row's numbers do not depend on
+    which others are still there.
     """
     # In float32 the cumulative sum could not resolve tokens less likely than 6e-8. MPS has no float64.
     wide = torch.float32 if logits.device.type == "mps" else torch.float64

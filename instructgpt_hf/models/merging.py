@@ -117,10 +117,7 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrai
     if (adapter / CLASSIFIER_FOLDER).is_dir():
         base = load_adapter_classifier(adapter)
     else:
-        # The base of a policy's adapter, loaded as in the stage that trained it.
-        base = load_policy(
-            adapter_base(adapter), load_tokenizer(folder), **({} if record is None else _dtypes(record))
-        )
+        base = load_policy(adapter_base(adapter), load_tokenizer(folder), **_precision(record))
     if is_quantized(base):
         base = base.dequantize()
     base = base.cpu().float()
@@ -133,8 +130,10 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrai
     return model
 
 
-def _dtypes(record: StageArtifact) -> dict[str, Any]:
-    """The dtype and quantisation of a stage, for `from_pretrained`."""
+def _precision(record: StageArtifact | None) -> dict[str, Any]:
+    """The dtype and quantisation that a stage loaded its model in, for `from_pretrained`."""
+    if record is None:
+        return {}
     names = {item.name for item in dataclasses.fields(ModelConfig)} & set(record.config)
     settings = ModelConfig(**{name: record.config[name] for name in names})
     return {"dtype": settings.dtype, "quantization_config": quantization_config(settings)}

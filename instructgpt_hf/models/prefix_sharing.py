@@ -7,13 +7,14 @@ completion's positions start after the prompt, so hidden states and gradients eq
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import attention_implementation
@@ -28,16 +29,15 @@ FLEX = "flex_attention"
 _IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
 # Largest difference between shared and separate rows, relative to how much two completions differ.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
-# Lengths of the probe's completions for two prompts, the second of which fits into the first one's row.
+# The probe's prompt length and completion lengths for two prompts, the second of which fits into the first one's row.
 _PROBE_PROMPT, _PROBE_COMPLETIONS, _PROBE_TOKENS = 6, ((9, 3, 5), (2, 4)), 1_000
 
 
 class CompletionScorer:
     """Makes a sequence classifier return the scores of chosen tokens instead of one per row.
 
-    transformers' classifiers pool one token per row. Hooks read the head's input at the chosen tokens and put their
-    scores in the place of the pooled logits, so that the forward pass still runs through the model and its DDP or FSDP
-    wrapper. They do nothing in other calls.
+    Hooks read the head's input at the chosen tokens and put their scores in the place of the pooled logits, so that
+    the forward pass still runs through the model and its DDP or FSDP wrapper. They do nothing in other calls.
 
     Args:
         model: sequence classifier with a scalar head, whole or PEFT, before any distributed wrapper is around it.
@@ -50,13 +50,12 @@ class CompletionScorer:
         getattr(self.classifier, HEAD).register_forward_pre_hook(self._read)
         self.classifier.register_forward_hook(self._replace)
 
-    def _read(self, head: Any, arguments: tuple[torch.Tensor, ...]) -> None:
-        if self._index is None:
-            return
-        index, self._index = self._index, None
-        self._scores = head_scores(head, arguments[0].flatten(0, 1)[index])
+    def _read(self, head: nn.Linear, arguments: tuple[torch.Tensor, ...]) -> None:
+        if self._index is not None:
+            index, self._index = self._index, None  # first, because the head is called again
+            self._scores = head_scores(head, arguments[0].flatten(0, 1)[index])
 
-    def _replace(self, model: Any, arguments: Any, output: Any) -> None:
+    def _replace(self, model: PreTrainedModel, arguments: Any, output: ModelOutput) -> None:
         if self._scores is not None:
             output.logits, self._scores = self._scores, None
 
@@ -68,11 +67,10 @@ class CompletionScorer:
             batch: a pass, or a part of one, from `RankingCollator`.
             dtype: dtype of attention under autocast; None for the model's.
         """
-        inputs = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask
-        else:
-            inputs["attention_mask"] = attention_masks(self.classifier, batch, dtype or self.classifier.dtype)
+        mask: Any = batch.attention_mask
+        if mask is None:
+            mask = attention_masks(self.classifier, batch, dtype or self.classifier.dtype)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": mask, "use_cache": False}
         if takes_positions(self.classifier):
             inputs["position_ids"] = batch.position_ids
         self._index = batch.score_index
@@ -84,7 +82,7 @@ class CompletionScorer:
 
 
 def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dtype) -> Mask | dict[str, Mask]:
-    """Masks of shared rows, in the form that the model's layers take.
+    """Masks of shared rows, in the form that the layers of a model without wrappers take.
 
     Args:
         model: transformers model without wrappers.
@@ -92,18 +90,27 @@ def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dty
         dtype: dtype of attention.
 
     Returns:
-        Additive mask [B, 1, L, L], or a `BlockMask` of that shape for flex attention; a dict with one for each type of
-        layer where the config names types.
+        Additive mask [B, 1, L, L], or a `BlockMask` of that shape for flex attention; where the config names types of
+        layers, a dict with one for each.
     """
     config = model.config.get_text_config()
-    flex = attention_implementation(config) == FLEX
-    make: Callable[..., Mask] = _block_mask if flex else partial(_additive_mask, dtype=dtype)
+
+    def make(window: int | None) -> Mask:
+        visible = _visibility(batch, window)
+        rows, length = batch.position_ids.shape
+        if attention_implementation(config) == FLEX:
+            return create_block_mask(visible, rows, None, length, length, batch.position_ids.device)
+        row, place = (torch.arange(size, device=batch.position_ids.device) for size in (rows, length))
+        seen = visible(row[:, None, None], None, place[:, None], place[None, :])
+        mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        return mask.masked_fill_(~seen, torch.finfo(dtype).min)[:, None]
+
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types:
-        return {name: make(batch, window if name == "sliding_attention" else None) for name in types}
+        return {name: make(window if name == "sliding_attention" else None) for name in types}
     # Without layer types, the window applies to all layers.
-    return make(batch, None if types else window)
+    return make(None if types else window)
 
 
 def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.Tensor]:
@@ -121,23 +128,10 @@ def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.T
     return visible
 
 
-def _additive_mask(batch: RankingPass, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    rows, length = batch.position_ids.shape
-    row, place = (torch.arange(size, device=batch.position_ids.device) for size in (rows, length))
-    visible = _visibility(batch, window)(row[:, None, None], None, place[:, None], place[None, :])
-    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
-
-
-def _block_mask(batch: RankingPass, window: int | None) -> BlockMask:
-    rows, length = batch.position_ids.shape
-    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch.position_ids.device)
-
-
 def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype | None = None) -> str | None:
     """Why a model cannot score completions that share a row, or None if it can.
 
-    Where the config leaves it open, a probe decides, which scores random tokens in a shared row and in separate rows.
+    Where the config leaves it open, random tokens are scored in a shared row and in separate rows.
 
     Args:
         scorer: of the model, before any distributed wrapper is around it.
@@ -174,14 +168,10 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
         drawn: list[int] = torch.randint(vocabulary - 1, (count,), generator=generator).tolist()
         return [token + (token >= pad_token_id) for token in drawn]
 
-    rankings = [
-        {
-            "prompt_ids": tokens(_PROBE_PROMPT),
-            "completion_ids": [tokens(n) for n in lengths],
-            "ranks": [1] * len(lengths),
-        }
-        for lengths in _PROBE_COMPLETIONS
-    ]
+    rankings = []
+    for lengths in _PROBE_COMPLETIONS:
+        prompt_ids, completion_ids = tokens(_PROBE_PROMPT), [tokens(count) for count in lengths]
+        rankings.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids, "ranks": [1] * len(lengths)})
 
     def scores(hidden_size: int | None) -> torch.Tensor:
         ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]

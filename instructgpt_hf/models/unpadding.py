@@ -18,45 +18,23 @@ from instructgpt_hf.models.inputs import model_inputs
 
 
 class Completions(NamedTuple):
-    """A batch whose rows begin with their first token, and the places of the N completion tokens.
+    """A batch whose rows begin with their first token, and the places of the N completion tokens."""
 
-    Attributes:
-        input_ids: [B, W], padded right; W is the length of the longest row without padding.
-        attention_mask: [B, W].
-        prompt_lengths: [B].
-        rows: [N] row of each completion token, row by row.
-        steps: [N] its place in its completion, from 0.
-        shape: (B, T), T the longest completion with padding.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    prompt_lengths: Tensor
-    rows: Tensor
-    steps: Tensor
-    shape: tuple[int, int]
+    input_ids: Tensor  # [B, W], padded right; W is the length of the longest row without padding
+    attention_mask: Tensor  # [B, W]
+    prompt_lengths: Tensor  # [B]
+    rows: Tensor  # [N] row of each completion token, row by row
+    steps: Tensor  # [N] its place in its completion, from 0
+    shape: tuple[int, int]  # (B, T), T the longest completion with padding
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Completions:
-        """Make the batch from prompts padded left and completions padded right.
-
-        Args:
-            input_ids: [B, S].
-            attention_mask: [B, S].
-            completion_length: T, the number of last positions that are completions.
-        """
-        mask = attention_mask.bool()
+        """Make the batch from ids [B, S]: prompts padded left, then T positions of completions padded right."""
+        mask, shape = attention_mask.bool(), (input_ids.shape[0], completion_length)
         places = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
-        prompts, completions = mask[:, :-completion_length], mask[:, -completion_length:]
-        rows, steps = completions.nonzero(as_tuple=True)
-        return cls(
-            input_ids.gather(1, places),
-            attention_mask.gather(1, places),
-            prompts.sum(1),
-            rows,
-            steps,
-            (input_ids.shape[0], completion_length),
-        )
+        lengths = mask[:, :-completion_length].sum(1)
+        rows, steps = mask[:, -completion_length:].nonzero(as_tuple=True)
+        return cls(input_ids.gather(1, places), attention_mask.gather(1, places), lengths, rows, steps, shape)
 
     @property
     def predictors(self) -> tuple[Tensor, Tensor]:
@@ -75,14 +53,9 @@ class Completions(NamedTuple):
 
 
 def completion_logits(policy: PreTrainedModel | PeftModel, batch: Completions) -> Tensor:
-    """Logits [1, N, V] that predict the completion tokens.
+    """Logits [1, N, V] of a causal language model, whole or PEFT, that predict the completion tokens.
 
-    A hook picks their positions from the input of the unembedding, so that the rest of the architecture's forward pass
-    stays as it is.
-
-    Args:
-        policy: causal language model, whole or PEFT.
-        batch: prompts and completions.
+    A hook picks their positions from the input of the unembedding; the rest of the forward pass stays as it is.
     """
     shape, picked = batch.input_ids.shape, False
 

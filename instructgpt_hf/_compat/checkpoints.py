@@ -39,8 +39,7 @@ def set_aside(folder: Path, step: int) -> None:
 class WholeCheckpoints:
     """Gives a checkpoint folder its name only after every process has written its part.
 
-    Cause: transformers' Trainer writes into the folder with the final name, so a process that is killed leaves a
-        folder that `get_last_checkpoint` takes for a checkpoint.
+    Cause: the Trainer writes under the final name, so a killed process leaves what counts as a checkpoint.
     Goes when: the Trainer writes elsewhere and renames the folder.
     Relies on: `_save_checkpoint` asking `_get_output_dir` for the parent folder, and rotating checkpoints there.
     """
@@ -61,9 +60,8 @@ class WholeCheckpoints:
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
-        unfinished = folder / self.UNFINISHED
-        local_main = self.accelerator.is_local_main_process
-        if local_main:
+        unfinished, name = folder / self.UNFINISHED, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        if self.accelerator.is_local_main_process:
             shutil.rmtree(unfinished, ignore_errors=True)
         self.accelerator.wait_for_everyone()
         self._unfinished = True
@@ -72,12 +70,11 @@ class WholeCheckpoints:
         finally:
             self._unfinished = False
         self.accelerator.wait_for_everyone()
-        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         if self.state.best_model_checkpoint == str(unfinished / name):
             self.state.best_model_checkpoint = str(folder / name)
             if self.args.should_save:
                 self.state.save_to_json(str(unfinished / name / TRAINER_STATE_NAME))
-        if local_main:
+        if self.accelerator.is_local_main_process:
             _move_into_place(unfinished / name, folder / name)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
@@ -87,10 +84,7 @@ class WholeCheckpoints:
 
 
 def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> None:
-    """Delete all but the newest checkpoints and the best one, as the Trainer does.
-
-    They are moved to `trash` first: a process that is killed while it deletes leaves no half of a checkpoint.
-    """
+    """Delete all but the newest checkpoints and the best one, from `trash`, so that no half of one stays behind."""
     names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
     kept = max(limit, len({names[-1], str(Path(best)) if best else names[-1]}))  # the best one comes before the newest
     trash.mkdir(exist_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 from accelerate.state import GradientState
 from transformers import GenerationMixin, Trainer
@@ -11,61 +11,46 @@ from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import disable_dropout_in_model, pad
 
-# Name -> (object that has it, its parameters). After a change: read the upstream diff of the named method, adapt
+_STEP = "self outputs model_kwargs is_encoder_decoder num_new_tokens"
+# Name -> (object that has it, its parameters). After a change: read the upstream diff of the named function, adapt
 # `_compat` and the trainers, then move the version bound in pyproject.toml.
-CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
-    "RLOOTrainer._generate_single_turn": (RLOOTrainer, ("self", "prompt_ids", "images", "multimodal_fields")),
-    "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
-    "RLOOTrainer._get_train_sampler": (RLOOTrainer, ("self", "dataset")),
-    "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
-    "RLOOTrainer._calculate_rewards": (
-        RLOOTrainer,
-        ("self", "inputs", "prompts", "completions", "completion_ids_list"),
-    ),
-    "RLOOTrainer._compute_loss": (RLOOTrainer, ("self", "model", "inputs")),
-    "RLOOTrainer._prepare_inputs": (RLOOTrainer, ("self", "generation_batch")),
-    "RLOOTrainer._save": (RLOOTrainer, ("self", "output_dir", "state_dict")),
-    "RLOOTrainer._save_checkpoint": (RLOOTrainer, ("self", "model", "trial")),
-    "RLOOTrainer._load_from_checkpoint": (RLOOTrainer, ("self", "resume_from_checkpoint", "model")),
-    "Trainer.save_model": (Trainer, ("self", "output_dir", "_internal_call")),
-    "Trainer._load_optimizer_and_scheduler": (Trainer, ("self", "checkpoint")),
-    "Trainer._get_grad_norm": (Trainer, ("self", "model", "grad_norm")),
-    "Trainer._get_output_dir": (Trainer, ("self", "trial")),
-    "Trainer._push_from_checkpoint": (Trainer, ("self", "checkpoint_folder")),
-    "Trainer.init_hf_repo": (Trainer, ("self", "token", "private")),
-    "sort_checkpoints": (sort_checkpoints, ("output_dir", "checkpoint_prefix", "use_mtime", "best_model_checkpoint")),
-    "RLOOTrainer.training_step": (RLOOTrainer, ("self", "model", "inputs", "num_items_in_batch")),
-    "RewardTrainer._prepare_dataset": (RewardTrainer, ("self", "dataset", "processing_class", "args", "dataset_name")),
-    "RewardTrainer._set_signature_columns_if_needed": (RewardTrainer, ("self",)),
-    "SFTTrainer._save_checkpoint": (SFTTrainer, ("self", "model", "trial")),
-    "SFTTrainer.create_model_card": (SFTTrainer, ("self", "model_name", "dataset_name", "tags")),
-    "GradientState._set_sync_gradients": (GradientState, ("self", "sync_gradients")),
-    "GenerationMixin._update_model_kwargs_for_generation": (
-        GenerationMixin,
-        ("self", "outputs", "model_kwargs", "is_encoder_decoder", "num_new_tokens"),
-    ),
-    "VLLMGeneration._iter_named_params": (VLLMGeneration, ("self",)),
-    "disable_dropout_in_model": (disable_dropout_in_model, ("model",)),
-    "pad": (pad, ("tensors", "padding_value", "padding_side", "pad_to_multiple_of")),
+CONTRACTS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
+    (f"{owner.__name__}.{name}" if name else owner.__name__): (owner, tuple(parameters.split()))
+    for owner, name, parameters in (
+        (RLOOTrainer, "_generate", "self prompts"),
+        (RLOOTrainer, "_generate_single_turn", "self prompt_ids images multimodal_fields"),
+        (RLOOTrainer, "_tokenize_prompts", "self prompts"),
+        (RLOOTrainer, "_get_train_sampler", "self dataset"),
+        (RLOOTrainer, "_generate_and_score_completions", "self inputs"),
+        (RLOOTrainer, "_calculate_rewards", "self inputs prompts completions completion_ids_list"),
+        (RLOOTrainer, "_compute_loss", "self model inputs"),
+        (RLOOTrainer, "_prepare_inputs", "self generation_batch"),
+        (RLOOTrainer, "_save", "self output_dir state_dict"),
+        (RLOOTrainer, "_save_checkpoint", "self model trial"),
+        (RLOOTrainer, "_load_from_checkpoint", "self resume_from_checkpoint model"),
+        (RLOOTrainer, "training_step", "self model inputs num_items_in_batch"),
+        (Trainer, "save_model", "self output_dir _internal_call"),
+        (Trainer, "_load_optimizer_and_scheduler", "self checkpoint"),
+        (Trainer, "_get_grad_norm", "self model grad_norm"),
+        (Trainer, "_get_output_dir", "self trial"),
+        (Trainer, "_push_from_checkpoint", "self checkpoint_folder"),
+        (Trainer, "init_hf_repo", "self token private"),
+        (RewardTrainer, "_prepare_dataset", "self dataset processing_class args dataset_name"),
+        (RewardTrainer, "_set_signature_columns_if_needed", "self"),
+        (SFTTrainer, "_save_checkpoint", "self model trial"),
+        (SFTTrainer, "create_model_card", "self model_name dataset_name tags"),
+        (GradientState, "_set_sync_gradients", "self sync_gradients"),
+        (GenerationMixin, "_update_model_kwargs_for_generation", _STEP),
+        (VLLMGeneration, "_iter_named_params", "self"),
+        (sort_checkpoints, "", "output_dir checkpoint_prefix use_mtime best_model_checkpoint"),
+        (disable_dropout_in_model, "", "model"),
+        (pad, "", "tensors padding_value padding_side pad_to_multiple_of"),
+    )
 }
 
-
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
-RLOO_ATTRIBUTES = (
-    "_metrics",
-    "_logs",
-    "_step",
-    "_current_train_step_time",
-    "_buffered_inputs",
-    "_pending_extra_logs",
-    "_pending_metrics",
-    "ref_model",
-    "reward_weights",
-    "reward_func_names",
-    "eos_token_ids",
-)
-
-
+_LOGS = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics", "reward_func_names", "reward_weights")
+_STATE = ("_step", "_current_train_step_time", "_buffered_inputs", "ref_model", "eos_token_ids")
+RLOO_ATTRIBUTES = _LOGS + _STATE
 # Attributes that the Trainer's training loop sets and this package reads or writes.
 LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")

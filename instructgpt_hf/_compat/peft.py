@@ -1,4 +1,4 @@
-"""The choice of the adapters that the layers of a PEFT model apply; training stays as it is."""
+"""The choice of the adapters that the layers of a PEFT model apply, without a change of what is trained."""
 
 from __future__ import annotations
 
@@ -14,23 +14,16 @@ from transformers import PreTrainedModel
 # TRL's name for the copy of a PEFT policy's adapter that is the KL reference.
 REFERENCE_ADAPTER = "ref"
 
-# What a layer of PEFT reads in every forward pass to know which adapters to apply: a name or a list of names.
-ADAPTER_CHOICE = "_active_adapter"
-
 AdapterLayer: TypeAlias = BaseTunerLayer | AuxiliaryTrainingWrapper
 
 
 def adapter_layers(model: PeftModel) -> list[AdapterLayer]:
-    """The layers of a PEFT model that carry adapters, or a whole module of each adapter's own (`modules_to_save`).
-
-    The list is kept on the model, because adapters are switched several times per forward pass of a large model.
-    """
-    names = tuple(model.peft_config)
-    kept = model.__dict__.get("_instructgpt_adapter_layers")
-    if kept is None or kept[0] != names:  # another adapter may have wrapped more layers
-        kept = names, [module for module in model.modules() if isinstance(module, AdapterLayer)]
-        model.__dict__["_instructgpt_adapter_layers"] = kept
-    return kept[1]
+    """The layers of a PEFT model with adapters or `modules_to_save`; kept on the model, as they are needed often."""
+    names, kept = tuple(model.peft_config), vars(model).setdefault("_instructgpt_adapter_layers", {})
+    if names not in kept:  # another adapter may have wrapped more layers
+        kept.clear()
+        kept[names] = [module for module in model.modules() if isinstance(module, AdapterLayer)]
+    return kept[names]
 
 
 def applied_adapters(layers: list[AdapterLayer]) -> list[str]:
@@ -41,13 +34,13 @@ def applied_adapters(layers: list[AdapterLayer]) -> list[str]:
 def apply_adapters(layers: list[AdapterLayer], names: list[str]) -> None:
     """Choose the adapters of the layers; an empty list leaves the base alone.
 
-    Cause: PEFT's `set_adapter` also makes the chosen adapter the only trained one, so with several trained adapters a
-        switch between forward and backward pass silently loses gradients.
-    Goes when: PEFT can choose adapters without touching `requires_grad`, an empty choice included.
-    Relies on: the layers reading `_active_adapter` in every forward pass.
+    Cause: PEFT's `set_adapter` also makes the chosen adapter the only trained one, so a switch between forward and
+        backward pass silently loses the gradients of others.
+    Goes when: PEFT can choose adapters, or none, without touching `requires_grad`.
+    Relies on: the layers reading `_active_adapter`, a name or a list of names, in every forward pass.
     """
     for layer in layers:
-        setattr(layer, ADAPTER_CHOICE, names)
+        layer._active_adapter = names
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ def quiet_environment() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        os.environ.pop(variable)
+        os.environ.pop(variable, None)
         os.environ.update({} if advisory is None else {variable: advisory})
 
 

@@ -76,8 +76,7 @@ class ActorCritic(nn.Module):
             input_ids: [B, S], prompts padded left, completions padded right.
             attention_mask: [B, S].
             completion_length: T, the number of last positions that are completions. None asks for `lm_loss` of whole
-                texts alone: accelerate widens what the module returns to float32, and a scalar is cheaper to widen
-                than logits [B, S, V].
+                texts alone, a scalar, because accelerate widens outputs, and so would logits [B, S, V], to float32.
             with_entropy: also return the entropy, for the log.
             role: `"policy"` or `"value_model"` runs one of them; None runs both.
             complete: give the parameters of the role that does not run a gradient of 0, which distributed wrappers
@@ -112,14 +111,10 @@ class ActorCritic(nn.Module):
         Padding costs nothing, and the unembedding is applied to the completions' tokens alone.
 
         Args:
-            policy: this policy or the reference.
-            input_ids: [B, S], prompts padded left, completions padded right.
-            attention_mask: [B, S].
-            completion_length: T.
-            with_entropy: also return the entropy of each token's distribution, without gradient.
+            policy: this policy or the reference; the other arguments are those of `forward`.
 
         Returns:
-            logps [B, T] and entropy [B, T] or None, float32; 0 at padding.
+            logps [B, T] and, with `with_entropy`, entropy [B, T] without gradient; float32, 0 at padding.
         """
         batch = Completions.of(input_ids, attention_mask, completion_length)
         logits, ids = completion_logits(policy, batch), batch.ids[None]
@@ -141,11 +136,8 @@ class ActorCritic(nn.Module):
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """Trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
-        return {
-            name: item
-            for name, item in self.named_parameters()
-            if item.requires_grad and (_is_value(name) == (role == "value_model"))
-        }
+        trained = {name: item for name, item in self.named_parameters() if item.requires_grad}
+        return {name: item for name, item in trained.items() if _is_value(name) == (role == "value_model")}
 
     def _zero_of(self, role: str) -> Tensor:
         """A scalar 0 that depends on every trained parameter of a role."""
@@ -159,9 +151,9 @@ class ActorCritic(nn.Module):
         Raises:
             ValueError: for reentrant checkpointing of adapters on a shared base, whose gradients would be wrong.
         """
-        hosts = [self.policy, getattr(self.value_model, "host", self.value_model)]
+        hosts: list[Any] = [self.policy, getattr(self.value_model, "host", self.value_model)]
         shared = hosts[0] is hosts[1]
-        for host in hosts[: 1 if shared else 2]:
+        for host in hosts[:1] if shared else hosts:
             settings = dict(activation_checkpointing_kwargs or {"use_reentrant": False})
             if hasattr(host, "peft_config"):
                 if not settings.get("use_reentrant", False):

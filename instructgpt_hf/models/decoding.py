@@ -134,29 +134,25 @@ def _check(
     model: PreTrainedModel, processors: LogitsProcessorList, config: GenerationConfig, inputs: dict[str, Any]
 ) -> None:
     """Raise `_PlainLoop` if a row has state that `_decode` does not take out with it."""
-    mode = config.get_generation_mode()
-    if mode not in _MODES:
-        raise _PlainLoop(f"the generation mode is {mode.value}")
-    for name in ("return_dict_in_generate", "prefill_chunk_size"):
-        if getattr(config, name, None):
-            raise _PlainLoop(f"{name} is set")
-    if config.pad_token_id is None:
-        raise _PlainLoop("there is no padding token")
-    if has_sharded_weights(model):
-        raise _PlainLoop("the weights are sharded, so every process must take the same number of steps")
-    cache: Any = inputs.get("past_key_values")
-    if type(cache) is not DynamicCache:
-        raise _PlainLoop(f"the cache is {'off' if cache is None else f'a {type(cache).__name__}'}")
-    layers = {type(layer) for layer in cache.layers} - set(_LAYERS)
-    if layers or getattr(cache, "offloading", False):
-        kinds = ", ".join(sorted(layer.__name__ for layer in layers)) or "offloaded"
-        raise _PlainLoop(f"the cache has layers of another kind ({kinds})")
+    mode, cache = config.get_generation_mode(), inputs.get("past_key_values")
+    settings = [name for name in ("return_dict_in_generate", "prefill_chunk_size") if getattr(config, name, None)]
+    layers = sorted({type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) not in _LAYERS})
     others = sorted(name for name, value in inputs.items() if value is not None and name not in _INPUTS)
-    if others:
-        raise _PlainLoop(f"the model is given {', '.join(others)}")
-    for processor in processors:
-        if isinstance(processor, _PROCESSORS):
-            raise _PlainLoop(f"{type(processor).__name__} identifies a row by its place")
+    placed = [type(processor).__name__ for processor in processors if isinstance(processor, _PROCESSORS)]
+    reasons: dict[str, Any] = {
+        f"the generation mode is {mode.value}": mode not in _MODES,
+        f"{' and '.join(settings)} is set": settings,
+        "there is no padding token": config.pad_token_id is None,
+        "the weights are sharded, so every process must take the same number of steps": has_sharded_weights(model),
+        f"the cache is {'off' if cache is None else f'a {type(cache).__name__}'}": type(cache) is not DynamicCache,
+        f"the cache has layers of another kind ({', '.join(layers)})": layers,
+        "the cache is offloaded": getattr(cache, "offloading", False),
+        f"the model is given {', '.join(others)}": others,
+        f"{' and '.join(placed)} identifies a row by its place": placed,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise _PlainLoop(reason)
 
 
 def _draw(logits: Tensor, rows: Tensor, batch: int) -> Tensor:

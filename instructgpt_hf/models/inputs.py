@@ -21,16 +21,13 @@ def map_by_length(
     batch_size: int,
     longest_first: bool = True,
 ) -> list[Result]:
-    """Apply a function of a batch to rows of token ids, of which those of similar length share a batch.
+    """Apply a function to batches of rows of token ids, those of similar length together.
 
     Args:
         function: returns one result per row of its batch.
         rows: N lists of token ids.
         batch_size: rows per batch.
-        longest_first: order of the batches.
-
-    Returns:
-        N results, in the order of `rows`.
+        longest_first: order of the batches; the N results are in the order of `rows`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=longest_first)
     results: dict[int, Result] = {}

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
@@ -71,7 +70,7 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
     if source.startswith((".", "/", "~")):
         raise InstructGPTError(f"{role}: {source}: no such folder.")
     message = f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read"
-    with loading_errors(message, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+    with loading_errors(message):
         return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED))
 
 
@@ -101,8 +100,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-    return values
+    return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
 
 
 def adapter_base(folder: Path) -> Path:
@@ -112,7 +110,7 @@ def adapter_base(folder: Path) -> Path:
 
 
 def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:
-    """Raise if a recipe's LoRA settings differ from those of the adapters that the stage continues to train.
+    """Check a recipe's LoRA settings against the adapters that the stage continues to train.
 
     If one of the models is whole, the settings describe its fresh adapter, and nothing is checked.
 
@@ -125,16 +123,15 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
         InstructGPTError: listing every setting without effect, and the adapter's value.
     """
     folders = list(folders)
-    if not all(is_adapter(folder) for folder in folders):
+    if not all(map(is_adapter, folders)):
         return
-    shown = " and ".join(map(str, folders))
+    shown, adapters = " and ".join(map(str, folders)), list(map(_adapter_config, folders))
     problems = Problems(
         f"{where}: this stage continues to train the adapter of {shown} as it is. These settings would have no "
         "effect; remove them, or start from a whole model (`instructgpt-hf merge` makes one of an adapter):"
     )
     if given.get("use_peft") is False:
         problems.add("use_peft = False: only the adapter can be trained")
-    adapters = [_adapter_config(folder) for folder in folders]
     for key in (key for key in _ADAPTER_SETTINGS if key in given and given[key] != "all-linear"):
         trained = [_comparable(adapter.get(_PEFT_NAMES.get(key, key))) for adapter in adapters]
         if _comparable(given[key]) not in trained:
@@ -162,12 +159,10 @@ def load_config(folder: Path) -> PreTrainedConfig:
 def positions(config: PreTrainedConfig) -> int | None:
     """Longest sequence of a model in tokens; None where its config states no limit, or a scaled one."""
     text = config.get_text_config()
-    rope = getattr(text, "rope_parameters", None) or {}
+    rope, limit = getattr(text, "rope_parameters", None) or {}, getattr(text, "max_position_embeddings", None)
     kinds = [rope] if "rope_type" in rope else [item for item in rope.values() if isinstance(item, dict)]
-    if any(item.get("rope_type", "default") != "default" for item in kinds):
-        return None
-    limit = getattr(text, "max_position_embeddings", None)
-    return limit if isinstance(limit, int) and limit > 0 else None
+    scaled = any(item.get("rope_type", "default") != "default" for item in kinds)
+    return limit if isinstance(limit, int) and limit > 0 and not scaled else None
 
 
 def load_policy(
@@ -222,12 +217,8 @@ def grow_embeddings(model: PreTrainedModel, tokens: int) -> None:
 def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Store the linear layers of a frozen float32 model in half precision.
 
-    Autocast rounds exactly these weights in every forward pass, so results under autocast stay the same bit for bit.
-    Embeddings, norms, subclasses of `nn.Linear` and tied weights keep their dtype.
-
-    Args:
-        model: frozen, and used only under autocast in `dtype`.
-        dtype: bfloat16 or float16.
+    Autocast in `dtype`, bfloat16 or float16, rounds exactly these weights in every forward pass, so results under it
+    stay the same bit for bit. Embeddings, norms, subclasses of `nn.Linear` and tied weights keep their dtype.
     """
     tied = {id(item.weight) for item in model.modules() if isinstance(item, torch.nn.Embedding)}
     halved = {

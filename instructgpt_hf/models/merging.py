@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import AdapterLayer, unwrap_peft
@@ -43,10 +44,8 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
     The adapter is added in float32 to the weights it was trained on; a quantised base is dequantised first. The merged
     model computes what the adapter did, apart from the rounding of activations in 8-bit layers and to `dtype`.
     Adapters in subfolders (`value_model/`, `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and
-    `stage.json` are kept.
-
-    The base's quantisation is read from `classifier/config.json` of a reward or value model, and from `stage.json` of
-    a policy. An adapter with neither is merged into its base as stored.
+    `stage.json` are kept. The base's quantisation is read from `classifier/config.json` of a reward or value model and
+    from `stage.json` of a policy; without either, the base is taken as stored.
 
     Args:
         source: folder or Hub id.
@@ -91,20 +90,23 @@ def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
     base = unwrap_peft(policy)
     for name, parameter in base.named_parameters():
         if ".base_layer." in name:
-            layer, _, rest = name.rpartition(".base_layer.")
-            yield from _merged_layer(f"{layer}.{rest}", base.get_submodule(layer), parameter)
+            owner, _, rest = name.rpartition(".base_layer.")
+            with _merged(base.get_submodule(owner)):
+                yield f"{owner}.{rest}", parameter.data
         elif ".original_module." not in name and "lora_" not in name and adapter_of(name) == POLICY_ADAPTER:
             yield name.replace(f".modules_to_save.{POLICY_ADAPTER}.", "."), parameter.data
 
 
-def _merged_layer(name: str, layer: AdapterLayer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+@contextlib.contextmanager
+def _merged(layer: AdapterLayer) -> Iterator[None]:
+    """Merge the policy's adapter into one layer inside the block, and put the very same tensors back."""
     kept = {item: item.data for item in layer.get_base_layer().parameters()}
     for item, data in kept.items():
         item.data = data.clone()
     try:
         if isinstance(layer, LoraLayer):
             layer.merge(adapter_names=[POLICY_ADAPTER])
-        yield name, parameter.data
+        yield
     finally:
         if layer.merged:
             layer.unmerge()
@@ -141,7 +143,6 @@ def _precision(record: StageArtifact | None) -> dict[str, Any]:
 
 def _merged_record(record: StageArtifact, model: PreTrainedModel, dtype: str) -> StageArtifact:
     """The stage's record with a fingerprint of its own, because no recipe leads to the merged model."""
-    parameters = count_parameters(model)["parameters"]
-    changed = {**record.model, "kind": "full", "parameters": parameters, "merged": dtype}
+    changed = {"kind": "full", "parameters": count_parameters(model)["parameters"], "merged": dtype}
     own = fingerprint({"merged": record.fingerprint, "dtype": dtype})
-    return dataclasses.replace(record, model=changed, fingerprint=own)
+    return dataclasses.replace(record, model={**record.model, **changed}, fingerprint=own)

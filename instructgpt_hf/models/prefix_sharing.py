@@ -75,10 +75,9 @@ class CompletionScorer:
             inputs["position_ids"] = batch.position_ids
         self._index = batch.score_index
         try:
-            scores: torch.Tensor = model(**inputs).logits
+            return model(**inputs).logits
         finally:
             self._index = self._scores = None
-        return scores
 
 
 def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dtype) -> Mask | dict[str, Mask]:
@@ -120,7 +119,7 @@ def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.T
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         of_prompt_or_own = (segments[row, key] == 0) | (segments[row, query] == segments[row, key])
-        seen: torch.Tensor = (query >= key) & (blocks[row, query] == blocks[row, key]) & of_prompt_or_own
+        seen = (query >= key) & (blocks[row, query] == blocks[row, key]) & of_prompt_or_own
         if window is not None:
             seen = seen & (positions[row, query] - positions[row, key] < window)
         return seen

@@ -71,8 +71,7 @@ def head_scores(head: nn.Linear, hidden: Tensor) -> Tensor:
     """Raw scores [...] in float32 of hidden states [..., d] by any classifier's scalar head."""
     # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
     with torch.autocast(hidden.device.type, enabled=False):
-        scores: Tensor = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
-    return scores
+        return head(hidden.to(head.weight.dtype)).squeeze(-1).float()
 
 
 class AdapterScorer(nn.Module):
@@ -261,20 +260,16 @@ def load_classifier_config(folder: Path) -> PreTrainedConfig:
     Raises:
         InstructGPTError: if it is missing.
     """
-    try:
+    with loading_errors(f"{folder}: {CLASSIFIER_FOLDER}/config.json with the reward model's shift is missing"):
         return AutoConfig.from_pretrained(folder / CLASSIFIER_FOLDER)
-    except (OSError, ValueError):
-        message = f"{folder}: {CLASSIFIER_FOLDER}/config.json with the reward model's shift is missing."
-        raise InstructGPTError(message) from None
 
 
 def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     quantization = model_kwargs.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", None) is None:
         # A copy, because the same settings also load causal models, which keep other modules unquantised.
-        quantization = copy.deepcopy(quantization)
+        model_kwargs["quantization_config"] = quantization = copy.deepcopy(quantization)
         quantization.llm_int8_skip_modules = [HEAD]
-        model_kwargs["quantization_config"] = quantization
     unknown = f"{folder}: transformers has no sequence classifier for this architecture"
     unfit = f"{folder}: cannot be loaded with one score"
     with loading_errors(unfit, OSError, RuntimeError), loading_errors(unknown, ValueError):
@@ -290,7 +285,6 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
 
 def _init_head(model: PreTrainedModel, seed: int) -> None:
     weight = getattr(model, HEAD).weight
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)
+    values = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) / math.sqrt(weight.shape[1] + 1)
     with torch.no_grad():
         weight.copy_(values.to(weight))

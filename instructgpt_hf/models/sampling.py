@@ -79,8 +79,7 @@ def sample_completions(
 
 
 def _up_to_eos(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:
-    end = next((place + 1 for place, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
-    return tokens[:end]
+    return tokens[: next((place + 1 for place, token in enumerate(tokens) if token in eos_token_ids), len(tokens))]
 
 
 def is_finished(completion_ids: list[list[int]], eos_token_ids: Sequence[int]) -> list[bool]:

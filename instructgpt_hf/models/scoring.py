@@ -44,8 +44,7 @@ def score_token_lists(model: Scorer, sequences: list[list[int]], pad_token_id: i
     device = next(model.parameters()).device
 
     def scores(rows: list[Sequence[int]]) -> list[float]:
-        values: list[float] = sequence_scores(model, *padded(rows, pad_token_id, device)).tolist()
-        return values
+        return sequence_scores(model, *padded(rows, pad_token_id, device)).tolist()
 
     with evaluation_mode(model):
         return map_by_length(scores, sequences, batch_size, longest_first=False)

@@ -145,10 +145,8 @@ def sharing_refusal(own: PeftConfig, base: PreTrainedConfig, folder: Path, **mod
 
 def _quantization(config: QuantizationConfigMixin | dict[str, Any] | None) -> dict[str, str]:
     """The settings of a quantisation that change results; empty for None."""
-    if config is None:
-        return {}
-    values = config if isinstance(config, dict) else config.to_dict()
-    return {name: str(values.get(name)) for name in _QUANTIZATION}
+    values = config if isinstance(config, dict | None) else config.to_dict()
+    return {} if values is None else {name: str(values.get(name)) for name in _QUANTIZATION}
 
 
 class _SavedAdapter:

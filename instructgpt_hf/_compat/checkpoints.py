@@ -95,8 +95,7 @@ def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> Non
 
 
 def _move_into_place(unfinished: Path, final: Path) -> None:
-    """Rename a folder; on a shared disk the first machine does it for all."""
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(FileNotFoundError):  # on a shared disk, the first machine renames the folder for all
         if final.exists() and unfinished.exists():
             os.replace(final, unfinished.with_name("replaced"))
         os.replace(unfinished, final)

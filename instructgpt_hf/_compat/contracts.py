@@ -50,7 +50,6 @@ CONTRACTS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
 
 # Attributes that RLOOTrainer's constructor sets and this package reads or writes.
 _LOGS = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics", "reward_func_names", "reward_weights")
-_STATE = ("_step", "_current_train_step_time", "_buffered_inputs", "ref_model", "eos_token_ids")
-RLOO_ATTRIBUTES = _LOGS + _STATE
+RLOO_ATTRIBUTES = (*_LOGS, "_step", "_current_train_step_time", "_buffered_inputs", "ref_model", "eos_token_ids")
 # Attributes that the Trainer's training loop sets and this package reads or writes.
 LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")

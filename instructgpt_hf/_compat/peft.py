@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 # TRL's name for the copy of a PEFT policy's adapter that is the KL reference.
 REFERENCE_ADAPTER = "ref"
-
 AdapterLayer: TypeAlias = BaseTunerLayer | AuxiliaryTrainingWrapper
 
 

@@ -56,8 +56,7 @@ def silence_kernel_hint() -> None:
     Goes when: bitsandbytes warns only where 4-bit weights are used.
     Relies on: the logger `bitsandbytes.backends.cpu.ops` and the kernel's name `gemm_4bit` in the message.
     """
-    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
-    logger.addFilter(lambda record: "gemm_4bit" not in record.getMessage())
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit" not in record.getMessage())
 
 
 def connection_error() -> type[BaseException]:
@@ -101,16 +100,14 @@ def use_one_device(args: TrainingArguments) -> None:
     Goes when: the Trainer does not use `DataParallel`.
     Relies on: `TrainingArguments.n_gpu` returning `_n_gpu`.
     """
-    if args.n_gpu > 1:
-        args._n_gpu = 1
+    args._n_gpu = min(args.n_gpu, 1)
 
 
 @contextlib.contextmanager
 def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
     """Undo the rounding of a quantised model's trained weights by a TRL trainer that is built in this block.
 
-    Cause: TRL rounds them to bfloat16 (peft#2889). Updates below 1/512 of a weight are then lost: at the paper's
-        learning rate almost no weight of a head moves. Mixed precision works without.
+    Cause: TRL rounds them to bfloat16 (peft#2889), which loses updates below 1/512 of a weight, most of a head's.
     Goes when: TRL leaves the dtype of trained weights alone.
     Relies on: TRL setting `parameter.data`, and nothing else, in the constructor.
     """
@@ -124,8 +121,7 @@ def keep_trained_weights(model: torch.nn.Module) -> Iterator[None]:
 def use_own_forward(model: PreTrainedModel | PeftModel) -> None:
     """Let a model run its own weights. The trainer that had it before cannot be used afterwards.
 
-    Cause: TRL's `add_fused_lm_head`, and accelerate in mixed precision, set a `forward` on the model that calls the
-        earlier one, so that a copy of the model runs the weights of the original.
+    Cause: a copy keeps the `forward` that TRL's `add_fused_lm_head` or accelerate set, with the original's weights.
     Goes when: a copy runs its own weights.
     Relies on: the attributes `forward` and `_original_forward`; with `_hf_hook` (several devices) they are needed.
     """
@@ -247,8 +243,7 @@ def next_inputs(model: PreTrainedModel, outputs: ModelOutput, inputs: dict[str, 
 def call_settings_only(model: PreTrainedModel | PeftModel) -> Iterator[None]:
     """Let a call of `generate` inside use its own `generation_config` only, and the model's special tokens.
 
-    Cause: `generate` takes other settings (`suppress_tokens`, `num_beams`) from the model's files. Samples would not
-        come from the distribution whose log-probabilities are taken.
+    Cause: `generate` takes others (`suppress_tokens`) from the model's files, which log-probabilities do not reflect.
     Goes when: `generate` can be told to ignore the model's settings.
     Relies on: `generate` reading `model.generation_config`, one object for a PEFT model and its base.
     """
@@ -272,8 +267,7 @@ def rounded_weights(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterat
     Goes when: `generate_batch` takes a dtype or passes autocast on to its thread.
     Relies on: `generate_batch` reading the parameters at every step.
     """
-    floating = [item for item in model.parameters() if dtype is not None and item.dtype.is_floating_point]
-    kept = [(item, item.data) for item in floating if item.dtype != dtype]
+    kept = [(item, item.data) for item in model.parameters() if dtype is not None and item.dtype.is_floating_point]
     for item, data in kept:
         item.data = data.to(dtype)
     try:

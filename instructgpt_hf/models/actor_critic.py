@@ -137,7 +137,9 @@ class ActorCritic(nn.Module):
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
         """Trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
         trained = {name: item for name, item in self.named_parameters() if item.requires_grad}
-        return {name: item for name, item in trained.items() if _is_value(name) == (role == "value_model")}
+        # This module and the adapter of the value model have one name.
+        is_value = {name: adapter_of(name) == VALUE_ADAPTER for name in trained}
+        return {name: item for name, item in trained.items() if is_value[name] == (role == "value_model")}
 
     def _zero_of(self, role: str) -> Tensor:
         """A scalar 0 that depends on every trained parameter of a role."""
@@ -191,7 +193,3 @@ class ActorCritic(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("policy"), name)
-
-
-def _is_value(name: str) -> bool:
-    return name.startswith("value_model.") or adapter_of(name) == VALUE_ADAPTER

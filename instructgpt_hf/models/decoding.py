@@ -13,19 +13,9 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PrefixConstrainedLogitsProcessor,
-    PreTrainedModel,
-    StoppingCriteriaList,
-    SynthIDTextWatermarkLogitsProcessor,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    WatermarkLogitsProcessor,
-)
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
-from transformers.generation import GenerationMode
+from transformers.generation import GenerationMode, logits_process
 
 from instructgpt_hf._compat.quirks import call_settings_only, has_sharded_weights, next_inputs
 from instructgpt_hf.errors import InstructGPTError
@@ -40,10 +30,10 @@ _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 _INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
 # Logits processors that identify a row by its place in the batch.
 _PROCESSORS = (
-    PrefixConstrainedLogitsProcessor,
-    SynthIDTextWatermarkLogitsProcessor,
-    UnbatchedClassifierFreeGuidanceLogitsProcessor,
-    WatermarkLogitsProcessor,
+    logits_process.PrefixConstrainedLogitsProcessor,
+    logits_process.SynthIDTextWatermarkLogitsProcessor,
+    logits_process.UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    logits_process.WatermarkLogitsProcessor,
 )
 
 
@@ -65,10 +55,8 @@ def generate(model: PreTrainedModel | PeftModel, **inputs: Any) -> Tensor:
 
     Args:
         model: causal language model, whole or PEFT.
-        inputs: of `generate`: `input_ids` [B, P] padded left, `attention_mask` [B, P], `generation_config`, ...
-
-    Returns:
-        [B, P + T] ids, padded right with the padding id up to the longest completion.
+        inputs: of `generate`, with `input_ids` and `attention_mask` [B, P] padded left. The result is ids [B, P + T],
+            padded right with the padding id up to the longest completion.
 
     Raises:
         LogitsNotFinite: if the logits to sample from hold NaN or infinity.

@@ -42,24 +42,22 @@ def padded(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [B, S] of B rows padded to the longest, and their attention mask."""
     ids = [torch.tensor(row) for row in rows]
-    masks = [torch.ones_like(row) for row in ids]
-    return (
-        pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side).to(device),
-        pad_sequence(masks, batch_first=True, padding_side=side).to(device),
-    )
+    padded_ids = pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side)
+    mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
+    return padded_ids.to(device), mask.to(device)
 
 
 @contextlib.contextmanager
 def evaluation_mode(*models: object) -> Iterator[None]:
     """Put models into evaluation mode inside, and every module back into its mode after; skip plain callables."""
     modules = [module for model in models if isinstance(model, torch.nn.Module) for module in model.modules()]
-    modes = [module.training for module in modules]
+    modes = {module: module.training for module in modules}
     try:
-        for module in modules:
+        for module in modes:
             module.training = False
         yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -69,12 +67,9 @@ def model_device(model: object) -> torch.device:
 
 
 def model_inputs(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """Arguments of a forward pass over padded rows, with explicit positions where the architecture takes them.
+    """Arguments of a forward pass over ids and mask [B, S], padded on either side, with positions where it takes them.
 
-    Args:
-        model: causal model or classifier, whole, PEFT or on a shared base.
-        input_ids: [B, S].
-        attention_mask: [B, S]; padding on either side.
+    The model is a causal model or classifier, whole, PEFT or on a shared base.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
     if takes_positions(unwrap_peft(getattr(model, "host", model))):  # a scorer on a shared base has a `host`

@@ -81,11 +81,7 @@ def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
     Merging and unmerging the whole policy would round the base's weights, and the reference on the same base, a little
     more each time. Here one layer is merged at a time, and its own weights are restored exactly.
 
-    Args:
-        policy: not quantised; adapters of other roles on its base are left out.
-
-    Yields:
-        Name and weight; the weight is valid until the next one.
+    The policy is not quantised; adapters of other roles are left out. A weight is valid until the next one.
     """
     base = unwrap_peft(policy)
     for name, parameter in base.named_parameters():

@@ -81,16 +81,10 @@ class CompletionScorer:
 
 
 def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dtype) -> Mask | dict[str, Mask]:
-    """Masks of shared rows, in the form that the layers of a model without wrappers take.
+    """Masks of shared rows with `position_ids`, `blocks` and `segments` [B, L], for a model without wrappers.
 
-    Args:
-        model: transformers model without wrappers.
-        batch: `position_ids`, `blocks`, `segments` [B, L].
-        dtype: dtype of attention.
-
-    Returns:
-        Additive mask [B, 1, L, L], or a `BlockMask` of that shape for flex attention; where the config names types of
-        layers, a dict with one for each.
+    The result is an additive mask [B, 1, L, L] in `dtype`, or a `BlockMask` of that shape for flex attention; where the
+    config names types of layers, a dict with one for each.
     """
     config = model.config.get_text_config()
 

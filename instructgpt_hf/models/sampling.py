@@ -28,8 +28,9 @@ def sample_completions(
 ) -> list[list[int]]:
     """Sample one completion per prompt from the whole distribution (no top-k, no top-p, no repetition penalty).
 
-    The model's own generation settings are ignored, so that two policies are sampled alike. The modules' modes and the
-    random state are restored. The result depends on the seed and, when sampling, on the batch size.
+    Returns N lists of token ids up to and with EOS, or of `max_new_tokens` tokens without EOS. The model's own
+    generation settings are ignored, so that two policies are sampled alike. Modes and random state are restored. The
+    result depends on the seed and, when sampling, on the batch size.
 
     Args:
         model: causal language model, whole or PEFT.
@@ -42,9 +43,6 @@ def sample_completions(
         batch_size: prompts per batch.
         progress: called with the number of prompts of each finished batch.
         min_new_tokens: number of tokens before EOS is allowed.
-
-    Returns:
-        N lists of token ids up to and with EOS, or of `max_new_tokens` tokens without EOS.
 
     Raises:
         ValueError: if a prompt is empty, there is no EOS or padding id, or the temperature is negative.

@@ -76,9 +76,8 @@ def load_scorers(
     """
     folder = Path(folder)
     if is_adapter(folder):
-        if isinstance(policy, PeftModel) and sharing_refusal(*base_of(policy), folder, **model_kwargs) is None:
-            return _adapters_on(policy, folder)
-        return _adapters_on(load_adapter_classifier(folder, **model_kwargs), folder)
+        shared = isinstance(policy, PeftModel) and not sharing_refusal(*base_of(policy), folder, **model_kwargs)
+        return _adapters_on(policy if shared else load_adapter_classifier(folder, **model_kwargs), folder)
     reward = load_reward_model(folder, **model_kwargs)
     if peft_config is None:
         return reward, load_reward_model(folder, trainable=True, **model_kwargs)
@@ -96,9 +95,8 @@ def load_another_reward_model(
     if is_adapter(folder) and not (saved := _SavedAdapter(folder)).brings_embeddings:
         for host in (policy, getattr(value_model, "host", None)):
             if isinstance(host, PeftModel) and sharing_refusal(*base_of(host), folder, **model_kwargs) is None:
-                name = next(
-                    new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config
-                )
+                names = (f"{REWARD_ADAPTER}_{number}" for number in count(2))
+                name = next(name for name in names if name not in host.peft_config)
                 with keep_trainable(host):
                     saved.put_on(host, name)
                 return AdapterScorer(host, name, saved.head, saved.record).requires_grad_(False).eval()

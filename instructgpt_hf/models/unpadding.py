@@ -1,7 +1,6 @@
 """Batches of prompts and completions without most of their padding, and logits of the completions' tokens alone.
 
-Prompts padded to the longest prompt and completions to the longest completion can make most positions of a batch
-padding, and with a vocabulary of 50k or more the logits of padding cost as much as those of tokens.
+Most positions of a batch can be padding, whose logits, over 50k or more tokens, cost as much as those of tokens.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ class CompletionScorer:
 def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dtype) -> Mask | dict[str, Mask]:
     """Masks of shared rows with `position_ids`, `blocks` and `segments` [B, L], for a model without wrappers.
 
-    The result is an additive mask [B, 1, L, L] in `dtype`, or a `BlockMask` of that shape for flex attention; where the
-    config names types of layers, a dict with one for each.
+    The result is an additive mask [B, 1, L, L] in `dtype`, or for flex attention a `BlockMask` of that shape; where
+    the config names types of layers, a dict with one for each.
     """
     config = model.config.get_text_config()
 

@@ -1,4 +1,4 @@
-"""A tiny PPO trainer: data, a reward that can be climbed, settings for seconds."""
+"""The one builder of tiny PPO trainers: data, a reward that can be climbed, settings for seconds, what they log."""
 
 from datasets import Dataset
 
@@ -55,3 +55,8 @@ def build_trainer(
 def snapshot(module):
     """Copies of the parameters, by name."""
     return {name: item.detach().clone() for name, item in module.named_parameters()}
+
+
+def records(trainer):
+    """The log's records of iterations."""
+    return [record for record in trainer.state.log_history if "objective/kl" in record]

@@ -142,9 +142,9 @@ def check(job: Job, folder: str) -> None:
     trainer._evaluate_policies = keep(references, evaluate)
     trainer.train()
     (batch,), back = batches, torch.tensor(order).argsort()
-    found = {name: batch[name] for name in ("logps", "values", "returns", "advantages")}
-    found |= {"raw_advantages": batch["returns"] - batch["values"], "scores": scores[0].squeeze(1)}
-    found["reference"] = references[0]
+    found = {name: getattr(batch, name) for name in ("logps", "values", "returns", "advantages")}
+    found |= {"raw_advantages": batch.returns - batch.values, "scores": scores[0].squeeze(1)}
+    found["reference"] = references[0].ref_logps
     found = {name: item.float().cpu()[back] for name, item in found.items()}
     names = {"kl": "objective/kl", "policy_loss": "loss/policy", "value_loss": "loss/value"}
     scalars = {name: steps.metrics[key] for name, key in names.items()}

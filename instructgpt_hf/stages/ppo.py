@@ -86,7 +86,7 @@ def run_ppo(run: StageRun) -> StageArtifact:
         prompt_format=prompt_format,
         pretraining_dataset=text[0] if text is not None else None,
     )
-    trainer.guard.say = run.log
+    trainer.guard.warn = run.log
     try:
         training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
     except TrainingStopped as stop:

@@ -8,13 +8,13 @@ import torch
 def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
     from helpers.ppo_trainer import build_trainer, count_c
 
-    def build(reward=count_c, policy=None, value_model=None, tokenizer=tokenizer, **changes):
+    def build(folder="work", reward=count_c, policy=None, value_model=None, tokenizer=tokenizer, **changes):
         return build_trainer(
             policy if policy is not None else make_policy(),
             reward,
             value_model if value_model is not None else make_scorer(),
             tokenizer,
-            **{"output_dir": tmp_path / "work", **changes},
+            **{"output_dir": tmp_path / folder, **changes},
         )
 
     return build
@@ -25,7 +25,7 @@ def ppo_source(make_policy, make_scorer, tokenizer, tmp_path):
     """A folder with `policy`, `scorer` and `tokenizer`."""
     policy = make_policy()
     with torch.no_grad():
-        policy.lm_head.weight[1] *= 4  # answers that end, after one token or several
+        policy.lm_head.weight[1] *= 4  # completions that end, after one token or several
     policy.save_pretrained(tmp_path / "policy")
     make_scorer().save_pretrained(tmp_path / "scorer")
     tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -123,9 +123,8 @@ def _check_positions(token_lists: TokenLists, model: nn.Module) -> None:
     longest, limit = max(map(len, token_lists)), positions(model.config)
     if limit is not None and longest > limit:
         raise InstructGPTError(
-            f"{RewardModelFunction.__name__}: a prompt with its completion has {longest} of the reward model's own "
-            f"tokens, and it has {limit} positions. Lower max_completion_length or max_prompt_length, or score with a "
-            "model that reads more."
+            f"reward_model: a prompt with its completion has {longest} of the reward model's own tokens, and it has "
+            f"{limit} positions. Lower max_completion_length or max_prompt_length, or score with a model that reads more."
         )
 
 

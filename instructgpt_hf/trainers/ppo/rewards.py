@@ -124,7 +124,8 @@ def _check_positions(token_lists: TokenLists, model: nn.Module) -> None:
     if limit is not None and longest > limit:
         raise InstructGPTError(
             f"reward_model: a prompt with its completion has {longest} of the reward model's own tokens, and it has "
-            f"{limit} positions. Lower max_completion_length or max_prompt_length, or score with a model that reads more."
+            f"{limit} positions. Lower max_completion_length or max_prompt_length, or score with a model that reads "
+            "more."
         )
 
 

@@ -71,9 +71,9 @@ class PPOTrainer(PPOOptimization):
     | optimizer, scheduler and random state in checkpoints | weights, their average, text position; whole folders |
     | `push_to_hub` | the files that it pushes, private, without TRL's model card |
 
-    It inherits from RLOOTrainer, the trainer in TRL that samples completions and scores them with reward functions: the
-    left column then comes with every TRL release and its settings, where composition would have to copy it. The price
-    is private hooks (`_compat/trainers.py`), which contract tests check, and narrow bounds on TRL's version.
+    It inherits from RLOOTrainer, the trainer in TRL that samples completions and calls reward functions: the left
+    column then comes with every TRL release and its settings, where composition would have to copy it. The price is
+    private hooks (`_compat/trainers.py`), which contract tests check, and narrow bounds on TRL's version.
 
     Args:
         model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.

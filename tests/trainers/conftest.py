@@ -1,4 +1,9 @@
-"""Tiny PPO trainers, and what the scripts of this folder, which run in processes of their own, read."""
+"""Tiny PPO trainers, and the input of helpers that run in processes of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,3 +35,28 @@ def ppo_source(make_policy, make_scorer, tokenizer, tmp_path):
     make_scorer().save_pretrained(tmp_path / "scorer")
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return tmp_path
+
+
+@pytest.fixture
+def run_helper():
+    """A function that runs a module of tests/helpers in a process of its own and returns its output."""
+
+    def run(module, *words, launcher=()):
+        paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+        done = subprocess.run(
+            [sys.executable, *launcher, "-m", f"helpers.{module}", *map(str, words)],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run

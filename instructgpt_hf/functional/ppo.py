@@ -13,23 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
+from instructgpt_hf.functional.log_probs import token_log_probs
 from instructgpt_hf.functional.masked import check_same_shape, masked_mean, masked_var
-
-__all__ = [
-    "PolicyLoss",
-    "ValueLoss",
-    "explained_variance",
-    "kl_estimate",
-    "lm_loss",
-    "log_probs_and_entropy",
-    "loss_denominator",
-    "policy_loss",
-    "ppo_ptx_loss",
-    "predicted_mask",
-    "token_log_probs",
-    "value_loss",
-]
 
 
 class PolicyLoss(NamedTuple):
@@ -237,9 +222,8 @@ def ppo_ptx_loss(
 ) -> Tensor:
     """Equation 2 of InstructGPT as one sum to be minimised: PPO's surrogate, its value loss, and the pretraining term.
 
-    The policy loss stands for the bracket of equation 2, score minus KL penalty, whose gradient it has on average; the
-    last term is gamma times the expectation of log pi(x). PPO adds the value loss, which trains no weight of the
-    policy.
+    The policy loss has on average the gradient of equation 2's bracket, score minus KL penalty; the last term is
+    gamma times the expectation of log pi(x). PPO adds the value loss, which trains no weight of the policy.
 
     Args:
         policy: loss of `policy_loss`.
@@ -247,9 +231,6 @@ def ppo_ptx_loss(
         vf_coef: weight of the value loss.
         lm: `lm_loss` of pretraining text.
         ptx_coef: gamma of equation 2 (C.4: 27.8); 0 is plain PPO.
-
-    Returns:
-        A scalar.
     """
     return policy + vf_coef * value + ptx_coef * lm
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 
 class WeightAverage(TrainerCallback):
@@ -25,9 +26,7 @@ class WeightAverage(TrainerCallback):
         self.parameters = parameters
         self.averages = {name: item.detach().float().clone() for name, item in self.parameters.items()}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, *_: Any, **__: Any) -> None:
         """Update the average with the new weights."""
         ema_update(list(self.averages.values()), list(self.parameters.values()), self.decay)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation import ContinuousBatchingConfig
+from trl.generation.vllm_generation import VLLMGeneration
 
 from instructgpt_hf._compat.quirks import has_sharded_weights, set_vllm_weights
 from instructgpt_hf.config.ppo import PPOConfig
@@ -17,10 +18,6 @@ from instructgpt_hf.models.adapters import POLICY_ADAPTER
 from instructgpt_hf.models.continuous import generate_batch
 from instructgpt_hf.models.merging import merged_weights
 from instructgpt_hf.trainers.ppo.rollouts import TokenLists
-
-if TYPE_CHECKING:
-    from transformers.generation import ContinuousBatchingConfig
-    from trl.generation.vllm_generation import VLLMGeneration
 
 
 def prepare_vllm(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import explained_variance, kl_estimate
@@ -69,26 +71,23 @@ METRICS = {
 }
 
 
+@dataclass(eq=False)
 class PhaseClock(TrainerCallback):
     """Callback that records seconds and tokens per second of an iteration's phases, each from the end of the last.
 
-    Args:
+    Attributes:
         steps: optimizer steps of an iteration; the last one ends the phase "train".
         record: called with a metric's name and value.
         now: monotonic clock in seconds.
-
-    Attributes:
         training_tokens: tokens of the current iteration's optimizer steps.
+        started: when the present phase started; None outside an iteration.
     """
 
-    def __init__(
-        self, steps: int, record: Callable[[str, float], None], now: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self.steps = steps
-        self.record = record
-        self.now = now
-        self.started: float | None = None
-        self.training_tokens = 0.0
+    steps: int
+    record: Callable[[str, float], None]
+    now: Callable[[], float] = time.perf_counter
+    training_tokens: float = 0.0
+    started: float | None = None
 
     def start(self) -> None:
         """Start an iteration."""
@@ -111,9 +110,7 @@ class PhaseClock(TrainerCallback):
         self.record(time_name, seconds)
         self.record(rate_name, tokens / max(seconds, 1e-9))
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """End the iteration after its last optimizer step."""
         if state.global_step % self.steps == 0:
             self.end("train", self.training_tokens)

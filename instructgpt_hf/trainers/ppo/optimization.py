@@ -128,18 +128,11 @@ class GradientComparison:
 
 
 class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
-    """Optimizer steps of `PPOTrainer`: minibatches, losses, the pretraining gradient, learning rates.
-
-    Attributes:
-        args: PPO's settings.
-        actor_critic: both models.
-        pretraining: blocks of pretraining text; None for plain PPO.
-        guard: checks metrics and gradients.
-    """
+    """Optimizer steps of `PPOTrainer`: minibatches, losses, the pretraining gradient, learning rates."""
 
     args: PPOConfig
     actor_critic: ActorCritic
-    pretraining: PretrainingStream | None
+    pretraining: PretrainingStream | None  # None for plain PPO
     guard: Guard
 
     @property

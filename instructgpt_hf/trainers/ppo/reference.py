@@ -17,7 +17,7 @@ from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import using_adapter
 from instructgpt_hf.models.loading import keep_half
-from instructgpt_hf.trainers.ppo.rollouts import Tokens, place
+from instructgpt_hf.trainers.ppo.rollouts import Tokens
 
 
 class Evaluated(NamedTuple):
@@ -36,11 +36,7 @@ class Evaluated(NamedTuple):
 
 @torch.no_grad()
 def evaluate(
-    tokens: Tokens,
-    model: ActorCritic,
-    ref_model: PreTrainedModel | None,
-    batch_size: int,
-    accelerator: Accelerator,
+    tokens: Tokens, model: ActorCritic, ref_model: PreTrainedModel | None, batch_size: int, accelerator: Accelerator
 ) -> Evaluated:
     """Run policy, value model and reference over prompts and completions, `batch_size` rows at a time."""
     shape = tokens.completion_ids.shape
@@ -51,7 +47,7 @@ def evaluate(
             output = model(ids, mask, length)
             ref_logps = reference_log_probs(model, ref_model, ids, mask, length)
         for target, values in zip(result, (output.logps, output.values, ref_logps), strict=True):
-            place(target, rows, values * piece.completion_mask)
+            target[rows, :length] = (values * piece.completion_mask).to(target.dtype)
     return result
 
 

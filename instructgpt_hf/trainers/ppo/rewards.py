@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -23,20 +23,6 @@ from instructgpt_hf.trainers.ppo.rollouts import TokenLists, Tokens
 RewardFunction = Callable[..., Sequence[float | None]]
 
 
-class RewardInputs(NamedTuple):
-    """Prompts and completions as one reward model reads them, N lists of token ids each.
-
-    Attributes:
-        prompt_ids: N lists.
-        completion_ids: N lists of at least one token; the score is read at the last one.
-        pad_token_id: padding id.
-    """
-
-    prompt_ids: TokenLists
-    completion_ids: TokenLists
-    pad_token_id: int
-
-
 @dataclass(frozen=True)
 class SampledIds:
     """Reader of a reward model that shares the policy's tokenizer: the very ids that were sampled, EOS included.
@@ -53,9 +39,9 @@ class SampledIds:
     tokenizer: PreTrainedTokenizerBase
     eos_token_ids: Sequence[int]
 
-    def __call__(self, prompts: list[Prompt], completion_ids: TokenLists) -> RewardInputs:
+    def __call__(self, prompts: list[Prompt], completion_ids: TokenLists) -> Tokens:
         rendered = [self.prompt_format.prompt_ids(prompt, self.tokenizer) for prompt in prompts]
-        return RewardInputs(rendered, completion_ids, self.tokenizer.pad_token_id)
+        return Tokens.pad(rendered, completion_ids, self.tokenizer.pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -70,42 +56,35 @@ class OwnTokens:
     policy: SampledIds
     model: TextRewardModel
 
-    def __call__(self, prompts: list[Prompt], completion_ids: TokenLists) -> RewardInputs:
+    def __call__(self, prompts: list[Prompt], completion_ids: TokenLists) -> Tokens:
         policy, tokenizer = self.policy, self.model.tokenizer
         texts = [policy.prompt_format.completion_text(ids, policy.tokenizer) for ids in completion_ids]
         whole = self.model.token_lists(prompts, texts, is_finished(completion_ids, policy.eos_token_ids))
         _check_positions(whole, self.model.model)
         # An unfinished completion may have no text at all: then the score is read at the end of the prompt.
-        return RewardInputs([ids[:-1] for ids in whole], [ids[-1:] for ids in whole], tokenizer.pad_token_id)
+        return Tokens.pad([ids[:-1] for ids in whole], [ids[-1:] for ids in whole], tokenizer.pad_token_id)
 
 
+@dataclass(eq=False)
 class RewardModelFunction:
     """A reward model as a TRL reward function.
 
-    Args:
+    Attributes:
         model: frozen reward model; its shift is applied.
-        reader: turns prompts and completion ids into the model's token ids.
+        reader: turns prompts and completion ids into the model's tokens; the score is read at the last one.
         accelerator: gives the device and autocast.
         batch_size: rows per forward pass.
     """
 
+    model: nn.Module
+    reader: Callable[[list[Prompt], TokenLists], Tokens]
+    accelerator: Accelerator
+    batch_size: int
     __name__ = "reward_model"  # under which TRL logs its mean
-
-    def __init__(
-        self,
-        model: nn.Module,
-        reader: Callable[[list[Prompt], TokenLists], RewardInputs],
-        accelerator: Accelerator,
-        batch_size: int,
-    ) -> None:
-        self.model = model
-        self.reader = reader
-        self.accelerator = accelerator
-        self.batch_size = batch_size
 
     @torch.no_grad()
     def __call__(self, prompts: list[Prompt], completion_ids: TokenLists, **_: Any) -> list[float]:
-        tokens = Tokens.pad(*self.reader(prompts, completion_ids)).to(self.accelerator.device)
+        tokens = self.reader(prompts, completion_ids).to(self.accelerator.device)
         scores = torch.zeros(len(prompts))
         for rows, piece in tokens.by_length(self.batch_size):
             ids, mask, _length = piece.joined()

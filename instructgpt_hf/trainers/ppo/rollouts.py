@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -67,12 +68,7 @@ class Tokens(NamedTuple):
         """Some rows, without the padding columns that none of them needs."""
         start = self.prompt_ids.shape[1] - int(self.prompt_mask[rows].sum(1).max())
         end = int(self.completion_mask[rows].sum(1).max())
-        return Tokens(
-            self.prompt_ids[rows, start:],
-            self.prompt_mask[rows, start:],
-            self.completion_ids[rows, :end],
-            self.completion_mask[rows, :end],
-        )
+        return Tokens(*(item[rows, start:] for item in self[:2]), *(item[rows, :end] for item in self[2:]))
 
     def by_length(self, size: int) -> Iterator[tuple[Tensor, Tokens]]:
         """All rows in pieces of at most `size` rows of similar length, with their row indices.
@@ -104,13 +100,7 @@ class Rollouts(NamedTuple):
         """Some rows, without the padding columns that none of them needs."""
         tokens = self.tokens.select(rows)
         end = tokens.completion_ids.shape[1]
-        return Rollouts(
-            tokens,
-            self.logps[rows, :end],
-            self.values[rows, :end],
-            self.advantages[rows, :end],
-            self.returns[rows, :end],
-        )
+        return Rollouts(tokens, *(item[rows, :end] for item in self[1:]))
 
 
 def estimate_advantages(
@@ -203,11 +193,6 @@ def deal(
     return own.T.unbind()
 
 
-def place(target: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write values [b, t] of some rows into a wider target [B, T], in place."""
-    target[rows, : values.shape[1]] = values.to(target.dtype)
-
-
 def gather_rows(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:
     """The rows [B, T] of all processes, padded to the longest."""
     return [accelerator.gather(accelerator.pad_across_processes(item, dim=1)) for item in tensors]
@@ -222,17 +207,11 @@ def own_rows(accelerator: Accelerator, gathered: Tensor) -> Tensor:
 def over_all_processes(
     accelerator: Accelerator, statistic: Callable[[Tensor, Tensor], Tensor], values: Tensor, mask: Tensor
 ) -> Tensor:
-    """Apply a batch statistic to the episodes of all processes; returns this process's rows [B, T].
-
-    Args:
-        accelerator: gathers the rows.
-        statistic: maps values and mask [N, T] to [N, T], such as `functional.masked_whiten`.
-        values: [B, T].
-        mask: [B, T].
-    """
+    """Apply a statistic of values and mask, [N, T] to [N, T], to all processes' episodes; returns the own rows."""
     return own_rows(accelerator, statistic(*gather_rows(accelerator, values, mask)))[:, : values.shape[1]]
 
 
+@dataclass(eq=False)
 class EpisodeSampler(Sampler[int]):
     """Every prompt once per pass, in an order that depends on the seed and the number of the pass alone.
 
@@ -252,16 +231,13 @@ class EpisodeSampler(Sampler[int]):
         step: returns the optimizer steps taken so far.
     """
 
-    def __init__(
-        self, size: int, episodes: int, repeats: int, steps: int, seed: int, shuffle: bool, step: Callable[[], int]
-    ) -> None:
-        self.size = size
-        self.episodes = episodes
-        self.repeats = repeats
-        self.steps = steps
-        self.seed = seed
-        self.shuffle = shuffle
-        self.step = step
+    size: int
+    episodes: int
+    repeats: int
+    steps: int
+    seed: int
+    shuffle: bool
+    step: Callable[[], int]
 
     @property
     def iterations(self) -> int:

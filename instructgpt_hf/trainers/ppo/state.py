@@ -12,14 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.reward_model import save_reward_model
@@ -123,21 +116,19 @@ def _save_policy(policy: PreTrainedModel | PeftModel, folder: Path) -> None:
     policy.save_pretrained(folder, **adapters)
 
 
+@dataclass(eq=False)
 class ContinueLog(TrainerCallback):
     """Callback of a resumed run that puts back what was measured before the checkpoint and not yet logged.
 
-    Args:
+    Attributes:
         restore: `OnPolicyTrainer.restore_unlogged`.
         unlogged: its argument, from the checkpoint.
     """
 
-    def __init__(self, restore: Callable[[dict[str, Any]], None], unlogged: dict[str, Any]) -> None:
-        self.restore = restore
-        self.unlogged: dict[str, Any] | None = unlogged
+    restore: Callable[[dict[str, Any]], None]
+    unlogged: dict[str, Any] | None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Restore once, after the Trainer has set its own sums to zero."""
         if self.unlogged is not None:
             self.restore(self.unlogged)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from instructgpt_hf._compat.checkpoints import last_checkpoint, set_aside
 from instructgpt_hf.errors import InstructGPTError
@@ -168,9 +168,7 @@ class Guard(TrainerCallback):
         self.broken: tuple[str, float] | None = None
         self.bad_steps = 0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Discard the values of an earlier training that was stopped or interrupted."""
         self.values.clear()
         self.broken, self.bad_steps = None, 0
@@ -230,9 +228,7 @@ class Guard(TrainerCallback):
             raise self._stopped(step, self._reason(), TRY_FINITE)
         self.broken = None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """At the end of an iteration, before a checkpoint is saved: check the weights, then warn."""
         if state.global_step % self.steps:
             return

@@ -1,4 +1,4 @@
-"""Behaviour of the Trainer that the three trainers of this package change alike."""
+"""Behaviour of the Trainer that this package's trainers change alike."""
 
 from __future__ import annotations
 
@@ -10,31 +10,24 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import TrainingArguments
 
-
-class QuietCard:
-    """No model card from TRL at every checkpoint; the card is written from stage.json."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Write nothing."""
+from instructgpt_hf._compat.checkpoints import WholeCheckpoints
 
 
-class PrivateRepository:
-    """A repository that a trainer creates is private unless `hub_private_repo` is False."""
+class CommonChanges(WholeCheckpoints):
+    """Whole checkpoints, no model card from TRL, private repositories, and an end without a deadlock."""
 
     args: TrainingArguments
+    model: nn.Module
+    model_wrapped: nn.Module
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing, at every checkpoint; the card is written from stage.json."""
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository, as the Trainer does before it pushes."""
+        """Create the repository to push to, private unless `hub_private_repo` is False."""
         if private is None:
             private = self.args.hub_private_repo is not False
         super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
-
-
-class CleanEnd:
-    """End of a run of several processes without a deadlock."""
-
-    model: nn.Module
-    model_wrapped: nn.Module
 
     def end(self) -> None:
         """Release the wrapped model, then do what the Trainer does at the end.

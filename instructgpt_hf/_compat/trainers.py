@@ -23,8 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.trainer.utils import pad
 
-from instructgpt_hf._compat.checkpoints import WholeCheckpoints
-from instructgpt_hf._compat.mixins import CleanEnd, PrivateRepository, QuietCard, SeveralBackwards
+from instructgpt_hf._compat.mixins import CommonChanges, SeveralBackwards
 
 __all__ = ["OnPolicyTrainer", "RankingTrainer", "SupervisedTrainer", "pad"]
 
@@ -33,11 +32,11 @@ RolloutsT = TypeVar("RolloutsT")
 MicroBatchT = TypeVar("MicroBatchT")
 
 
-class SupervisedTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SFTTrainer):
+class SupervisedTrainer(CommonChanges, SFTTrainer):
     """TRL's SFTTrainer with whole checkpoints, private repositories and no model card of its own."""
 
 
-class RankingTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
+class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
     """TRL's RewardTrainer for a dataset of token ids and ranks, named by `dataset_columns`."""
 
     dataset_columns: tuple[str, ...] = ()
@@ -55,17 +54,8 @@ class RankingTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, S
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(
-    QuietCard,
-    PrivateRepository,
-    WholeCheckpoints,
-    CleanEnd,
-    SeveralBackwards,
-    RLOOTrainer,
-    ABC,
-    Generic[RolloutsT, MicroBatchT],
-):
-    """TRL's RLOOTrainer with abstract public hooks for what another on-policy algorithm replaces.
+class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic[RolloutsT, MicroBatchT]):
+    """TRL's RLOOTrainer with abstract public hooks for the parts that another on-policy algorithm replaces.
 
     `RolloutsT` is what `rollout` returns, `MicroBatchT` an item of `minibatches`. Neither need be a dict: between
     `_prepare_inputs` and `compute_loss`, Trainer and TRL only pass them on.
@@ -116,23 +106,23 @@ class OnPolicyTrainer(
 
     @abstractmethod
     def gradient_done(self, norm: torch.Tensor | float | None) -> None:
-        """Called before an optimizer step, with the gradient's norm if it is known."""
+        """Check or change the gradient before an optimizer step; `norm` is None where it is not known."""
 
     @abstractmethod
     def set_learning_rates(self) -> None:
-        """Called once a resumed run has read its optimizer and scheduler."""
+        """Set the learning rates of a resumed run that has read its optimizer and scheduler."""
 
     @abstractmethod
     def save_models(self, output_dir: str) -> None:
-        """Write what a checkpoint needs beyond the Trainer's own files."""
+        """Write the files of a checkpoint that the Trainer does not write itself."""
 
     @abstractmethod
     def load_models(self, checkpoint: str) -> None:
-        """Read what `save_models` wrote."""
+        """Read the files of `save_models`."""
 
     @abstractmethod
     def load_state(self, checkpoint: str) -> None:
-        """Read what `save_models` wrote apart from weights, which DeepSpeed reads itself."""
+        """Read the files of `save_models` apart from weights, which DeepSpeed reads itself."""
 
     @abstractmethod
     def save_pretrained(self, folder: Path) -> None:
@@ -141,7 +131,7 @@ class OnPolicyTrainer(
     # TRL's private hooks
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's `train`. Discards rollouts buffered by an interrupted run."""
+        """Train, as the Trainer does. Discards rollouts buffered by an interrupted run."""
         self._step, self._buffered_inputs, self._rolled_out = 0, None, None
         return super().train(*args, **kwargs)
 
@@ -209,7 +199,7 @@ class OnPolicyTrainer(
         return {"metrics": dict(self._metrics["train"]), "loss": loss}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the models for use; called by the Trainer for a checkpoint, write what resuming needs."""
+        """Write the models for use, or where the Trainer calls it for a checkpoint, the files for resuming."""
         if _internal_call and output_dir is not None:  # without a folder it is about to push the models
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:

@@ -85,7 +85,7 @@ def policy_loss(
         mask: [B, T], 1 on the tokens that count.
         clip_low: the ratio is clipped below at 1 - clip_low (InstructGPT C.4: 0.2).
         clip_high: and above at 1 + clip_high.
-        denominator: what the sum over unmasked tokens is divided by; their number here by default.
+        denominator: divisor of the sum over unmasked tokens; their number here by default.
 
     Returns:
         See `PolicyLoss`.
@@ -128,7 +128,7 @@ def value_loss(
         mask: [B, T], 1 on the tokens that count.
         clip: how far a prediction may move from `old_values` before its loss stops falling, in units of reward;
             infinity switches clipping off.
-        denominator: what the sum over unmasked tokens is divided by; their number here by default.
+        denominator: divisor of the sum over unmasked tokens; their number here by default.
 
     Returns:
         See `ValueLoss`.
@@ -175,8 +175,8 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | flo
         logits: [B, T, V] of the whole sequences; `logits[:, t]` predicts `ids[:, t + 1]`.
         ids: [B, T]; values outside the mask are ignored.
         mask: [B, T], 1 on the tokens that count, padded on either side.
-        denominator: what the sum over predicted tokens is divided by; their number here (`predicted_mask(mask).sum()`)
-            by default. The number of sequences makes it the sum over tokens that equation 2 writes.
+        denominator: divisor of the sum over predicted tokens; their number here (`predicted_mask(mask).sum()`) by
+            default. The number of sequences makes it the sum over tokens that equation 2 writes.
 
     Returns:
         A scalar, nats.

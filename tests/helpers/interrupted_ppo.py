@@ -1,9 +1,9 @@
 """PPO-ptx that is killed again and again, always resumed, and finally finishes.
 
 Usage: python -m helpers.interrupted_ppo INPUT OUTPUT LORA KILL... with KILL as PLACE:COUNT. INPUT is that of ppo_step.
-A process is forked for every KILL, trains from the last checkpoint, and sends itself SIGKILL when it comes to PLACE for
-the COUNT-th time. The last one is not killed and writes models and log to OUTPUT/end. The last checkpoint after each is
-printed.
+A process is forked for every KILL, trains from the last checkpoint, and sends itself SIGKILL when it comes to PLACE
+for the COUNT-th time. The last one is not killed and writes models and log to OUTPUT/end. The last checkpoint after
+each is printed.
 """
 
 import json

@@ -49,8 +49,8 @@ class OwnTokens:
     """Reader of a reward model with another tokenizer: the text of the completions in the model's own tokens.
 
     Attributes:
-        policy: what is sampled.
-        model: tokenizes the text.
+        policy: reader of the sampled ids.
+        model: tokenizes their text.
     """
 
     policy: SampledIds
@@ -109,7 +109,7 @@ def _check_positions(token_lists: TokenLists, model: nn.Module) -> None:
 
 
 def placeholder(reward: nn.Module | TextRewardModel | RewardFunction) -> RewardFunction:
-    """What TRL's constructor is given for a reward: the function, or of a model only its name.
+    """Reward for TRL's constructor: the function itself, or for a model a stand-in with the model's name.
 
     TRL counts and names the rewards before there is an accelerator, which `as_reward_functions` needs.
     """

@@ -1,4 +1,4 @@
-"""Rollouts: padded tokens, what the losses need of them, minibatches, rows of all processes, order of the prompts."""
+"""Rollouts: padded tokens, advantages, minibatches, rows of all processes, and the order of the prompts."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Tokens(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Sampled completions with what PPO's losses need of them, fixed at rollout time; 0 outside the completion mask.
+    """Sampled completions and the inputs of PPO's losses, fixed at rollout time; 0 outside the completion mask.
 
     Attributes:
         tokens: prompts [B, P] and completions [B, T].
@@ -131,7 +131,7 @@ class MicroBatch(NamedTuple):
 
     Attributes:
         rollouts: of this process.
-        policy_denominator: what the policy loss's sum over tokens is divided by: the mean over processes of the whole
+        policy_denominator: divisor of the policy loss's sum over tokens: the mean over processes of the whole
             minibatch's tokens or sequences, a scalar; None is the number of tokens here.
         value_denominator: the same for the value loss: always tokens.
     """
@@ -199,7 +199,7 @@ def gather_rows(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:
 
 
 def own_rows(accelerator: Accelerator, gathered: Tensor) -> Tensor:
-    """This process's rows of what was gathered from all processes."""
+    """This process's rows of a tensor gathered from all processes."""
     size = gathered.shape[0] // accelerator.num_processes
     return gathered[accelerator.process_index * size :][:size]
 

@@ -1,4 +1,4 @@
-"""Files that PPO writes: what a checkpoint needs beyond the Trainer's own files, and the models for use."""
+"""Files that PPO writes: those of a checkpoint beside the Trainer's own, and the models for use."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def _save_policy(policy: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 @dataclass(eq=False)
 class ContinueLog(TrainerCallback):
-    """Callback of a resumed run that puts back what was measured before the checkpoint and not yet logged.
+    """Callback of a resumed run that restores the metrics from before the checkpoint that were not yet logged.
 
     Attributes:
         restore: `OnPolicyTrainer.restore_unlogged`.

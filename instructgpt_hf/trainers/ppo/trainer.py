@@ -310,12 +310,12 @@ class PPOTrainer(PPOOptimization):
         ).write(folder)
 
     def load_models(self, checkpoint: str) -> None:
-        """Read what `save_models` wrote."""
+        """Read the files of `save_models`."""
         state.read_weights(Path(checkpoint), self.actor_critic)
         self.load_state(checkpoint)
 
     def load_state(self, checkpoint: str) -> None:
-        """Read what `save_models` wrote, apart from the trainable weights."""
+        """Read the files of `save_models` apart from the trainable weights."""
         folder = Path(checkpoint)
         if self.average is not None:
             state.read_average(folder, self.average)

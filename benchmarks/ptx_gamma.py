@@ -20,21 +20,24 @@ import itertools
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-import common
-from common import BenchmarkError
-from ptx_gamma_bench import Bench, FileBench, LabBench
-from ptx_gamma_report import describe, draw, table
+from common.memory import BenchmarkError
+from common.results import header, mean_interval, read_runs, rounded, write_run
+from common.script import command_line, device_name, measure_or_draw, start
+from common.training import training_settings
+from reports import ptx_gamma as report
+from setups.ptx_gamma import Bench, FileBench, LabBench
 from transformers import PrinterCallback
 
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 REDUCTIONS = {"mean": "token_mean", "sum": "sequence_sum"}
-# What the trainer logs in every iteration, averaged over the last quarter of them.
+# Logged in every iteration; averaged over the last quarter of them.
 LOGGED = (
     "objective/scores",
     "objective/kl",
@@ -46,6 +49,7 @@ LOGGED = (
     "grad_cosine_ptx",
     "loss/ptx",
 )
+CURVES = ("objective/scores", "objective/kl", "grad_norm_ratio_ptx")
 
 
 @dataclass(frozen=True)
@@ -61,35 +65,14 @@ class Arm:
 
 def train(arm: Arm, bench: Bench, iterations: int) -> dict[str, Any]:
     """Train one arm and measure its policy."""
-    policy_reduction, ptx_reduction = (REDUCTIONS[name] for name in arm.reductions.split("/"))
     reward, value_model = bench.reward_and_value(arm.seed)
     policy = bench.policy()
     with tempfile.TemporaryDirectory() as folder:
-        args = PPOConfig(
-            **{
-                **bench.settings,
-                "output_dir": folder,
-                "gradient_accumulation_steps": 1,
-                "total_episodes": iterations * bench.settings["generation_batch_size"],
-                "policy_loss_reduction": policy_reduction,
-                "ptx_loss_reduction": ptx_reduction,
-                "ptx_coef": arm.gamma,
-                "learning_rate": arm.learning_rate,
-                "whiten_advantages": arm.whiten,
-                "ema_decay": 0.0,
-                "seed": arm.seed,
-                "use_cpu": common.device_name() == "cpu",
-                "bf16": False,
-                "save_strategy": "no",
-                "disable_tqdm": True,
-                "dataloader_pin_memory": False,
-            }
-        )
         trainer = PPOTrainer(
             policy,
             reward,
             value_model,
-            args,
+            make_config(arm, bench, iterations, folder),
             train_dataset=bench.prompts,
             processing_class=bench.tokenizer,
             prompt_format=bench.format,
@@ -98,74 +81,89 @@ def train(arm: Arm, bench: Bench, iterations: int) -> dict[str, Any]:
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     records = [record for record in trainer.state.log_history if "objective/scores" in record]
+    last = records[-max(1, len(records) // 4) :]
     return {
-        "curve": {
-            name: [record[name] for record in records]
-            for name in ("objective/scores", "objective/kl", "grad_norm_ratio_ptx")
-            if name in records[0]
-        },
-        "logged": {
-            name: statistics.fmean(record[name] for record in records[-max(1, len(records) // 4) :])
-            for name in LOGGED
-            if name in records[0]
-        },
+        "curve": {name: [record[name] for record in records] for name in CURVES if name in records[0]},
+        "logged": {name: statistics.fmean(record[name] for record in last) for name in LOGGED if name in records[0]},
         "measured": bench.measure(policy),
     }
 
 
+def make_config(arm: Arm, bench: Bench, iterations: int, folder: str) -> PPOConfig:
+    """The bench's settings with those of one arm."""
+    policy_reduction, ptx_reduction = (REDUCTIONS[name] for name in arm.reductions.split("/"))
+    settings = {
+        **training_settings(folder, device_name() == "cuda"),
+        **bench.settings,
+        "gradient_accumulation_steps": 1,
+        "total_episodes": iterations * bench.settings["generation_batch_size"],
+        "policy_loss_reduction": policy_reduction,
+        "ptx_loss_reduction": ptx_reduction,
+        "ptx_coef": arm.gamma,
+        "learning_rate": arm.learning_rate,
+        "whiten_advantages": arm.whiten,
+        "ema_decay": 0.0,
+        "seed": arm.seed,
+        "bf16": False,
+    }
+    return PPOConfig(**settings)
+
+
 def summarise(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means and 95 % intervals over seeds of every combination."""
-    found = []
-    keys = ("reductions", "whiten", "learning_rate", "gamma")
-    for key in sorted({tuple(point[name] for name in keys) for point in points}):
-        same = [point for point in points if tuple(point[name] for name in keys) == key]
-        values = [{**point["measured"], **{n: v for n, v in point["logged"].items()}} for point in same]
-        found.append(
-            {
-                **dict(zip(keys, key, strict=True)),
-                "seeds": sorted(point["seed"] for point in same),
-                **{name: common.mean_interval([value[name] for value in values]) for name in values[0]},
-            }
-        )
-    return found
+    names = ("reductions", "whiten", "learning_rate", "gamma")
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for point in points:
+        groups.setdefault(tuple(point[name] for name in names), []).append(point)
+    summary = []
+    for key, same in sorted(groups.items()):
+        values = [{**point["measured"], **point["logged"]} for point in same]
+        intervals = {name: mean_interval([value[name] for value in values]) for name in values[0]}
+        seeds = sorted(point["seed"] for point in same)
+        summary.append({**dict(zip(names, key, strict=True)), "seeds": seeds, **intervals})
+    return summary
 
 
 def measure(options: argparse.Namespace, path: Path) -> None:
-    """Run every combination that is missing; `path` holds what is done after each."""
+    """Run every combination that is missing; `path` has the finished ones after each."""
     bench = make_bench(options)
-    header = common.header()
-    commands = [header.pop("command")]
-    run: dict[str, Any] = {
-        **header,
-        "commands": commands,
-        "bench": bench.label,
-        "settings": {**bench.settings, "iterations": options.iterations, "held_out": options.held_out},
-        "points": [],
-    }
-    known = [other for other in common.read_runs(path) if all(other[k] == run[k] for k in ("bench", "settings"))]
-    if known:
-        run = {**run, **{name: known[0][name] for name in ("points", "start")}}
-        run["commands"] = list(dict.fromkeys([*known[0]["commands"], *run["commands"]]))
-    else:
-        run["start"] = bench.measure(bench.policy())
+    run = make_run(options, bench, read_runs(path))
     print(f"{bench.label}, before PPO: {run['start']}", flush=True)
     done = {tuple(point[name] for name in Arm.__dataclass_fields__) for point in run["points"]}
     rates = options.learning_rates or [bench.settings["learning_rate"]]
     for seed, rate, names, gamma in itertools.product(options.seeds, rates, options.reductions, options.gammas):
         arm = Arm(names, gamma, rate, not options.raw_advantages, seed)
-        if tuple(asdict(arm).values()) in done:
+        if astuple(arm) in done:
             continue
         started = time.perf_counter()
-        found = train(arm, bench, options.iterations)
+        results = train(arm, bench, options.iterations)
         gc.collect()
-        run["points"].append(common.rounded({**asdict(arm), **found, "seconds": time.perf_counter() - started}))
+        run["points"].append(rounded({**asdict(arm), **results, "seconds": time.perf_counter() - started}))
         run["summary"] = summarise(run["points"])
-        common.write_run(path, run, same=("bench", "settings"))
-        print(describe(run["points"][-1]), flush=True)
+        write_run(path, run, same=("bench", "settings"))
+        print(report.describe(run["points"][-1]), flush=True)
+
+
+def make_run(options: argparse.Namespace, bench: Bench, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run's settings, with the points of an earlier run with the same bench and settings."""
+    head = header()
+    commands = [head.pop("command")]
+    run: dict[str, Any] = {
+        **head,
+        "commands": commands,
+        "bench": bench.label,
+        "settings": {**bench.settings, "iterations": options.iterations, "held_out": options.held_out},
+        "points": [],
+    }
+    for known in earlier:
+        if all(known[name] == run[name] for name in ("bench", "settings")):
+            commands = list(dict.fromkeys([*known["commands"], *commands]))
+            return {**run, "points": known["points"], "start": known["start"], "commands": commands}
+    return {**run, "start": bench.measure(bench.policy())}
 
 
 def make_bench(options: argparse.Namespace) -> Bench:
-    """Models, prompts and text that the command line asks for.
+    """Models, prompts and text of the command line.
 
     Raises:
         BenchmarkError: if a model folder comes without prompts or text.
@@ -177,9 +175,9 @@ def make_bench(options: argparse.Namespace) -> Bench:
     return FileBench(options.model, options.prompts, options.text, options.held_out, options.value_layers)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = common.command_line(__doc__, "ptx_gamma_<bench>")
+    parser = command_line(__doc__, "ptx_gamma_<bench>")
     parser.add_argument("--run", type=Path, default=Path("runs/tiny-cpu"), help="finished tiny-cpu run, for the lab")
     parser.add_argument("--model", type=Path, help="model folder, instead of the lab; with --prompts and --text")
     parser.add_argument("--prompts", type=Path, help="file with the column prompt")
@@ -201,12 +199,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    path = options.output or common.RESULTS / f"ptx_gamma_{options.model.name if options.model else 'lab'}.json"
-    common.measure_or_draw(options, path, measure, draw, table)
+    measure_or_draw(options, f"ptx_gamma_{options.model.name if options.model else 'lab'}", measure, report)
 
 
 if __name__ == "__main__":
-    common.start(main)
+    start(main)

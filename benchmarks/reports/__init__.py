@@ -1,0 +1,1 @@
+"""Printed summary, documentation table and picture of each script's result file."""

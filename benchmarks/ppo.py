@@ -26,19 +26,25 @@ from typing import Any
 
 import torch
 from common.models import RANDOM
+from common.report import BLUE, ORANGE, Run, finish_ratios, markdown, note, ratio_chart, times_faster
 from common.results import header, ratios, spread, write_run
-from common.script import command_line, device_name, lacks_gpu, measure_or_draw, start
+from common.script import command_line, device_name, lacks_gpu, measure_or_draw, start, two_numbers
 from common.training import WEIGHTS
-from reports import ppo as report
-from reports.ppo import LENGTHS, OURS, PEER, TRAIN
 from sides.equality import check
-from sides.job import BASE, POLICY, Job
+from sides.job import BASE, OURS, PEER, POLICY, Job
 from sides.models import biases, make_prompts, prepare
-from sides.running import add_peer_option, both_pythons, check_peer_option, peer_versions, running
+from sides.running import both_pythons, peer_versions, running
 from transformers import AutoConfig
 
 from instructgpt_hf.models.loading import load_tokenizer
 
+NAMES = {PEER: "TRL 1.12.0", OURS: "this package"}
+TRAIN = {"full": "full", "lora": "LoRA", "qlora": "QLoRA"}
+LENGTHS = {"equal": "equal lengths", "varying": "varying lengths"}
+_COLUMNS = (
+    *("model", "training", "answers: longest, mean of both", "episodes, steps", *NAMES.values()),
+    *("times faster (by processor time)", "peak memory, TRL 1.12.0", "this package", "ratio (above the models)"),
+)
 SIZES = "episodes in a pass without gradient and in one with, as ROLLOUT:MICRO"
 
 
@@ -46,7 +52,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
     """Run every case; `path` has the finished ones after each."""
     if lacks_gpu(options.model, *options.train):
         return
-    pythons = both_pythons(options)
+    pythons = both_pythons(options.peer_python)
     base = {**header(), "peer_versions": peer_versions(options.peer_python), "model": Path(options.model).name}
     base |= {"dtype": options.dtype, "rounds": options.rounds}
     for train in options.train:
@@ -59,8 +65,8 @@ def measure(options: argparse.Namespace, path: Path) -> None:
                 biased = replace(job, biases=biases(folder, options.dtype, job.prompts, job.completion, mean))
                 run = {**base, "train": train, "lengths": lengths, **shape(biased), "equality": equality}
                 run |= measure_case(pythons, biased, options.peer_sizes, options.rounds)
-                print(report.describe(run), flush=True)
                 write_run(path, run, same=("model", "dtype", "train", "lengths", "completion"))
+                print(table([run]), flush=True)
 
 
 def make_job(options: argparse.Namespace, train: str, folder: Path) -> Job:
@@ -149,8 +155,7 @@ def tune(python: str, job: Job, tried_sizes: list[dict[str, int]]) -> list[dict[
 
 def sizes(text: str) -> dict[str, int]:
     """`"64:8"` as the two fields of a job."""
-    rollout_batch, _, micro_batch = text.partition(":")
-    return {"rollout_batch": int(rollout_batch), "micro_batch": int(micro_batch)}
+    return dict(zip(("rollout_batch", "micro_batch"), two_numbers(text), strict=True))
 
 
 def add_job_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -173,10 +178,48 @@ def check_job_options(parser: argparse.ArgumentParser, options: argparse.Namespa
         parser.error("--minibatch must be a multiple of every MICRO")
 
 
+def draw(runs: list[Run], chart: Path) -> None:
+    """Times faster than TRL, and peak memory, by model, training and lengths."""
+    models: dict[str, list[Run]] = {}
+    for run in runs:
+        models.setdefault(f"{run['model']}, {run['dtype']}", []).append(run)
+    with ratio_chart(chart, models, base=0.6, group=0.9, case=0.35) as groups:
+        for title, cases, time_axes, memory_axes in groups:
+            for place, run in enumerate(cases):
+                memory = run["memory_of_peer"]
+                times_faster(time_axes, run["times_faster"], place, BLUE, 7)
+                memory_axes.plot([memory], [place], "s", color=ORANGE, markersize=6)
+                note(memory_axes, f"{memory:.2f}", (memory, place), 7, color=ORANGE, fontsize="small")
+            labels = [f"{TRAIN[run['train']]}, {run['lengths']}, {run['completion']} tokens" for run in cases]
+            finish_ratios(time_axes, labels, "times faster than TRL 1.12.0", 1.2)
+            finish_ratios(memory_axes, labels, "peak memory, TRL 1.12.0 = 1", 1.2)
+            time_axes.set_title(title)
+
+
+def table(runs: list[Run]) -> str:
+    """The table of the documentation: medians over the rounds, and ratios to TRL."""
+    rows = []
+    for run in runs:
+        means, faster = run["mean_length"], run["times_faster"]["median"]
+        rows.append(
+            [
+                f"{run['model']}, {run['dtype']}",
+                TRAIN[run["train"]],
+                f"{run['lengths']}, {run['completion']}, {means[PEER]:.0f} and {means[OURS]:.0f}",
+                f"{run['episodes']}, {run['optimizer_steps']}",
+                *(f"{run['seconds'][name]['median']:.3g} s" for name in NAMES),
+                f"{faster:.2f} ({run['times_less_processor']['median']:.2f})",
+                *(f"{run['peak_mib'][name]:.0f} MiB" for name in NAMES),
+                f"{run['memory_of_peer']:.2f} ({run['memory_above_models_of_peer']:.2f})",
+            ]
+        )
+    return markdown(_COLUMNS, rows)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__, "ppo_<device>")
-    add_peer_option(parser)
+    parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     defaults = dict(model="random-3m", dtype="float32", episodes=64, minibatch=8, sizes="8:2")
     add_job_options(parser, **defaults, prompt=(32, 64), completion=128)
     parser.add_argument("--train", nargs="+", choices=list(TRAIN), default=["full", "lora"])
@@ -186,7 +229,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=int, default=5, help="timed iterations of each side, in turns")
     options = parser.parse_args(arguments)
-    check_peer_option(parser, options)
     check_job_options(parser, options, *options.peer_sizes)
     return options
 
@@ -194,7 +236,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    measure_or_draw(options, f"ppo_{device_name()}", measure, report)
+    measure_or_draw(options, f"ppo_{device_name()}", measure, draw, table)
 
 
 if __name__ == "__main__":

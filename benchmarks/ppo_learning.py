@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import statistics
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,16 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.results import header, read_runs, write_run
+from common.report import BLUE, ORANGE, Run, figure, interval, legend_below, markdown
+from common.results import header, paired, read_runs, write_run
 from common.script import command_line, measure_or_draw, start
-from reports import ppo_learning as report
+from matplotlib.axes import Axes
+from ppo import NAMES
 from rich.console import Console
 from setups.lab import RECIPE, LabRun, lab_rows
-from sides.job import POLICY, SCALAR, Job
-from sides.running import add_peer_option, both_pythons, check_peer_option, peer_versions, running
+from sides.job import OURS, PEER, POLICY, SCALAR, Job
+from sides.running import both_pythons, peer_versions, running
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.config.recipe import load_recipe
+
+# The end of a curve is the mean of this many iterations.
+LAST = 5
+MEASURES = {"reward": "reward model's score", "gold": "gold labeler's score", "kl": "KL to SFT, nats"}
+_SIDES = {**NAMES, "ours_minus_trl": "difference"}
+_STYLES = {PEER: (ORANGE, "--"), OURS: (BLUE, "-")}
+_PANELS = (
+    ("episodes", "reward", "Reward by episodes", "episodes"),
+    ("seconds", "reward", "Reward by time", "seconds of processor time"),
+    ("episodes", "gold", "Gold labeler's score", "episodes"),
+)
 
 
 class Lab:
@@ -110,7 +124,7 @@ def curves(pythons: dict[str, str], lab: Lab, seed: int, iterations: int) -> lis
 
 def measure(options: argparse.Namespace, path: Path) -> None:
     """Curves of every seed, kept in `path` after each, beside those of other seeds."""
-    pythons = both_pythons(options)
+    pythons = both_pythons(options.peer_python)
     run = {**header(), "peer_versions": peer_versions(options.peer_python), "recipe": RECIPE}
     earlier = [curve for run in read_runs(path) if run["recipe"] == RECIPE for curve in run["curves"]]
     run["curves"] = [curve for curve in earlier if curve["seed"] not in options.seeds]
@@ -123,26 +137,74 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         run["episodes_per_iteration"] = lab.job(0).episodes
         for seed in options.seeds:
             run["curves"] += curves(pythons, lab, seed, options.iterations)
-            run["summary"] = report.summarise(run["curves"])
+            run["summary"] = summarise(run["curves"])
             write_run(path, run, same=("recipe",))
-            print(report.describe(run["summary"]), flush=True)
+            print(table([run]), flush=True)
+
+
+def summarise(curves: list[dict[str, Any]]) -> dict[str, Any]:
+    """Both sides' ends of their curves, as `paired` gives them, and `times_faster` by seed."""
+    ends = {
+        (curve["side"], curve["seed"]): {
+            **{name: statistics.fmean(point[name] for point in curve["points"][-LAST:]) for name in MEASURES},
+            "seconds": curve["seconds"],
+        }
+        for curve in curves
+    }
+    summary = paired(ends, PEER, OURS, list(MEASURES))
+    seconds = {arm: [ends[arm, seed]["seconds"] for seed in summary["seeds"]] for arm in NAMES}
+    return {**summary, "times_faster": [peer / ours for peer, ours in zip(*seconds.values(), strict=True)]}
+
+
+def table(runs: list[Run]) -> str:
+    """The table of the documentation: means over seeds with 95 % intervals."""
+    rows = []
+    for summary in (run["summary"] for run in runs):
+        rows += [[MEASURES[name], *(interval(summary[side][name], ".2f") for side in _SIDES)] for name in MEASURES]
+        seconds = [f"{summary[side]['seconds']['mean']:.0f} s" for side in NAMES]
+        faster = summary["times_faster"]
+        rows.append(["processor time", *seconds, f"{min(faster):.2f} to {max(faster):.2f} times faster"])
+    return markdown([f"mean of the last {LAST} iterations", *_SIDES.values()], rows)
+
+
+def draw(runs: list[Run], chart: Path) -> None:
+    """Reward and gold score of the last run, by episodes and by time."""
+    with figure(chart, 12.6, 3.8) as made:
+        panels = made.subplots(1, len(_PANELS))
+        for axes, panel in zip(panels, _PANELS, strict=True):
+            _draw_panel(axes, *panel, runs[-1]["curves"])
+        legend_below(made, panels[0])
+
+
+def _draw_panel(axes: Axes, place: str, measure: str, title: str, unit: str, curves: list[dict[str, Any]]) -> None:
+    """Every seed as a thin line, and the mean over seeds, at the mean place, as a thick one."""
+    for side, (color, style) in _STYLES.items():
+        lines = [
+            [[point[name] for point in curve["points"]] for name in (place, measure)]
+            for curve in curves
+            if curve["side"] == side
+        ]
+        for line in lines:
+            axes.plot(*line, style, color=color, alpha=0.3, linewidth=1)
+        means = [[statistics.fmean(values) for values in zip(*same, strict=True)] for same in zip(*lines, strict=True)]
+        axes.plot(*means, style, color=color, linewidth=2, label=NAMES[side])
+    axes.set_title(title)
+    axes.set_xlabel(unit)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__, "ppo_learning_cpu")
-    add_peer_option(parser)
+    parser.add_argument("--peer_python", help="Python of an environment with TRL 1.12.0")
     parser.add_argument("--run", type=Path, help=f"folder of a run of {RECIPE} with finished stages sft and reward")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, default=40)
-    options = parser.parse_args(arguments)
-    check_peer_option(parser, options)
-    return options
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or draw."""
-    measure_or_draw(parse(arguments), "ppo_learning_cpu", measure, report)
+    measure_or_draw(parse(arguments), "ppo_learning_cpu", measure, draw, table)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,18 @@ import torch
 from common.equality import Gradients, gradient_difference, require_equal
 from common.memory import BenchmarkError
 from common.models import NEED_GPU, RANDOM, write_random
+from common.report import BLUE, ORANGE, Run, finish_ratios, legend_below, markdown, ratio_chart, times_faster
 from common.results import header, interleave, ratios, spread, write_run
-from common.script import command_line, device_name, lacks_gpu, measure_or_draw, quiet, start
+from common.script import command_line, device_name, lacks_gpu, measure_or_draw, quiet, start, two_numbers
 from common.training import WEIGHTS
-from reports import reward_model as report
-from reports.reward_model import NAMES, PER_COMPLETION, SHARED, TRL
-from setups.reward_model import Case, Contender, Setup
+from setups.reward_model import PER_COMPLETION, SHARED, TRL, Case, Contender, Setup
 
+NAMES = {TRL: "TRL, all pairs", PER_COMPLETION: "one row per completion", SHARED: "shared prefix"}
+_STYLES: dict[str, tuple[str, str, float]] = {PER_COMPLETION: (BLUE, "s", -0.12), SHARED: (ORANGE, "o", 0.12)}
+_COLUMNS = (
+    *("model, training", "K", "prompt:completion", "prompts a step", *["TRL", *list(NAMES.values())[1:]]),
+    *("times faster", "peak memory, TRL", "shared prefix"),
+)
 # Prompt and completion tokens: 4:1, 1:1, 1:4.
 LENGTHS = ((128, 32), (64, 64), (32, 128))
 COMPLETIONS = (4, 9)
@@ -86,8 +91,7 @@ def probe(setup: Setup, case: Case, name: str, micro_batch: int) -> dict[str, An
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         raise BenchmarkError(f"--probe {request} failed:\n{done.stderr[-2000:]}")
-    measured: dict[str, Any] = json.loads(lines[-1])
-    return measured
+    return json.loads(lines[-1])
 
 
 def answer_probe(request: str) -> None:
@@ -159,7 +163,7 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         for completions, (prompt, completion) in itertools.product(options.completions, options.lengths)
     ]
     run = {**header(), "model": label, "train": options.train, "dtype": dtype, "rounds": options.rounds}
-    run |= {"steps_per_round": options.steps, "shapes": [report.shape(asdict(case)) for case in cases], "cases": []}
+    run |= {"steps_per_round": options.steps, "shapes": [shape(asdict(case)) for case in cases], "cases": []}
     with tempfile.TemporaryDirectory() as scratch:
         model = options.model
         if model in RANDOM:
@@ -167,14 +171,58 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         setup = Setup(model, options.train, dtype, device_name() == "cuda", torch.get_num_threads(), options.attention)
         for case in cases:
             run["cases"].append(run_case(setup, case, options.micro_batches, options.rounds, options.steps))
-            print(report.describe(run["cases"][-1]), flush=True)
             write_run(path, run, same=("model", "train", "dtype", "shapes"))
+            print(table([{**run, "cases": run["cases"][-1:]}]), flush=True)
 
 
-def lengths(text: str) -> tuple[int, int]:
-    """`"128:32"` as (128, 32)."""
-    prompt, _, completion = text.partition(":")
-    return int(prompt), int(completion)
+def shape(case: dict[str, Any]) -> str:
+    """A case's number of completions, and prompt and completion tokens."""
+    return f"K = {case['completions']}, {case['prompt']}:{case['completion']}"
+
+
+def _by_model(runs: list[Run]) -> dict[str, list[dict[str, Any]]]:
+    """Cases by model, training and dtype, in the order of K, then from long prompts to long completions."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(f"{run['model']}, {run['train']}, {run['dtype']}", []).extend(run["cases"])
+    for cases in groups.values():
+        cases.sort(key=lambda case: (case["completions"], case["completion"] / case["prompt"]))
+    return groups
+
+
+def draw(runs: list[Run], chart: Path) -> None:
+    """Times faster than TRL, and peak memory, by model and shape of rankings."""
+    with ratio_chart(chart, _by_model(runs), base=1.0, group=0.6, case=0.42) as groups:
+        for title, cases, time_axes, memory_axes in groups:
+            for name, (color, marker, offset) in _STYLES.items():
+                for place, case in enumerate(cases):
+                    label = NAMES[name] if place == 0 else None
+                    times_faster(time_axes, case["times_faster"][name], place + offset, color, 6, marker, label)
+                    memory_axes.plot(
+                        [case["memory_of_trl"][name]], [place + offset], marker, color=color, markersize=6
+                    )
+            labels = [shape(case) for case in cases]
+            finish_ratios(time_axes, labels, "times faster than TRL on all pairs", 1.15)
+            finish_ratios(memory_axes, labels, "peak memory, TRL = 1", 1.15)
+            time_axes.set_title(title)
+        legend_below(time_axes.figure, groups[0][2])
+
+
+def table(runs: list[Run]) -> str:
+    """The table of the documentation: medians over the rounds, and ratios to TRL."""
+    rows = []
+    for title, cases in _by_model(runs).items():
+        for case in cases:
+            faster = {name: f"{item['median']:.1f}" for name, item in case["times_faster"].items()}
+            rows.append(
+                [
+                    *(title, f"{case['completions']}", f"{case['prompt']}:{case['completion']}", f"{case['prompts']}"),
+                    *(f"{case['seconds'][name]['median']:.3g} s" for name in NAMES),
+                    f"{faster[SHARED]} (per completion {faster[PER_COMPLETION]})",
+                    *(f"{case['peak_mib'][name]:.0f} MiB" for name in (TRL, SHARED)),
+                ]
+            )
+    return markdown(_COLUMNS, rows)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -185,7 +233,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32, or bfloat16 for random-1b")
     parser.add_argument("--attention", default="sdpa", help="of all contenders; flex_attention needs a GPU")
     parser.add_argument("--completions", type=int, nargs="+", default=list(COMPLETIONS), metavar="K")
-    parser.add_argument("--lengths", type=lengths, nargs="+", default=list(LENGTHS), metavar="PROMPT:COMPLETION")
+    parser.add_argument("--lengths", type=two_numbers, nargs="+", default=list(LENGTHS), metavar="PROMPT:COMPLETION")
     parser.add_argument("--prompts", type=int, default=8, help="prompts per optimizer step")
     parser.add_argument(
         "--micro_batches", type=int, nargs="+", default=[2, 6, 12, 36], help="pairs per pass of TRL, best one taken"
@@ -203,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with quiet():
             answer_probe(options.probe)
     else:
-        measure_or_draw(options, f"reward_model_{device_name()}", measure, report)
+        measure_or_draw(options, f"reward_model_{device_name()}", measure, draw, table)
 
 
 if __name__ == "__main__":

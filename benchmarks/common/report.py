@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
 
-__all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE"]  # for the modules of `reports`
+__all__ = ["BLUE", "GREEN", "GREY", "INK", "ORANGE"]  # for the scripts
 
 Run = dict[str, Any]
 

@@ -35,14 +35,27 @@ def command_line(description: str | None, results: str) -> argparse.ArgumentPars
     return parser
 
 
-def measure_or_draw(options: argparse.Namespace, name: str, measure: Callable[..., None], report: Any) -> None:
+def two_numbers(text: str) -> tuple[int, int]:
+    """`"128:32"` as (128, 32)."""
+    first, _, second = text.partition(":")
+    return int(first), int(second)
+
+
+def measure_or_draw(
+    options: argparse.Namespace,
+    name: str,
+    measure: Callable[[argparse.Namespace, Path], None],
+    draw: Callable[[list[dict[str, Any]], Path], None],
+    table: Callable[[list[dict[str, Any]]], str],
+) -> None:
     """Measure, or with `--draw` print the table of the result file and draw its picture beside it.
 
     Args:
         options: the command line.
         name: of the result file without `--output`.
         measure: takes the options and the path of the result file.
-        report: module of the package `reports`, with `table(runs)` and `draw(runs, chart)`.
+        draw: takes the runs of the result file and the path of the picture.
+        table: the same runs in Markdown.
 
     Raises:
         BenchmarkError: if the file to draw has no runs.
@@ -55,8 +68,8 @@ def measure_or_draw(options: argparse.Namespace, name: str, measure: Callable[..
         runs, chart = read_runs(path), path.with_suffix(".png")
         if not runs:
             raise BenchmarkError(f"{path}: nothing has been measured yet")
-        report.draw(runs, chart)
-        print(chart, report.table(runs), sep="\n")
+        draw(runs, chart)
+        print(chart, table(runs), sep="\n")
 
 
 @contextlib.contextmanager

@@ -60,25 +60,14 @@ FILE_SETTINGS = {
 
 
 class Bench(ABC):
-    """Models, data and measures; the subclasses provide them.
+    """Models, data and measures; the subclasses provide them."""
 
-    Attributes:
-        label: name of the run in tables.
-        settings: this bench's settings of `PPOConfig`.
-        tokenizer: of the policy.
-        format: of the prompts.
-        prompts: to train on, column `prompt`.
-        texts: pretraining text to train on, column `text`.
-        held_out_prompts: to measure on.
-        held_out_texts: to measure on.
-    """
-
-    label: str
-    settings: dict[str, Any]
+    label: str  # name of the run in tables
+    settings: dict[str, Any]  # this bench's settings of `PPOConfig`
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat
-    prompts: Dataset
-    texts: Dataset
+    prompts: Dataset  # to train on, column `prompt`
+    texts: Dataset  # pretraining text to train on, column `text`
     held_out_prompts: list[Prompt]
     held_out_texts: list[str]
     _start: PreTrainedModel | PeftModel | None = None

@@ -15,7 +15,6 @@ from common.models import RandomTokens, model_folder, strict_pairs
 from common.training import ADAPTER, model_options, training_settings
 from datasets import Dataset
 from peft import LoraConfig
-from reports.reward_model import PER_COMPLETION, TRL
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback
 from trl import RewardConfig as TRLRewardConfig
 from trl import RewardTrainer as TRLRewardTrainer
@@ -25,6 +24,7 @@ from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.reward_model import create_reward_model
 from instructgpt_hf.trainers.reward import RewardTrainer
 
+TRL, PER_COMPLETION, SHARED = "trl", "per_completion", "shared_prefix"
 Ranking = dict[str, Any]
 
 

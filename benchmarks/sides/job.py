@@ -24,50 +24,28 @@ CLIP, VALUE_CLIP, VALUE_WEIGHT = 0.2, 0.2, 0.1
 
 @dataclass(frozen=True)
 class Job:
-    """Models, prompts and settings of one side.
+    """Models, prompts and settings of one side."""
 
-    Attributes:
-        folder: holds the models `POLICY` and `SCALAR`, and with adapters `BASE`.
-        train: full, lora or qlora.
-        dtype: a key of `common.training.WEIGHTS`.
-        cuda: on a GPU.
-        threads: of torch.
-        prompts: token ids.
-        episodes: of an iteration, each with a prompt of its own.
-        minibatch: episodes of an optimizer step.
-        micro_batch: episodes of a forward and backward pass.
-        completion: most tokens of a completion.
-        rollout_batch: episodes of a forward pass without gradient.
-        biases: by token id, added to the policy's logits.
-        learning_rate: of policy and value model.
-        lam: lambda of the advantages.
-        beta: coefficient of the KL penalty.
-        seed: of the order of the prompts and of sampling.
-        gradient_checkpointing: whether activations are recomputed instead of kept.
-        samples: whether prompts and completions are reported too.
-        completions: stored completions to use instead of sampling. Nothing is timed then, and the two steps of two
-            inner epochs are written to `record`.
-        record: file for the quantities to compare.
-    """
-
-    folder: str
-    train: str
-    dtype: str
+    folder: str  # holds the models `POLICY` and `SCALAR`, and with adapters `BASE`
+    train: str  # full, lora or qlora
+    dtype: str  # a key of `common.training.WEIGHTS`
     cuda: bool
-    threads: int
-    prompts: list[list[int]]
-    episodes: int
-    minibatch: int
-    micro_batch: int
-    completion: int
-    rollout_batch: int
-    biases: dict[str, float]
-    learning_rate: float = 1e-6
-    lam: float = 0.95
-    beta: float = 0.02
-    seed: int = 0
+    threads: int  # of torch
+    prompts: list[list[int]]  # token ids
+    episodes: int  # of an iteration, each with a prompt of its own
+    minibatch: int  # episodes of an optimizer step
+    micro_batch: int  # episodes of a forward and backward pass
+    completion: int  # most tokens of a completion
+    rollout_batch: int  # episodes of a forward pass without gradient
+    biases: dict[str, float]  # by token id, added to the policy's logits
+    learning_rate: float = 1e-6  # of policy and value model
+    lam: float = 0.95  # lambda of the advantages
+    beta: float = 0.02  # coefficient of the KL penalty
+    seed: int = 0  # of the order of the prompts and of sampling
     gradient_checkpointing: bool = False
-    samples: bool = False
+    samples: bool = False  # whether prompts and completions are reported too
+    # Stored completions to use instead of sampling. Nothing is timed then, and the two steps of two inner epochs are
+    # written to the file `record`.
     completions: list[list[int]] | None = None
     record: str | None = None
 

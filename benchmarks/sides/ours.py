@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from instructgpt_hf.models.loading import load_policy, load_tokenizer
 from instructgpt_hf.models.shared_base import load_scorers
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 from sides.job import CLIP, ITERATIONS, POLICY, SCALAR, Job, set_biases
-from sides.side import Samples, Side, gradients, move_policy
+from sides.side import Samples, Side, gradients, move_policy, record
 
 
 class Ours(Side):
@@ -42,17 +41,8 @@ class Ours(Side):
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def keep_samples(self, trainer: PPOTrainer) -> Samples:
-        samples: Samples = []
-        generate = trainer.generate
-
-        def generate_and_keep(prompts: list[str]) -> Any:
-            prompt_ids, completion_ids, completions = generate(prompts)
-            samples.extend(zip(prompt_ids, completion_ids, strict=True))
-            return prompt_ids, completion_ids, completions
-
-        trainer.generate = generate_and_keep
-        return samples
+    def keep_samples(self, trainer: PPOTrainer) -> list[Samples]:
+        return record(trainer, "generate", lambda _, result: list(zip(result[0], result[1], strict=True)))
 
     def train_on_stored(self, trainer: PPOTrainer, job: Job) -> Any:
         steps = Steps()
@@ -68,8 +58,9 @@ class Ours(Side):
             return [trainer.render_prompt(prompt) for prompt in prompts], completions, [""] * len(prompts)
 
         trainer.generate = generate_stored
-        rollouts, scores = _record(trainer, "rollout"), _record(trainer, "rewards")
-        references = _record(trainer, "_evaluate_policies")
+        rollouts, scores, references = (
+            record(trainer, name, lambda _, result: result) for name in ("rollout", "rewards", "_evaluate_policies")
+        )
         trainer.train()
         (batch,) = rollouts
         tensors = {name: batch[name] for name in ("logps", "values", "returns", "advantages")}
@@ -109,19 +100,6 @@ class Ids:
 
 def _as_text(ids: list[int]) -> str:
     return " ".join(map(str, ids))
-
-
-def _record(trainer: PPOTrainer, name: str) -> list[Any]:
-    """A list to which every result of one of the trainer's methods is added from now on."""
-    results: list[Any] = []
-    method: Callable[..., Any] = getattr(trainer, name)
-
-    def call_and_keep(*arguments: Any) -> Any:
-        results.append(method(*arguments))
-        return results[-1]
-
-    setattr(trainer, name, call_and_keep)
-    return results
 
 
 class Steps(TrainerCallback):

@@ -22,7 +22,7 @@ from transformers import (
 from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
 from sides.job import BASE, CLIP, ITERATIONS, POLICY, SCALAR, Job, set_biases
-from sides.side import Samples, Side, gradients, move_policy
+from sides.side import Samples, Side, gradients, move_policy, record
 
 # The reference is the initial policy; with adapters it is a second adapter.
 TRAINED, REFERENCE = "default", "reference"
@@ -56,48 +56,29 @@ class Peer(Side):
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def keep_samples(self, trainer: PPOTrainer) -> Samples:
-        samples: Samples = []
-        generation = ppo_trainer.batch_generation
-
-        def generate_and_keep(model: Any, queries: torch.Tensor, size: int, pad: int, settings: Any) -> Any:
-            sequences, logits = generation(model, queries, size, pad, settings)
-            eos = model.generation_config.eos_token_id
-            for query, ids in zip(queries.tolist(), sequences[:, queries.shape[1] :].tolist(), strict=True):
-                length = ids.index(eos) + 1 if eos in ids else len(ids)
-                samples.append(([token for token in query if token != pad], ids[:length]))
-            return sequences, logits
-
-        ppo_trainer.batch_generation = generate_and_keep
-        return samples
+    def keep_samples(self, trainer: PPOTrainer) -> list[Samples]:
+        return record(ppo_trainer, "batch_generation", _samples)
 
     def train_on_stored(self, trainer: PPOTrainer, job: Job) -> Any:
         move_policy((item for item in trainer.policy_model.parameters() if item.requires_grad), job.train)
         stored = StoredCompletions(job, trainer.processing_class.pad_token_id)
         ppo_trainer.batch_generation = stored
-        log_softmax, rewards, whitened = map(Recorder, ("selective_log_softmax", "get_reward", "masked_whiten"))
-        steps: list[dict[str, torch.Tensor]] = []
-        step = trainer.optimizer.step
-
-        def keep_gradients(*arguments: Any, **settings: Any) -> Any:
-            roles: dict[str, dict[str, Any]] = {"policy": {}, "value_model": {}}
-            for name, parameter in trainer.model.named_parameters():
-                roles[name.split(".")[0]][name] = parameter
-            steps.append(gradients(roles))
-            return step(*arguments, **settings)
-
-        trainer.optimizer.step = keep_gradients
+        log_softmax, rewards, whitened = (
+            record(ppo_trainer, name, lambda *call: call)
+            for name in ("selective_log_softmax", "get_reward", "masked_whiten")
+        )
+        steps = record(trainer.optimizer, "step", lambda *_: gradients(_by_role(trainer.model)))
         trainer.train()
-        (raw, mask), advantages = whitened.calls[0]
-        values = rewards.calls[0][1][0][:, -mask.shape[1] - 1 : -1].squeeze(-1)
+        (raw, mask), advantages = whitened[0]
+        values = rewards[0][1][0][:, -mask.shape[1] - 1 : -1].squeeze(-1)
         tensors = {
-            "logps": log_softmax.calls[0][1] * mask,
-            "reference": log_softmax.calls[1][1] * mask,
+            "logps": log_softmax[0][1] * mask,
+            "reference": log_softmax[1][1] * mask,
             "values": values * mask,
             "raw_advantages": raw * mask,
             "returns": (raw + values) * mask,
             "advantages": advantages * mask,
-            "scores": rewards.calls[1][1][1],
+            "scores": rewards[1][1][1],
         }
         return tensors, steps, stored.order
 
@@ -147,18 +128,22 @@ def load_scalar(job: Job, root: Path, trainable: bool) -> PreTrainedModel:
     return PeftModel.from_pretrained(base, source, is_trainable=trainable).get_base_model()
 
 
-class Recorder:
-    """Replaces a function of TRL's module and keeps its positional arguments and results."""
+def _samples(arguments: tuple[Any, ...], result: tuple[torch.Tensor, torch.Tensor]) -> Samples:
+    """Prompts and completions of a call of TRL's `batch_generation`, without padding."""
+    model, queries, _, pad, _ = arguments
+    eos = model.generation_config.eos_token_id
+    samples = []
+    for query, ids in zip(queries.tolist(), result[0][:, queries.shape[1] :].tolist(), strict=True):
+        length = ids.index(eos) + 1 if eos in ids else len(ids)
+        samples.append(([token for token in query if token != pad], ids[:length]))
+    return samples
 
-    def __init__(self, name: str) -> None:
-        self.function = getattr(ppo_trainer, name)
-        self.calls: list[tuple[Any, Any]] = []
-        setattr(ppo_trainer, name, self)
 
-    def __call__(self, *arguments: Any, **settings: Any) -> Any:
-        result = self.function(*arguments, **settings)
-        self.calls.append((arguments, result))
-        return result
+def _by_role(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    roles: dict[str, dict[str, Any]] = {"policy": {}, "value_model": {}}
+    for name, parameter in model.named_parameters():
+        roles[name.split(".")[0]][name] = parameter
+    return roles
 
 
 class StoredCompletions:

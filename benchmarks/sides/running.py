@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -54,23 +53,19 @@ class SideProcess:
         Raises:
             BenchmarkError: if the process ends instead.
         """
-        assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
             raise BenchmarkError(f"{self.name} ended:\n{self.messages.read_text(encoding='utf-8')[-3000:]}")
-        report: dict[str, Any] = json.loads(line)
-        return report
+        return json.loads(line)
 
     def iterate(self) -> dict[str, Any]:
         """Run one iteration; its report."""
-        assert self.process.stdin is not None
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self.read()
 
     def stop(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
 
@@ -86,35 +81,26 @@ def running(name: str, python: str, job: Job) -> Iterator[tuple[SideProcess, dic
             side.stop()
 
 
-def add_peer_option(parser: argparse.ArgumentParser) -> None:
-    """Add the option that names the peer's environment."""
-    parser.add_argument("--peer_python", help=f"Python of an environment with TRL {PEER_VERSION}")
-
-
-def check_peer_option(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Exit with an error if the script is to measure and has no peer."""
-    if not options.draw and options.peer_python is None:
-        parser.error("--peer_python is needed to measure")
-
-
-def both_pythons(options: argparse.Namespace) -> dict[str, str]:
+def both_pythons(peer: str) -> dict[str, str]:
     """The Python of each side."""
-    return {PEER: options.peer_python, OURS: sys.executable}
+    return {PEER: peer, OURS: sys.executable}
 
 
-def peer_versions(python: str) -> dict[str, str]:
+def peer_versions(python: str | None) -> dict[str, str]:
     """Versions of the libraries in the peer's environment.
 
     Raises:
-        BenchmarkError: if it does not run, or has another TRL than `PEER_VERSION`.
+        BenchmarkError: if there is none, it does not run, or it has another TRL than `PEER_VERSION`.
     """
+    if python is None:
+        raise BenchmarkError("--peer_python is needed to measure")
     names = ["torch", "transformers", "trl", "peft", "accelerate", "datasets"]
     code = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise BenchmarkError(f"--peer_python {python}: {getattr(error, 'stderr', None) or error}") from None
-    versions: dict[str, str] = json.loads(done.stdout)
+    versions = json.loads(done.stdout)
     if versions["trl"] != PEER_VERSION:
         raise BenchmarkError(f"--peer_python {python} has trl {versions['trl']}; the peer is trl {PEER_VERSION}")
     return versions

@@ -7,13 +7,14 @@ both environments, so it needs torch and transformers only.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -42,8 +43,8 @@ class Side(ABC):
         """The trainer on the job's models and prompts."""
 
     @abstractmethod
-    def keep_samples(self, trainer: Trainer) -> Samples:
-        """A list to which sampled prompts and completions are added from now on."""
+    def keep_samples(self, trainer: Trainer) -> list[Samples]:
+        """A list to which sampled prompts and completions are added, call by call, from now on."""
 
     @abstractmethod
     def train_on_stored(
@@ -62,12 +63,12 @@ class Side(ABC):
         trainer.add_callback(metrics)
         tensors, steps, order = self.train_on_stored(trainer, job)
         back = torch.tensor(order).argsort()
-        record = {
+        compared = {
             "tensors": {name: item.float().cpu()[back] for name, item in tensors.items()},
             "scalars": {name: metrics.logged[key] for name, key in zip(SCALARS, self.scalars, strict=True)},
             "steps": steps,
         }
-        torch.save(record, job.record)
+        torch.save(compared, job.record)
 
     def main(self) -> None:
         """Compare stored completions, or iterate in turns."""
@@ -104,14 +105,14 @@ class Turns(TrainerCallback):
         channel: for the reports.
         job: the side's work.
         memory: with the process's memory after imports as baseline.
-        samples: prompts and completions of the iteration; cleared after each.
+        sampled: prompts and completions of the iteration's calls; cleared after each iteration.
     """
 
-    def __init__(self, channel: Channel, job: Job, memory: PeakMemory, samples: Samples) -> None:
+    def __init__(self, channel: Channel, job: Job, memory: PeakMemory, sampled: list[Samples]) -> None:
         self.channel = channel
         self.job = job
         self.memory = memory
-        self.samples = samples
+        self.sampled = sampled
         self.started = self.processor_started = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -121,20 +122,22 @@ class Turns(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Report an iteration: both trainers log once, at its end."""
+        seconds, processor_seconds = now(self.memory.cuda) - self.started, time.process_time() - self.processor_started
+        samples = list(itertools.chain.from_iterable(self.sampled))
+        if len(samples) != self.job.episodes:
+            raise RuntimeError(f"{len(samples)} episodes in an iteration of {self.job.episodes}")
         report = {
-            "seconds": now(self.memory.cuda) - self.started,
-            "processor_seconds": time.process_time() - self.processor_started,
+            "seconds": seconds,
+            "processor_seconds": processor_seconds,
             "peak_mib": self.memory.peak_mib(),
             "held_mib": self.memory.held_mib(),
-            "mean_length": sum(len(completion) for _, completion in self.samples) / len(self.samples),
+            "mean_length": sum(len(completion) for _, completion in samples) / len(samples),
             "score": logs["objective/scores"],
             "kl": logs["objective/kl"],
         }
-        if len(self.samples) != self.job.episodes:
-            raise RuntimeError(f"{len(self.samples)} episodes in an iteration of {self.job.episodes}")
         if self.job.samples:
-            report["samples"] = list(self.samples)
-        self.samples.clear()
+            report["samples"] = samples
+        self.sampled.clear()
         self.channel.write(report)
         self._wait()
 
@@ -162,6 +165,26 @@ def move_policy(parameters: Iterable[Parameter], train: str) -> None:
     """Scale the policy's trained weights, so that it differs by a few nats from the reference copied from it."""
     for parameter in parameters:
         parameter.mul_(1.02 if train == "full" else 1.5)
+
+
+def record(owner: Any, name: str, keep: Callable[[tuple[Any, ...], Any], Any]) -> list[Any]:
+    """A list to which `keep(arguments, result)` is added in every call of a function from now on.
+
+    Args:
+        owner: trainer, optimizer or module whose function is replaced.
+        name: of the function.
+        keep: selects what is kept, so that no large tensor stays in memory.
+    """
+    kept: list[Any] = []
+    function = getattr(owner, name)
+
+    def call_and_keep(*arguments: Any, **settings: Any) -> Any:
+        result = function(*arguments, **settings)
+        kept.append(keep(arguments, result))
+        return result
+
+    setattr(owner, name, call_and_keep)
+    return kept
 
 
 def gradients(roles: dict[str, dict[str, Parameter]]) -> dict[str, torch.Tensor]:

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import ppo
+import ppo_learning
 import ppo_memory
 import pytest
 import torch
 from common import models as random_models
 from common.memory import BenchmarkError
 from common.results import read_runs, write_run
-from reports import ppo_learning as report
 from sides import models
 from sides.equality import compare, stored
 from sides.job import Job, set_biases
@@ -220,7 +220,7 @@ class TestPPOLearning:
             curve("trl", 1, 0, 30.0),
             curve("ours", 1, 3, 10.0),
         ]
-        summary = report.summarise([*curves, curve("trl", 2, 5, 1.0)])
+        summary = ppo_learning.summarise([*curves, curve("trl", 2, 5, 1.0)])
         assert summary["seeds"] == [0, 1] and summary["trl"]["reward"]["mean"] == 7
         difference = summary["ours_minus_trl"]["reward"]
         assert (difference["mean"], difference["high"]) == pytest.approx((2, 2 + 12.706))
@@ -235,8 +235,8 @@ class TestPPOLearning:
             ]
             curves += [{"side": side, "seed": seed, "points": points, "seconds": 6.0 - more} for seed in (0, 1)]
         path = tmp_path / "found.json"
-        run = {"recipe": "tiny-cpu", "curves": curves, "summary": report.summarise(curves)}
+        run = {"recipe": "tiny-cpu", "curves": curves, "summary": ppo_learning.summarise(curves)}
         write_run(path, run, same=("recipe",))
-        report.draw(read_runs(path), chart := path.with_suffix(".png"))
+        ppo_learning.draw(read_runs(path), chart := path.with_suffix(".png"))
         assert chart.read_bytes().startswith(b"\x89PNG")
-        assert "| processor time | 6 s | 5 s | 1.20 to 1.20 times faster |" in report.table(read_runs(path))
+        assert "| processor time | 6 s | 5 s | 1.20 to 1.20 times faster |" in ppo_learning.table(read_runs(path))

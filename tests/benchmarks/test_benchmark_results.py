@@ -8,7 +8,7 @@ from pathlib import Path
 import ptx_gamma
 import pytest
 from common.results import read_runs
-from reports.ptx_gamma import in_token_means
+from ptx_gamma import in_token_means
 from setups.ptx_gamma import plain_words
 
 ROOT = Path(__file__).parents[2]
@@ -60,6 +60,6 @@ def test_documentation_quotes_the_result_files(path):
     names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo_memory", "ppo")
     name = next(name for name in names if path.stem.startswith(name))
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
-    assert importlib.import_module(f"reports.{name}").table(read_runs(path)) in page
+    assert importlib.import_module(name).table(read_runs(path)) in page
     assert f"results/{path.with_suffix('.png').name}" in page
     assert path.with_suffix(".png").is_file()

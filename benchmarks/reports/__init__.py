@@ -1,1 +1,0 @@
-"""Printed summary, documentation table and picture of each script's result file."""

@@ -23,7 +23,6 @@ from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
 from instructgpt_hf.models.loading import (
     check_adapter_settings,
-    count_parameters,
     load_config,
     load_tokenizer,
     resolve_source,
@@ -35,6 +34,7 @@ from instructgpt_hf.stages.inputs import (
     base_record,
     check_vocabulary,
     model_options,
+    model_record,
     previous_stage,
     recorded_format,
     usable_length,
@@ -51,7 +51,7 @@ class RewardInputs(NamedTuple):
     Attributes:
         largest: folder of the model that becomes the reward model.
         base: record of the pretrained model that it descends from.
-        sft: record of the SFT stage.
+        sft: the SFT stage.
         tokenizer: of the reward model.
         prompt_format: of the SFT stage.
         rankings: in their one form.
@@ -60,7 +60,7 @@ class RewardInputs(NamedTuple):
 
     largest: Path
     base: dict[str, Any]
-    sft: StageArtifact
+    sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
     rankings: Split
@@ -96,7 +96,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         schema, held_back = self.sources.records["rankings"]["schema"], len(rankings.test)
         self.run.log(f"read as {schema}; {held_back} rankings held back")
         demonstrations = self._demonstrations(sft.record) if settings.training_args.center_on_demonstrations else None
-        return RewardInputs(start, base, sft.record, tokenizer, prompt_format, rankings, demonstrations)
+        return RewardInputs(start, base, sft, tokenizer, prompt_format, rankings, demonstrations)
 
     def _start(self, sft: FinishedStage) -> tuple[Path, dict[str, Any]]:
         """Folder of the model that becomes the reward model, and the record of its pretrained base.
@@ -131,7 +131,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
         """Those of the SFT stage and of the pretrained model."""
-        return {"sft": inputs.sft.fingerprint, "base": inputs.base["fingerprint"]}
+        return {"sft": inputs.sft.record.fingerprint, "base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: RewardInputs) -> RewardRows:
         """Token ids of rankings and demonstrations within the length limits."""
@@ -193,19 +193,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),
             "base_model": inputs.base,
-            "previous": {
-                "sft": {
-                    "source": self.run.settings.data_args.sft_model_path or "sft",
-                    "fingerprint": inputs.sft.fingerprint,
-                }
-            },
-            "model": {
-                "kind": "adapter" if hasattr(model, "peft_config") else "full",
-                "architecture": type(unwrap_peft(model)).__name__,
-                "reward_shift": reward_shift(model),
-                "license": inputs.base.get("license"),
-                **count_parameters(model),
-            },
+            "previous": {"sft": inputs.sft.reference},
+            "model": {**model_record(model, inputs.base), "reward_shift": reward_shift(model)},
             "metrics": metrics,
         }
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,11 @@ from instructgpt_hf.errors import InstructGPTError
 
 STAGE_FILE = "stage.json"
 FORMAT_VERSION = 1
-STAGES = ("sft", "reward", "ppo", "ppo-ptx")
+# Stages in their order, each with the folders that it writes in a run: PPO-ptx has one beside plain PPO's.
+FOLDERS_OF = {"sft": ("sft",), "reward": ("reward",), "ppo": ("ppo", "ppo-ptx")}
+STAGES = tuple(FOLDERS_OF)
+STAGE_FOLDERS = tuple(name for names in FOLDERS_OF.values() for name in names)
+LARGE_FOLDER = 200 * 2**20
 
 
 @dataclass
@@ -31,7 +36,7 @@ class StageArtifact:
     """The record of one finished stage. Every value is plain JSON.
 
     Attributes:
-        stage: one of `STAGES`.
+        stage: one of `STAGE_FOLDERS`.
         recipe: name of the recipe.
         config: the stage's settings that differ from this package's defaults, by key.
         paper_defaults: keys of the settings left at the default, with that default, for the fields this package adds
@@ -75,7 +80,7 @@ class StageArtifact:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
         path = Path(folder) / STAGE_FILE
-        text = json.dumps(_plain(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
+        text = json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
         partial = path.with_suffix(".partial")
         partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -115,24 +120,28 @@ def _is_required(item: dataclasses.Field[Any]) -> bool:
     return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
 
 
-def _plain(value: Any) -> Any:
-    """`value` with numpy scalars, paths and tuples turned into what JSON holds, and non-finite floats into None."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+def to_json(value: Any) -> Any:
+    """`value` as JSON holds it.
+
+    Named tuples become objects, other tuples and sets lists, numpy and torch scalars numbers, numbers that are not
+    finite null, paths and everything else text.
+    """
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
-        return [_plain(item) for item in (sorted(value) if isinstance(value, set) else value)]
+        return [to_json(item) for item in (sorted(value) if isinstance(value, set) else value)]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, (str, int)):
         return value
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
+    return to_json(value.item()) if hasattr(value, "item") else str(value)
 
 
 def fingerprint(value: Any) -> str:
     """Hash of a JSON-able value, the same for equal values whatever the order of their keys."""
-    text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_json(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -146,6 +155,39 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Hash of a model folder's content; of names, sizes and samples where reading it all would take long."""
+    files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
+    sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
+    if sum(size for _, size in sizes) <= LARGE_FOLDER:
+        return file_fingerprint(folder)
+    return fingerprint([*sizes, *(sampled_fingerprint(item) for item in files)])
+
+
+def sampled_fingerprint(file: Path, blocks: int = 64, size: int = 4096) -> str:
+    """Hash of blocks spread over a file: a retrained model differs in all of them."""
+    digest, length = hashlib.sha256(), file.stat().st_size
+    with file.open("rb") as stream:
+        for index in range(blocks):
+            stream.seek(index * max(length - size, 0) // max(blocks - 1, 1))
+            digest.update(stream.read(size))
+    return digest.hexdigest()[:16]
+
+
+def vocabulary_fingerprint(tokenizer: Any) -> str:
+    """Hash of a tokenizer's vocabulary: equal for models that read the same token ids."""
+    return fingerprint(tokenizer.get_vocab())
+
+
+def code_fingerprint(function: Callable[..., Any]) -> str:
+    """Hash of the file that defines a function, or of its name where there is none."""
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:
+        file = None
+    return file_fingerprint(file) if file is not None else fingerprint(getattr(function, "__name__", str(function)))
 
 
 @contextlib.contextmanager
@@ -175,25 +217,3 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-LARGE_FOLDER = 200 * 2**20
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Hash of a model folder's content; of names, sizes and samples where reading it all would take long."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
-    sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
-    if sum(size for _, size in sizes) <= LARGE_FOLDER:
-        return file_fingerprint(folder)
-    return fingerprint([*sizes, *(_sampled(item) for item in files)])
-
-
-def _sampled(file: Path, blocks: int = 64, size: int = 4096) -> str:
-    """Hash of blocks spread over a file: a retrained model differs in all of them."""
-    digest, length = hashlib.sha256(), file.stat().st_size
-    with file.open("rb") as stream:
-        for index in range(blocks):
-            stream.seek(index * max(length - size, 0) // max(blocks - 1, 1))
-            digest.update(stream.read(size))
-    return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The three stages of InstructGPT as one readable page."""
+"""InstructGPT from first to last (figure 2): demonstrations, rankings, PPO, then evaluation and push."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ import torch
 from rich.console import Console
 
 from instructgpt_hf._compat.quirks import quiet_environment
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.artifacts import FOLDERS_OF, STAGES, StageArtifact
 from instructgpt_hf.config.recipe import Recipe
+from instructgpt_hf.evaluation.results import PolicyRow
+from instructgpt_hf.hub.publish import push_run
 from instructgpt_hf.stages.evaluation import evaluate_run
-from instructgpt_hf.stages.fit import own_tracker_run
-from instructgpt_hf.stages.ppo import run_ppo
+from instructgpt_hf.stages.ppo import PPOStage
 from instructgpt_hf.stages.processes import is_main, leave
-from instructgpt_hf.stages.reward import run_reward
+from instructgpt_hf.stages.reward import RewardStage
 from instructgpt_hf.stages.run import StageRun
-from instructgpt_hf.stages.sft import run_sft
+from instructgpt_hf.stages.sft import SFTStage
+from instructgpt_hf.stages.stage import Stage, train_stage
 
-NEXT = {"sft": "reward", "reward": "ppo"}
+_STAGE: dict[str, type[Stage[Any, Any, Any]]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
 
 
-def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) -> list[Any]:
+def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) -> list[PolicyRow]:
     """SFT, reward model, PPO, evaluation. What is finished and unchanged is skipped, what was interrupted resumes.
 
     Args:
         recipe: checked settings of all three stages.
         output_dir: folder of the run.
-        console: where progress goes; standard error by default.
+        console: where progress is printed; standard error by default.
 
     Returns:
         One `PolicyRow` for the base model, the SFT model and each PPO policy; of several training processes, the main
@@ -41,19 +43,17 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
         InstructGPTError: if something the user gave is unusable; the message says what.
         KeyboardInterrupt: if the user stopped it; the same call resumes.
     """
-    started = time.monotonic()
-    console = console or Console(stderr=True)
+    started, folder, console = time.monotonic(), Path(output_dir), console or Console(stderr=True)
     for stage in recipe.stages:
-        run_stage(recipe, stage, output_dir, console, part_of_run=True)
+        run_stage(recipe, stage, folder, console, part_of_run=True)
     leave()
     if not is_main():
         return []
     with quiet_environment():
-        rows = evaluate_run(_stage_run(recipe, "ppo", output_dir, console))
+        rows = evaluate_run(_policy_run(recipe, folder, console))
     for stage in recipe.stages:
-        _push(recipe, stage, Path(output_dir), console)
-    step = _next_step(recipe.name, "ppo", Path(output_dir))
-    console.print(f"Done in {time.monotonic() - started:.0f} s. {step}", soft_wrap=True)
+        _push(recipe, stage, folder, console)
+    console.print(f"Done in {time.monotonic() - started:.0f} s. {_next_step(recipe, 'ppo', folder)}", soft_wrap=True)
     return rows
 
 
@@ -63,17 +63,20 @@ def run_stage(
     """One stage. PPO with `compare_without_ptx` trains two policies.
 
     Args:
+        recipe: checked settings of the stage.
+        stage: one of `artifacts.STAGES`.
+        output_dir: folder of the run.
+        console: where progress is printed; standard error by default.
         part_of_run: leave it to the caller to evaluate the policies, to push, and to say what to do next.
 
     Returns:
         The records of the finished stage, one for each model trained.
     """
-    console = console or Console(stderr=True)
+    folder, console = Path(output_dir), console or Console(stderr=True)
+    artifacts = []
     with quiet_environment():
-        artifacts = []
-        for item in _runs(recipe, stage, output_dir, console):
-            with own_tracker_run():
-                artifacts.append({"sft": run_sft, "reward": run_reward, "ppo": run_ppo}[stage](item))
+        for item in _runs(recipe, stage, folder, console):
+            artifacts.append(train_stage(_STAGE[stage](item)))
             _free_memory()
         if part_of_run:
             return artifacts
@@ -81,34 +84,35 @@ def run_stage(
         if not is_main():
             return artifacts
         if stage == "ppo":
-            evaluate_run(_stage_run(recipe, stage, output_dir, console))
-    _push(recipe, stage, Path(output_dir), console)
-    console.print(_next_step(recipe.name, stage, Path(output_dir)), soft_wrap=True)
+            evaluate_run(_policy_run(recipe, folder, console))
+    _push(recipe, stage, folder, console)
+    console.print(_next_step(recipe, stage, folder), soft_wrap=True)
     return artifacts
 
 
-def _stage_run(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> StageRun:
-    settings = recipe.stages[stage]
-    name = "ppo-ptx" if stage == "ppo" and settings.training_args.ptx_coef else stage
-    return StageRun(recipe.name, settings, Path(output_dir), name, console)
-
-
-def _runs(recipe: Recipe, stage: str, output_dir: str | Path, console: Console) -> list[StageRun]:
-    """The stage the recipe asks for; before PPO-ptx, to compare, the same without the pretraining gradient."""
-    asked = _stage_run(recipe, stage, output_dir, console)
-    settings = asked.settings
-    if stage != "ppo" or not (settings.training_args.compare_without_ptx and settings.training_args.ptx_coef):
+def _runs(recipe: Recipe, stage: str, folder: Path, console: Console) -> list[StageRun]:
+    """The stage that the recipe asks for; before PPO-ptx, to compare, the same without the pretraining gradient."""
+    if stage != "ppo":
+        return [StageRun(recipe.name, recipe.stages[stage], folder, stage, console)]
+    asked = _policy_run(recipe, folder, console)
+    training_args = asked.settings.training_args
+    if not (training_args.compare_without_ptx and training_args.ptx_coef):
         return [asked]
     plain = dataclasses.replace(
-        settings,
-        training_args=dataclasses.replace(settings.training_args, ptx_coef=0.0, compare_without_ptx=False),
-        values={**settings.values, "ptx_coef": 0.0},
+        asked.settings,
+        training_args=dataclasses.replace(training_args, ptx_coef=0.0, compare_without_ptx=False),
+        values={**asked.settings.values, "ptx_coef": 0.0},
     )
-    return [StageRun(recipe.name, plain, Path(output_dir), "ppo", console), asked]
+    return [StageRun(recipe.name, plain, folder, "ppo", console), asked]
+
+
+def _policy_run(recipe: Recipe, folder: Path, console: Console) -> StageRun:
+    settings = recipe.stages["ppo"]
+    return StageRun(recipe.name, settings, folder, "ppo-ptx" if settings.training_args.ptx_coef else "ppo", console)
 
 
 def _free_memory() -> None:
-    """Give back a finished stage's models now: trainers are reference cycles, which only the collector finds."""
+    """Free a finished stage's models: trainers are reference cycles, which only the collector finds."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -117,16 +121,14 @@ def _free_memory() -> None:
 def _push(recipe: Recipe, stage: str, folder: Path, console: Console) -> None:
     """Push a finished stage, private unless told otherwise, if its recipe says `push_to_hub`."""
     values = recipe.stages[stage].values
-    if not values.get("push_to_hub"):
-        return
-    from instructgpt_hf.hub.publish import push_run
-
-    names = [name for name in ((stage,) if stage != "ppo" else ("ppo", "ppo-ptx")) if (folder / name).is_dir()]
-    private = values.get("hub_private_repo") is not False
-    push_run(folder, None, private=private, stages=names, prefix=recipe.name, console=console)
+    if values.get("push_to_hub"):
+        finished = [name for name in FOLDERS_OF[stage] if (folder / name).is_dir()]
+        private = values.get("hub_private_repo") is not False
+        push_run(folder, None, private=private, stages=finished, prefix=recipe.name, console=console)
 
 
-def _next_step(recipe: str, stage: str, folder: Path) -> str:
+def _next_step(recipe: Recipe, stage: str, folder: Path) -> str:
     if stage != "ppo":
-        return f"Next: `instructgpt-hf {NEXT[stage]} --config {recipe} --output_dir {folder}`"
+        following = STAGES[STAGES.index(stage) + 1]
+        return f"Next: `instructgpt-hf {following} --config {recipe.name} --output_dir {folder}`"
     return f"Next: read {folder}/evaluation/report.md; `instructgpt-hf push {folder}` puts the stages on the Hub."

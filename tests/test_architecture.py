@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,24 +13,33 @@ import pytest
 import instructgpt_hf
 
 PACKAGE = Path(instructgpt_hf.__file__).parent
+# A module imports its own layer or those before it.
 LAYERS = [
     "errors",
     "artifacts",
+    "lab",
+    "metric_register",
     "functional",
     "_compat",
     "config",
+    "hub",
     "data",
     "models",
     "trainers",
     "evaluation",
-    "hub",
-    "lab",
     "stages",
     "pipeline",
     "cli",
 ]
-NEVER = {("evaluation", "trainers"), ("hub", "trainers"), ("hub", "models"), ("hub", "data"), ("lab", "trainers")}
+NEVER = {
+    ("evaluation", "trainers"),
+    ("trainers", "hub"),
+    ("models", "hub"),
+    ("data", "hub"),
+    ("hub", "config"),
+}
 LIBRARIES = {"transformers", "trl", "peft", "datasets", "accelerate"}
+STANDARD_LIBRARY_ONLY = ("artifacts.py", "errors.py", "metric_register.py", "config/data.py", "config/catalog.py")
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -64,11 +74,55 @@ def test_imports_point_down(path):
             assert name.count(".") <= 1, f"{name}: reach TRL's internals through instructgpt_hf._compat"
 
 
-def test_artifacts_use_the_standard_library_only():
-    for file in ("artifacts.py", "errors.py"):
-        for name in imports(PACKAGE / file):
-            top = name.split(".")[0]
-            assert top in sys.stdlib_module_names or top in ("instructgpt_hf", "__future__"), name
+@pytest.mark.parametrize("file", STANDARD_LIBRARY_ONLY)
+def test_some_modules_use_the_standard_library_only(file):
+    for name in imports(PACKAGE / file):
+        top = name.split(".")[0]
+        assert top in sys.stdlib_module_names or top in ("instructgpt_hf", "__future__"), name
+
+
+@pytest.mark.parametrize("layer", ["data", "lab", "evaluation", "hub"])
+def test_trl_trainers_stay_outside(layer):
+    """Reading data, the lab, measuring and publishing need no trainer, TRL's or ours."""
+    for path in (PACKAGE / layer).rglob("*.py"):
+        for name in imports(path):
+            assert not re.match(r"instructgpt_hf\.trainers|trl\.\w*[Tt]rainer|trl\.trainer", name), f"{path}: {name}"
+
+
+def import_graph():
+    """Module -> the modules of the package that it imports anywhere, also inside functions and for annotations."""
+    names = {module_name(path) for path in MODULES}
+    return {module_name(path): set(modules_of(imports(path), names)) - {module_name(path)} for path in MODULES}
+
+
+def module_name(path):
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
+def modules_of(dotted, names):
+    for name in dotted:
+        # `from package import name` names a module of the package, or what a module holds.
+        found = name if name in names else name.rpartition(".")[0]
+        if found in names:
+            yield found
+
+
+def test_no_module_imports_itself_through_others():
+    graph, circles = import_graph(), []
+    assert len(graph) > 100 and "instructgpt_hf.data.splits" in graph["instructgpt_hf.stages.sft"]
+
+    def visit(name, path):
+        if name in path:
+            circles.append(" -> ".join([*path[path.index(name) :], name]))
+        elif name not in done:
+            for other in sorted(graph[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    done = set()
+    for name in sorted(graph):
+        visit(name, [])
+    assert circles == []
 
 
 @pytest.mark.parametrize("code", ["import instructgpt_hf", "import instructgpt_hf.cli, instructgpt_hf.hub"])

@@ -1,7 +1,7 @@
-"""The private surface of TRL and transformers that `instructgpt_hf._compat` relies on.
+"""The private names and signatures of TRL and transformers that `instructgpt_hf._compat` relies on.
 
-A failure here means: read the upstream diff of the named method, adapt `_compat.py` and the trainers, then move the
-version bound in pyproject.toml.
+A failure here means: read the upstream diff of the named method, adapt `_compat` and the trainers, then move the
+version bound in pyproject.toml. The behaviour of the libraries is tested in tests/compat.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from transformers import Trainer
 from trl import RLOOTrainer
 
-from instructgpt_hf._compat import contracts, peft, quirks
+from instructgpt_hf._compat import contracts, peft
 
 
 @pytest.mark.parametrize("name", sorted(contracts.CONTRACTS))
@@ -20,20 +20,20 @@ def test_signature(name):
     owner, expected = contracts.CONTRACTS[name]
     function = getattr(owner, name.split(".")[1]) if "." in name else owner
     assert tuple(inspect.signature(function).parameters) == expected, (
-        f"{name} has changed; read its diff upstream, adapt instructgpt_hf/_compat.py, then move the bound."
+        f"{name} has changed; read its diff upstream, adapt instructgpt_hf/_compat, then move the bound."
     )
 
 
 @pytest.mark.parametrize("name", contracts.RLOO_ATTRIBUTES)
 def test_attribute_is_set_by_the_constructor(name):
     source = inspect.getsource(RLOOTrainer.__init__)
-    assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat.py."
+    assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat."
 
 
 @pytest.mark.parametrize("name", contracts.LOOP_ATTRIBUTES)
 def test_attribute_is_set_before_training_begins(name):
     source = inspect.getsource(Trainer._inner_training_loop)
-    assert f"self.{name} = " in source.split("on_train_begin")[0], f"see {name} in instructgpt_hf/_compat.py"
+    assert f"self.{name} = " in source.split("on_train_begin")[0], f"see {name} in instructgpt_hf/_compat"
 
 
 def test_the_reference_adapter_has_its_name():
@@ -50,30 +50,3 @@ def test_hooks_are_called_by_the_methods_that_stay_with_trl():
     for name in ("_get_output_dir", "_push_from_checkpoint"):
         assert f"self.{name}(" in inspect.getsource(Trainer._save_checkpoint)
     assert "self._load_optimizer_and_scheduler(" in inspect.getsource(Trainer._prepare_for_training)
-
-
-def test_datasets_have_a_fingerprint():
-    from datasets import Dataset
-
-    first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
-    assert quirks.dataset_fingerprint(first) != quirks.dataset_fingerprint(second)
-
-
-def test_layers_of_peft_apply_the_adapters_that_are_chosen():
-    """`apply_adapters` writes what the layers read, also an empty list, and freezes nothing."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
-    model.add_adapter("other", LoraConfig(target_modules=["0"]))
-    layers = peft.adapter_layers(model)
-    assert len(layers) == 1 and peft.applied_adapters(layers) == ["default"]
-    for name, item in model.named_parameters():
-        if "lora_B.other" in name:
-            torch.nn.init.ones_(item)
-    base, trained = model(torch.ones(1, 2)), [item.requires_grad for item in model.parameters()]
-    peft.apply_adapters(layers, ["other"])
-    assert not torch.equal(model(torch.ones(1, 2)), base)
-    peft.apply_adapters(layers, [])
-    assert torch.equal(model(torch.ones(1, 2)), layers[0].base_layer(torch.ones(1, 2)))
-    assert [item.requires_grad for item in model.parameters()] == trained

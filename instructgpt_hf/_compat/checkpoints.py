@@ -1,4 +1,4 @@
-"""The checkpoints in the folder that a trainer writes to: which there are, and setting one aside."""
+"""The checkpoints in a trainer's output folder: list them, set one aside, write one so that it is whole or absent."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from torch import nn
+from transformers import TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
@@ -20,31 +23,33 @@ def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints of a folder by their optimizer step."""
-    found = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
-    return {int(step): path for path, step in found if step.isdecimal() and path.is_dir()}
+    names = ((path, path.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")) for path in folder.glob("checkpoint-*"))
+    return {int(step): path for path, step in names if step.isdecimal() and path.is_dir()}
 
 
 def set_aside(folder: Path, step: int) -> None:
-    """Rename the checkpoint of a step, if there is one, so that no run resumes from it, and no push takes it."""
+    """Rename the checkpoint of a step, if there is one, so that no run resumes from it and no push uploads it."""
     checkpoint, aside = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}", folder / f"_stopped-{step}"
     if checkpoint.is_dir():
         shutil.rmtree(aside, ignore_errors=True)  # an earlier try that stopped at the same step
-        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+        with contextlib.suppress(FileNotFoundError):  # on a shared disk, another machine has renamed it
             checkpoint.rename(aside)
 
 
 class WholeCheckpoints:
-    """A checkpoint's folder has its name once every process has written its part, and not before.
+    """Gives a checkpoint folder its name only after every process has written its part.
 
-    transformers writes into the folder with the final name, so a process that is killed leaves a folder that
-    `get_last_checkpoint` takes for a checkpoint.
+    Cause: transformers' Trainer writes into the folder with the final name, so a process that is killed leaves a
+        folder that `get_last_checkpoint` takes for a checkpoint.
+    Goes when: the Trainer writes elsewhere and renames the folder.
+    Relies on: `_save_checkpoint` asking `_get_output_dir` for the parent folder, and rotating checkpoints there.
     """
 
     UNFINISHED = ".unfinished"
     _unfinished = False
-    args: Any
-    state: Any
-    accelerator: Any
+    args: TrainingArguments
+    state: TrainerState
+    accelerator: Accelerator
 
     def _get_output_dir(self, trial: Any) -> str:
         folder = str(super()._get_output_dir(trial))  # type: ignore[misc]
@@ -54,7 +59,7 @@ class WholeCheckpoints:
         if not self._unfinished:
             super()._push_from_checkpoint(checkpoint_folder)  # type: ignore[misc]
 
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         folder = Path(self._get_output_dir(trial))
         unfinished = folder / self.UNFINISHED
         local_main = self.accelerator.is_local_main_process
@@ -82,19 +87,21 @@ class WholeCheckpoints:
 
 
 def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> None:
-    """Delete older checkpoints but the best one, as the Trainer does; renamed first, so that what a process that is
-    killed has deleted half of is not taken for a checkpoint."""
+    """Delete all but the newest checkpoints and the best one, as the Trainer does.
+
+    They are moved to `trash` first: a process that is killed while it deletes leaves no half of a checkpoint.
+    """
     names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
     kept = max(limit, len({names[-1], str(Path(best)) if best else names[-1]}))  # the best one comes before the newest
     trash.mkdir(exist_ok=True)
     for name in names[:-kept]:
-        with contextlib.suppress(FileNotFoundError):  # on a disk that machines share, another one has done it
+        with contextlib.suppress(FileNotFoundError):  # on a shared disk, another machine has moved it
             os.replace(name, trash / Path(name).name)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def _move_into_place(unfinished: Path, final: Path) -> None:
-    """Rename a folder. On a disk that machines share, the first one has done it for all."""
+    """Rename a folder; on a shared disk the first machine does it for all."""
     with contextlib.suppress(FileNotFoundError):
         if final.exists() and unfinished.exists():
             os.replace(final, unfinished.with_name("replaced"))

@@ -11,7 +11,8 @@ from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.generation.vllm_generation import VLLMGeneration
 from trl.trainer.utils import disable_dropout_in_model, pad
 
-# name -> (object that has it, its parameters). A change here means: read TRL's diff, adapt this file, move the bound.
+# Name -> (object that has it, its parameters). After a change: read the upstream diff of the named method, adapt
+# `_compat` and the trainers, then move the version bound in pyproject.toml.
 CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._generate": (RLOOTrainer, ("self", "prompts")),
     "RLOOTrainer._generate_single_turn": (RLOOTrainer, ("self", "prompt_ids", "images", "multimodal_fields")),

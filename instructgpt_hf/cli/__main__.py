@@ -1,4 +1,4 @@
-"""`python -m instructgpt_hf.cli`, for where the command is not on the path."""
+"""`python -m instructgpt_hf.cli`: the command where it is not on the path."""
 
 import sys
 

@@ -1,7 +1,5 @@
-"""Settings: dataclasses that say what differs from TRL's, and recipes, the YAML files that fill them."""
+"""Settings: TRL's config dataclasses with the paper's defaults, and recipes, the YAML files that fill them."""
 
-import logging
+from instructgpt_hf._compat.quirks import silence_kernel_hint
 
-# Importing TRL imports bitsandbytes, which on some CPUs complains that an optional kernel package is missing. It works
-# without, and installing that package would only make it look for a download.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "gemm_4bit" not in record.getMessage())
+silence_kernel_hint()

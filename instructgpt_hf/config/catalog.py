@@ -1,14 +1,13 @@
-"""Where recipes are, and copying one. Loads neither torch nor TRL."""
+"""The catalog of shipped recipes: list, find and copy them. Loads neither torch nor TRL."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from instructgpt_hf.artifacts import atomic_folder
+from instructgpt_hf.artifacts import STAGES, atomic_folder
 from instructgpt_hf.errors import InstructGPTError, nearest
 
-STAGES = ("sft", "reward", "ppo")
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -19,7 +18,7 @@ def recipes_root() -> Path:
 
 
 def list_recipes() -> list[tuple[str, str, Path]]:
-    """Name, one-line description (the first sentence line of its README) and folder of every shipped recipe."""
+    """Name, description (the first line of text of its README) and folder of every shipped recipe."""
     folders = sorted(item for item in recipes_root().iterdir() if _is_recipe(item))
     return [(folder.name, _description(folder), folder) for folder in folders]
 
@@ -28,7 +27,7 @@ def recipe_folder(name: str) -> Path:
     """The folder of the shipped recipe `name`.
 
     Raises:
-        InstructGPTError: if there is none of that name.
+        InstructGPTError: if no recipe has that name.
     """
     known = {item[0]: item[2] for item in list_recipes()}
     if name not in known:
@@ -39,7 +38,7 @@ def recipe_folder(name: str) -> Path:
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The folder or single YAML file that `name_or_path` means; a local folder with stage files comes before a name.
+    """The folder or YAML file of a recipe; a local folder with stage files wins over a shipped recipe's name.
 
     Raises:
         InstructGPTError: if it is neither a local path nor the name of a shipped recipe.

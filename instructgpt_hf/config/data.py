@@ -1,4 +1,4 @@
-"""Where each stage finds its data and the earlier stages, with TRL's names. Standard library only.
+"""Data arguments of each stage: its datasets and the earlier stages it reads. Standard library only.
 
 A dataset is a Hub id, a local file (`.jsonl`, `.json`, `.csv`, `.parquet`), a local folder, or one of the generated
 datasets of the lab: `lab:demonstrations`, `lab:rankings`, `lab:prompts`, `lab:pretraining`.
@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instructgpt_hf.config.fields import setting
+from instructgpt_hf.config.fields import AT_LEAST_ONE, setting
 
-# name -> (what the model reads, with {prompt} where the prompt goes; what separates it from the answer). The paper
+# name -> (what the model reads, with {prompt} where the prompt goes; what separates it from the completion). The paper
 # does not state its own format.
 PLAIN_TEMPLATES: dict[str, tuple[str, str]] = {
     "raw": ("{prompt}", ""),
@@ -24,7 +24,7 @@ PROMPT_TEMPLATES: tuple[str, ...] = ("chat", *PLAIN_TEMPLATES)
 
 @dataclass
 class DataArguments:
-    """What the data of every stage have in common."""
+    """Data arguments that all stages share."""
 
     dataset_name: str | None = setting(None, "Hub id, local file or folder, or lab:<name> of the dataset.", "ours")
     dataset_config: str | None = setting(None, "Configuration name of a Hub dataset.", "ours")
@@ -35,20 +35,10 @@ class DataArguments:
 
 
 @dataclass
-class SFTArguments(DataArguments):
-    """Data of the SFT stage: demonstrations (`prompt`, `completion`, or `messages`)."""
+class PretrainingArguments(DataArguments):
+    """Data arguments of the stages that also train on pretraining text."""
 
-    prompt_template: str = setting(
-        "chat",
-        "How a prompt becomes tokens: 'chat' (the tokenizer's chat template) or a plain template: 'raw' (nothing "
-        "added), 'instruction', 'user-assistant'. Recorded, and used by every later stage.",
-        "ours: the paper does not state its separator",
-        list(PROMPT_TEMPLATES),
-    )
-    max_prompt_length: int | None = setting(
-        1024, "Demonstrations whose prompt has more tokens are left out.", "App C: prompts over 1k tokens are dropped"
-    )
-    pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
+    pretraining_dataset_name: str | None = setting(None, "The pretraining text, named as dataset_name is.", "ours")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
     pretraining_dataset_text_field: str = setting("text", "Column of that dataset that holds the text.", "ours")
@@ -58,15 +48,38 @@ class SFTArguments(DataArguments):
 
 
 @dataclass
+class SFTArguments(PretrainingArguments):
+    """Data of the SFT stage: demonstrations (`prompt`, `completion`, or `messages`)."""
+
+    pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
+    prompt_template: str = setting(
+        "chat",
+        "How a prompt becomes tokens: 'chat' (the tokenizer's chat template) or a plain template: 'raw' (nothing "
+        "added), 'instruction', 'user-assistant'. Recorded, and used by every later stage.",
+        "ours: the paper does not state its separator",
+        choices=PROMPT_TEMPLATES,
+    )
+    max_prompt_length: int | None = setting(
+        1024,
+        "Demonstrations whose prompt has more tokens are left out.",
+        "App C: prompts over 1k tokens are dropped",
+        AT_LEAST_ONE,
+    )
+
+
+@dataclass
 class RewardArguments(DataArguments):
     """Data of the reward stage: rankings, pairs, or one of the published schemas (docs/data.md)."""
 
     sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
     prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", list(PROMPT_TEMPLATES)
+        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
     )
     max_prompt_length: int | None = setting(
-        1024, "Rankings whose prompt has more tokens are left out.", "App C: prompts over 1k tokens are dropped"
+        1024,
+        "Rankings whose prompt has more tokens are left out.",
+        "App C: prompts over 1k tokens are dropped",
+        AT_LEAST_ONE,
     )
     streaming: bool = setting(
         False, "Read the rankings while training instead of all of them before; needs max_steps.", "ours"
@@ -74,9 +87,10 @@ class RewardArguments(DataArguments):
 
 
 @dataclass
-class PPOArguments(DataArguments):
+class PPOArguments(PretrainingArguments):
     """Data of the PPO stage: prompts, and pretraining text for PPO-ptx."""
 
+    pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
     sft_model_path: str | None = setting(
         None, "Folder or Hub id of the SFT stage, the policy's start and KL reference; this run's by default.", "§3.5"
     )
@@ -98,13 +112,8 @@ class PPOArguments(DataArguments):
         "§3.5: the reward model",
     )
     prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", list(PROMPT_TEMPLATES)
+        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
     )
-    pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
-    pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
-    pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
-    pretraining_dataset_text_field: str = setting("text", "Column of that dataset that holds the text.", "ours")
-    pretraining_streaming: bool = setting(
-        False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
+    eval_num_prompts: int = setting(
+        200, "Held-out prompts answered for the evaluation.", "ours", AT_LEAST_ONE, neutral=True
     )
-    eval_num_prompts: int = setting(200, "Held-out prompts answered for the evaluation.", "ours")

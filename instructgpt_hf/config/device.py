@@ -1,4 +1,4 @@
-"""Which number format this machine computes in without emulation. TRL decides without looking at the device."""
+"""The number format that this machine computes natively, which TRL does not look up, and the number of processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ Precision = Literal["bf16", "fp16", "fp32"]
 
 
 def native_precision(use_cpu: bool = False) -> Precision:
-    """The mixed precision that training uses where the user sets none.
+    """The mixed precision of training unless the user sets one.
 
-    CUDA devices that compute bfloat16 natively (Ampere and later, ROCm) use it. Older ones, such as the T4, only
-    emulate it, slowly, and use float16. Everything else trains in float32.
+    CUDA devices that compute bfloat16 natively (Ampere and later, ROCm) use it. Older ones, such as the T4, emulate it
+    slowly and use float16. Everything else trains in float32.
     """
     import torch
 
@@ -22,5 +22,5 @@ def native_precision(use_cpu: bool = False) -> Precision:
 
 
 def world_size() -> int:
-    """Number of training processes, from the `WORLD_SIZE` that torchrun and accelerate set; 1 without it."""
+    """Number of training processes, from the `WORLD_SIZE` that torchrun and accelerate set, else 1."""
     return max(1, int(os.environ.get("WORLD_SIZE") or 1))

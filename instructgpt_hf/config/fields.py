@@ -1,33 +1,181 @@
-"""Self-describing settings: dataclass fields that carry all that is known of them."""
+"""Self-describing settings: dataclass fields that carry everything known about a setting.
+
+A class with settings declares its own ones with `setting`, upstream's with another default with `changed`, and what is
+known about all other upstream fields in a class attribute `upstream`, a mapping from field name to `Upstream`.
+`settings_of` reads all three. Standard library only.
+"""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, field
-from typing import Any
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from fnmatch import fnmatchcase
+from functools import cache
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from instructgpt_hf.errors import nearest
 
 
-def setting(default: Any, help: str, source: str, choices: list[str] | None = None) -> Any:
-    """A dataclass field with its help text and where its default comes from.
+class Range(NamedTuple):
+    """The values that a setting may take: a test, and the rule for the user."""
+
+    holds: Callable[[Any], bool]
+    rule: str
+
+
+POSITIVE = Range(lambda value: value > 0, "must be greater than 0")
+NOT_NEGATIVE = Range(lambda value: value >= 0, "must be 0 or greater")
+AT_LEAST_ONE = Range(lambda value: value >= 1, "must be 1 or greater")
+AT_LEAST_TWO = Range(lambda value: value >= 2, "must be 2 or greater")
+FRACTION = Range(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
+POSITIVE_SHARE = Range(lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
+UNIT = Range(lambda value: 0 <= value <= 1, "must be between 0 and 1")
+LIMIT = Range(lambda value: value == -1 or value >= 1, "must be 1 or greater, or -1 for no limit")
+
+
+def setting(
+    default: Any,
+    help: str,
+    source: str,
+    valid: Range | None = None,
+    *,
+    choices: Sequence[Any] = (),
+    neutral: bool = False,
+    adjustable: bool = False,
+) -> Any:
+    """A dataclass field of this package's own.
 
     Args:
         default: the default; a dict or list is copied for every instance.
         help: what the setting does, with its unit.
         source: section of the paper (Ouyang et al. 2022) that states the default, or `"ours"` with the reason.
-        choices: the values allowed, if they are few.
+        valid: the allowed range. None (not set) is always allowed.
+        choices: the allowed values, if they are few.
+        neutral: changes only what is logged, saved or published, so a finished stage stays valid.
+        adjustable: may be changed when a stopped run continues from its checkpoint.
     """
-    metadata: dict[str, Any] = {"help": help, "source": source, **({"choices": choices} if choices else {})}
+    metadata: dict[str, Any] = {"help": help, "source": source, "choices": list(choices), "valid": valid}
+    metadata |= {"neutral": neutral, "adjustable": adjustable}
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def changed(upstream: type, name: str, default: Any, source: str) -> Any:
-    """The field `name` of the dataclass `upstream` with another default; help and choices stay upstream's."""
-    original: Field[Any] = upstream.__dataclass_fields__[name]  # type: ignore[attr-defined]
-    metadata = original.metadata
-    return setting(default, metadata.get("help", ""), source, metadata.get("choices"))
+def changed(upstream: type, name: str, default: Any, source: str, valid: Range | None = None, **known: bool) -> Any:
+    """The field `name` of the dataclass `upstream` with another default; help and choices stay upstream's.
+
+    The other arguments are those of `setting`. What they leave open is taken from the class's mapping `upstream`.
+    """
+    metadata = upstream.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    return setting(default, metadata.get("help", ""), source, valid, choices=metadata.get("choices") or (), **known)
 
 
-def default_of(item: Field[Any]) -> Any:
-    """The default of a dataclass field that has one."""
-    return item.default_factory() if item.default_factory is not MISSING else item.default
+class Refusal(NamedTuple):
+    """Why an upstream field may not be set, whether Python programs are refused too, and values without effect."""
+
+    rule: str
+    in_programs: bool = False
+    off: tuple[Any, ...] = ()
+
+
+class Upstream(NamedTuple):
+    """What is known about a field of TRL or transformers that keeps its default; see `setting`.
+
+    `hint` is the type to accept where upstream's annotation is too narrow.
+    """
+
+    valid: Range | None = None
+    neutral: bool = False
+    adjustable: bool = False
+    hint: Any = None
+    refusal: Refusal | None = None
+
+
+def refused(rule: str, *off: Any) -> Upstream:
+    """A field that neither recipes nor programs may change, except to the values `off`, which have no effect."""
+    return Upstream(refusal=Refusal(rule, True, off))
+
+
+def not_in_recipes(rule: str) -> Upstream:
+    """A field that recipes may not set; programs that use the trainers themselves may."""
+    return Upstream(refusal=Refusal(rule))
+
+
+class Setting(NamedTuple):
+    """A field of a stage's dataclass and what is known about it; see `setting`.
+
+    Attributes:
+        name: the key in the stage's YAML file.
+        owner: name of the dataclass.
+        hint: type annotation.
+        source: where the default comes from, for the fields this package adds or changes; None for all others.
+        choices: the allowed values, empty if they are not a short list.
+    """
+
+    name: str
+    owner: str
+    hint: Any
+    default: Any
+    help: str
+    source: str | None
+    choices: tuple[Any, ...]
+    valid: Range | None
+    neutral: bool
+    adjustable: bool
+    refusal: Refusal | None
+
+    def violation(self, value: Any) -> str | None:
+        """The rule that a value of the right type breaks, or None. None (not set) breaks no rule."""
+        if value is None:
+            return None
+        if isinstance(value, float) and not math.isfinite(value):
+            return "must be a finite number"
+        if self.valid is not None and not self.valid.holds(value):
+            return self.valid.rule
+        if self.choices and value not in self.choices:
+            return not_a_choice(value, self.choices)
+        return None
+
+
+def not_a_choice(value: Any, choices: Sequence[Any]) -> str:
+    """The message for a value that is not among the choices; names the closest one."""
+    names = [str(choice) for choice in choices]
+    hint = nearest(str(value), names)
+    return f"must be one of {', '.join(names)}" + (f"; {hint}" if hint.startswith("did you mean") else "")
+
+
+def known_upstream(owner: type) -> dict[str, Upstream]:
+    """The mappings `upstream` of the class and its bases, merged; a subclass overrides its bases."""
+    merged: dict[str, Upstream] = {}
+    for base in reversed(owner.__mro__):
+        merged |= vars(base).get("upstream", {})
+    return merged
+
+
+@cache
+def settings_of(owner: type) -> Mapping[str, Setting]:
+    """Every field of a dataclass that can be passed to it, refused ones included, in the order of the class."""
+    known, hints = known_upstream(owner), typing.get_type_hints(owner)
+    found = {item.name: _setting(item, owner, hints[item.name], known) for item in fields(owner) if item.init}
+    return MappingProxyType(found)
+
+
+def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstream]) -> Setting:
+    patterns = (about for name, about in known.items() if fnmatchcase(item.name, name))
+    about, metadata = known.get(item.name) or next(patterns, Upstream()), item.metadata
+    return Setting(
+        name=item.name,
+        owner=owner.__name__,
+        hint=about.hint or hint,
+        default=item.default_factory() if item.default_factory is not MISSING else item.default,
+        help=metadata.get("help", ""),
+        source=metadata.get("source"),
+        choices=tuple(metadata.get("choices") or ()),
+        valid=metadata.get("valid") or about.valid,
+        neutral=metadata.get("neutral", False) or about.neutral,
+        adjustable=metadata.get("adjustable", False) or about.adjustable,
+        refusal=about.refusal,
+    )

@@ -1,7 +1,6 @@
 """Values from YAML files and the command line, checked against the type annotations of the settings.
 
-PyYAML reads `2e-5` as text and does not know which type a key needs; TRL's parser takes YAML's values as they are.
-Standard library only.
+PyYAML reads `2e-5` as text and does not know the type that a key needs; TRL's parser takes YAML's values as they are.
 """
 
 from __future__ import annotations
@@ -15,25 +14,40 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from instructgpt_hf.config.catalog import STAGES
-from instructgpt_hf.errors import Problems, nearest
+from instructgpt_hf.artifacts import STAGES
+from instructgpt_hf.config.fields import Setting, not_a_choice
+from instructgpt_hf.errors import Problems
 
 
 class Mismatch(Exception):
     """A value does not fit; the message is the rule it breaks."""
 
 
-def coerce(value: Any, hint: Any, words: bool = False) -> Any:
-    """`value` as the type `hint`.
-
-    Args:
-        value: what YAML gave, or for the command line one word, or a list of several words.
-        hint: a type annotation of the dataclasses: bool, int, float, str, an enum, a literal, list, dict, tuple, None,
-            or a union of them.
-        words: the value comes from the command line, where everything is text.
+def fit(setting: Setting, value: Any, words: bool = False) -> Any:
+    """Convert `value` to the setting's type and check its range and choices; see `coerce`.
 
     Raises:
-        Mismatch: if it does not fit. Nothing is rounded or cut off; the text `2e-5` is a number.
+        Mismatch: if it does not fit.
+    """
+    if value is True and words and bool not in _members(setting.hint):
+        raise Mismatch("needs a value")
+    value = coerce(value, setting.hint, words)
+    if (rule := setting.violation(value)) is not None:
+        raise Mismatch(rule)
+    return value
+
+
+def coerce(value: Any, hint: Any, words: bool = False) -> Any:
+    """Convert `value` to the type `hint`.
+
+    Args:
+        value: a value from YAML; from the command line one word, or a list of several words.
+        hint: a type annotation of the dataclasses: bool, int, float, str, an enum, a literal, list, dict, tuple, None,
+            or a union of them.
+        words: whether the value is from the command line, where everything is text.
+
+    Raises:
+        Mismatch: if it does not fit. Nothing is rounded or truncated; the text `2e-5` is a number.
     """
     members = _members(hint)
     if value is None or (words and isinstance(value, str) and value.lower() in ("none", "null")):
@@ -44,7 +58,7 @@ def coerce(value: Any, hint: Any, words: bool = False) -> Any:
     if enums:
         members = [member for member in members if member is not str]
     if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
-        # One word is text rather than a list of one.
+        # One word is text, not a list of one.
         members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
     for member in sorted(members, key=_rank):
         try:
@@ -61,7 +75,7 @@ def _members(hint: Any) -> list[Any]:
 
 
 def _rank(member: Any) -> int:
-    """Text fits everything on the command line, so it is tried last; a flag before a number."""
+    """Order in which types are tried: a flag before numbers, and text last, which fits every word."""
     order = [bool, int, float]
     return order.index(member) if member in order else len(order) + (member is str)
 
@@ -91,9 +105,7 @@ def _one_of(value: Any, choices: Sequence[Any]) -> Any:
     for choice in choices:
         if value == choice and type(value) is type(choice):
             return value
-    names = [str(choice) for choice in choices]
-    hint = nearest(str(value), names)
-    raise Mismatch(f"must be one of {', '.join(names)}" + (f"; {hint}" if hint.startswith("did") else ""))
+    raise Mismatch(not_a_choice(value, choices))
 
 
 def _flag(value: Any, words: bool) -> bool:
@@ -140,7 +152,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _json_number(value: Any) -> Any:
-    """Inside a mapping no annotation says what is a number; text with an exponent, such as `2e-5`, is one."""
+    """Text with an exponent, such as `2e-5`, as a number: inside a mapping no annotation says what is one."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
         return float(value)
     return value
@@ -155,25 +167,21 @@ def _from_json(text: str) -> Any:
 
 def _describe(members: list[Any]) -> str:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "null"}
-    found = []
-    for member in members:
-        container = get_origin(member) or member
-        if container in (list, tuple):
-            found.append("a list")
-        elif container is dict:
-            found.append("a mapping of names to values")
-        elif container is Literal:
-            found.append(" or ".join(str(choice).lower() for choice in get_args(member)))
-        else:
-            found.append(names.get(member, getattr(member, "__name__", str(member))))
-    return " or ".join(sorted(dict.fromkeys(found), key="null".__eq__))
+    names |= {list: "a list", tuple: "a list", dict: "a mapping of names to values"}
+    described = [
+        " or ".join(str(choice).lower() for choice in get_args(member))
+        if get_origin(member) is Literal
+        else names.get(get_origin(member) or member, getattr(member, "__name__", str(member)))
+        for member in members
+    ]
+    return " or ".join(sorted(dict.fromkeys(described), key="null".__eq__))
 
 
 COMMAND_LINE = "command line"
 
 
 class Override(NamedTuple):
-    """One setting of the command line. `value` is one word, a list of several words, or True for a bare flag."""
+    """A setting of the command line. `value` is one word, a list of several words, or True for a bare flag."""
 
     stage: str | None
     key: str
@@ -185,16 +193,15 @@ class Override(NamedTuple):
 
 
 def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
-    """The settings in `words`; what cannot be read is added to `problems`."""
-    found: list[Override] = []
+    """Split the words of the command line into settings; unreadable ones are added to `problems`."""
+    overrides: list[Override] = []
     index = 0
     while index < len(words):
         word = words[index]
         index += 1
         if not word.startswith("--") or word == "--":
-            problems.add(
-                f"{COMMAND_LINE}: {word!r}: not a setting; write --key value, or --ppo.key value for one stage"
-            )
+            rule = "not a setting; write --key value, or --ppo.key value for one stage"
+            problems.add(f"{COMMAND_LINE}: {word!r}: {rule}")
             continue
         name, equals, text = word[2:].partition("=")
         values = [text] if equals else []
@@ -202,18 +209,18 @@ def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
             values.append(words[index])
             index += 1
         stage, dot, key = name.rpartition(".")
+        value: Any = True if not values else values[0] if len(values) == 1 else values
         if dot and stage not in STAGES:
             problems.add(f"{COMMAND_LINE}: --{name}: {stage!r} is not a stage; choose from {', '.join(STAGES)}")
-            continue
-        value: Any = True if not values else values[0] if len(values) == 1 else values
-        found.append(Override(stage or None, key.replace("-", "_"), value))
-    return found
+        else:
+            overrides.append(Override(stage or None, key.replace("-", "_"), value))
+    return overrides
 
 
 def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
-    """The keys and values of the file, or None if it cannot be read; what is wrong with it is added to `problems`.
+    """Keys and values of a YAML file, or None if it cannot be read; what is wrong with it is added to `problems`.
 
-    A key that stands twice is a problem: PyYAML would keep the last one. An empty file has no settings.
+    A duplicate key is a problem, of which PyYAML would keep the last value. An empty file has no settings.
     """
     import yaml
 
@@ -240,7 +247,7 @@ def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
     seen: set[str] = set()
     for key, _ in node.value if node is not None else []:
         if key.value in seen:
-            problems.add(f"{path}: {key.value}: stands twice, again in line {key.start_mark.line + 1}; keep one")
+            problems.add(f"{path}: {key.value}: duplicate key, also on line {key.start_mark.line + 1}; keep one")
         seen.add(key.value)
     for key in [key for key in values if not isinstance(key, str)]:
         problems.add(f"{path}: {key!r} = {values.pop(key)!r}: a key must be text")

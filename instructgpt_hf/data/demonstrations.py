@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
 
 
-def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
-    """A demonstrations dataset in its one form: columns `prompt` and `completion`.
+class Schema(NamedTuple):
+    """One way in which demonstrations are written.
 
-    Accepts TRL's prompt-completion columns, `prompt`/`response`, and TRL's language-modelling `messages`, whose last
-    turn is the completion.
+    Attributes:
+        name: one word for documentation.
+        column: the column it is recognised by.
+        read: converts a dataset to the columns `prompt` and `completion`; the second argument names it in errors.
+    """
+
+    name: str
+    column: str
+    read: Callable[[Dataset, str], Dataset]
+
+
+def _responses(dataset: Dataset, where: str) -> Dataset:
+    return dataset.rename_column("response", "completion")
+
+
+def _messages(dataset: Dataset, where: str) -> Dataset:
+    """TRL's language-modelling conversations, whose last turn is the completion."""
+    check_rows(dataset, where, _messages_problem)
+    return dataset.map(
+        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1]["content"]},
+        remove_columns=[name for name in dataset.column_names if name != "prompt"],
+    )
+
+
+# The first schema whose column the dataset has is used.
+SCHEMAS: tuple[Schema, ...] = (
+    Schema("prompt-completion", "completion", lambda dataset, where: dataset),
+    Schema("prompt-response", "response", _responses),
+    Schema("messages", "messages", _messages),
+)
+
+
+def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
+    """Convert demonstrations from any known schema (`SCHEMAS`) to the columns `prompt` and `completion`.
 
     Raises:
         InstructGPTError: naming missing columns, or every wrong row.
     """
-    if "messages" in dataset.column_names and not {"completion", "response"} & set(dataset.column_names):
-        check_rows(dataset, where, _messages_problem)
-        columns = [name for name in dataset.column_names if name not in ("prompt", "completion")]
-        dataset = dataset.map(
-            lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1]["content"]},
-            remove_columns=columns,
-        )
-    elif "response" in dataset.column_names and "completion" not in dataset.column_names:
-        dataset = dataset.rename_column("response", "completion")
+    schema = next((schema for schema in SCHEMAS if schema.column in dataset.column_names), SCHEMAS[0])
+    dataset = schema.read(dataset, where)
     require_columns(dataset, ["prompt", "completion"], where)
     dataset = dataset.select_columns(["prompt", "completion"])
     check_rows(dataset, where, _row_problem)
@@ -57,21 +83,21 @@ def _row_problem(row: dict[str, Any]) -> str | None:
 def tokenize_demonstrations(
     dataset: Dataset,
     prompt_format: PromptFormat,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     where: str,
     max_prompt_length: int | None = None,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Token ids and labels; the prompt's labels are ignored, the completion's EOS is not.
+    """Tokenize demonstrations; labels ignore the prompt and include the completion's EOS.
 
     Args:
         dataset: columns `prompt`, `completion`.
-        max_length: longest prompt + completion kept, in tokens.
-        max_prompt_length: longest prompt kept, in tokens.
+        max_length: longest prompt + completion, in tokens. Longer demonstrations are dropped, not truncated: a
+            truncated one would teach the model not to stop.
+        max_prompt_length: longest prompt, in tokens; demonstrations with longer prompts are dropped.
 
     Returns:
-        Dataset with `input_ids` and `labels`, and the count of demonstrations dropped for their length. A truncated
-        demonstration would teach the model not to stop.
+        Dataset with `input_ids` and `labels`, and the count of demonstrations dropped for their length.
 
     Raises:
         InstructGPTError: if none is short enough.
@@ -96,15 +122,15 @@ def tokenize_demonstrations(
 
 
 def mix_pretraining(demonstrations: Dataset, blocks: Iterator[list[int]], fraction: float, seed: int) -> Dataset:
-    """Demonstrations with pretraining examples among them (InstructGPT appendix C.3).
+    """Mix pretraining examples into the demonstrations (InstructGPT appendix C.3).
 
     The paper does not state whether its 10 % counts tokens or examples; here it counts examples.
 
     Args:
         demonstrations: columns `input_ids`, `labels`.
-        blocks: endless packed token blocks; every token of one is trained on.
+        blocks: endless packed token blocks; every token of a block is trained on.
         fraction: share of the mixed examples that is pretraining text, in [0, 1).
-        seed: order of the mixture.
+        seed: seed of the order of the mixture.
     """
     count = round(len(demonstrations) * fraction / (1.0 - fraction))
     rows = [next(blocks) for _ in range(count)]

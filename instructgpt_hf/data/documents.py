@@ -1,4 +1,4 @@
-"""The documents of a text dataset, one after another for ever, from a position that can be saved."""
+"""Endless, resumable iteration over the documents of a text dataset."""
 
 from __future__ import annotations
 
@@ -9,88 +9,89 @@ from typing import Any, Protocol
 import torch
 from datasets import Dataset, IterableDataset
 
-from instructgpt_hf.data.sources import is_text
+from instructgpt_hf.data.rows import is_text
 from instructgpt_hf.errors import InstructGPTError
 
-WINDOW = 1_000  # documents of a stream that are in memory at a time, and shuffled among themselves
+WINDOW = 1_000  # rows of a stream that are held in memory and shuffled together
 
 
 class Documents(Protocol):
-    """Endless documents. `state_dict` stands for the document that `advance` returned last."""
+    """Endless documents; `state_dict()` identifies the last document returned by `advance()`."""
 
     def advance(self) -> str:
-        """The next document."""
+        """Return the next document."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the documents stand, as plain JSON."""
+        """Position of the last document returned, as plain JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Go to where `state_dict` was taken; returns the document there, or None at the very start."""
+        """Restore a position and return its document, or None if no document had been returned yet."""
 
 
 def documents_of(dataset: Dataset | IterableDataset, seed: int) -> Documents:
-    """The documents of a dataset with the column `text`, in an order that is a function of the seed."""
+    """Documents of a dataset with the column `text`, in an order that is a function of the seed."""
     if isinstance(dataset, IterableDataset):
         return StreamedDocuments(dataset, seed)
     return ShuffledDocuments(dataset, seed)
 
 
 class ShuffledDocuments:
-    """Every document once per pass, each pass in a fresh random order.
+    """Documents of a `Dataset`: each once per pass, every pass in a new random order.
 
     Args:
         dataset: column `text`.
-        seed: of the orders.
+        seed: seed of the orders.
     """
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset = dataset
         self.seed = seed
         self.passes = 0
-        self.position = -1  # in the order of this pass
+        self.position = -1  # index in the order of this pass
         self._order = self._shuffled()
 
     def _shuffled(self) -> list[int]:
+        """Order of the present pass."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
         order: list[int] = torch.randperm(len(self.dataset), generator=generator).tolist()
         return order
 
-    def _present(self) -> str:
+    def _current(self) -> str:
         return str(self.dataset[self._order[self.position]]["text"])
 
     def advance(self) -> str:
-        """The next document."""
+        """Return the next document."""
         self.position += 1
         if self.position == len(self._order):
             self.passes, self.position = self.passes + 1, 0
             self._order = self._shuffled()
-        return self._present()
+        return self._current()
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the pass, and position in its order."""
+        """Number of the pass and index in its order."""
         return {"passes": self.passes, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Continue behind the document that `state` stands for."""
+        """Restore a position and return its document, or None if no document had been returned yet."""
         self.passes, self.position = state["passes"], state["position"]
         self._order = self._shuffled()
-        return self._present() if self.position >= 0 else None
+        return self._current() if self.position >= 0 else None
 
 
 class StreamedDocuments:
-    """A stream in its own order, from the start again at its end; each window of documents is shuffled.
+    """Documents of an `IterableDataset`: windows in the stream's order, the documents of each window shuffled.
 
-    A window is read whole and its order is a function of seed, pass and window, so the stream's position at the
-    window's start and a number are an exact position. (The shuffle buffer of `datasets` is refilled on resuming.)
-    Rows without text are left out.
+    A window is read whole and its order is a function of seed, pass and window. So the stream's state at the start of
+    a window and an index identify a document exactly, which the shuffle buffer of `datasets` cannot do: it is refilled
+    on resuming. The stream starts again at its end. Rows without text are skipped.
 
     Args:
         dataset: column `text`.
-        seed: of the orders.
+        seed: seed of the orders.
         window: rows of a window.
 
     Raises:
-        InstructGPTError: when it is read, if no row has text.
+        InstructGPTError: from `advance`, if no row has text.
     """
 
     def __init__(self, dataset: IterableDataset, seed: int, window: int = WINDOW) -> None:
@@ -101,12 +102,12 @@ class StreamedDocuments:
         self._open(passes=0, number=-1, start=None)
 
     def _open(self, passes: int, number: int, start: dict[str, Any] | None) -> None:
-        """Go to the start of the window behind window `number` of a pass."""
+        """Go to the start of window `number` + 1 of a pass; `start` is the stream's state there."""
         self.passes, self.number, self.position = passes, number, -1
         self._documents: list[str] = []
         self._start: dict[str, Any] | None = None
         self._next: dict[str, Any] | None = start
-        # A stream that was given a position starts there whenever it is read, so each pass reads one of its own.
+        # A stream whose state was loaded starts there in every iteration, so each pass opens the dataset anew.
         self._stream = self.dataset.select_columns(["text"])
         if start is not None:
             self._stream.load_state_dict(start)
@@ -122,7 +123,7 @@ class StreamedDocuments:
         return bool(rows)
 
     def advance(self) -> str:
-        """The next document."""
+        """Return the next document."""
         while self.position + 1 == len(self._documents):
             if not self._read_window():
                 if not self._found:
@@ -133,11 +134,11 @@ class StreamedDocuments:
         return self._documents[self.position]
 
     def state_dict(self) -> dict[str, Any]:
-        """Number of the pass and of the window, the stream's own state before it, position in its order."""
+        """Numbers of the pass and the window, the stream's state before the window, and the index in its order."""
         return {"passes": self.passes, "window": self.number, "position": self.position, "stream": self._start}
 
     def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Continue behind the document that `state` stands for."""
+        """Restore a position and return its document, or None if no document had been returned yet."""
         if state["position"] < 0:
             self._open(passes=0, number=-1, start=None)
             return None

@@ -6,27 +6,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import documents_of
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 
 
 def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
-    """The dataset with its column `field` alone, called `text`.
+    """Reduce a dataset to its column `field`, renamed to `text`.
 
     Raises:
         InstructGPTError: if there is no such column.
     """
     if field == "text":
         return dataset
-    if dataset.column_names is not None:  # of a stream they may be unknown until it is read
+    if dataset.column_names is not None:  # the columns of a stream may be unknown until it is read
         require_columns(dataset, [field], where)
     return dataset.select_columns([field]).rename_column(field, "text")
 
 
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
-    """A text dataset in its one form: the column `text`.
+    """Reduce a dataset to its column `text` and check every row.
 
     Raises:
         InstructGPTError: if the column is missing or a row holds no text.
@@ -41,53 +41,32 @@ def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
     return dataset
 
 
-def leading_ids(tokenizer: Any) -> list[int]:
-    """The beginning-of-text token, where the tokenizer puts one before every text."""
+def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids that the tokenizer puts before every text: the beginning-of-text token, or none."""
     start = tokenizer("")["input_ids"][:1]
     return start if start and start[0] == tokenizer.bos_token_id else []
-
-
-def split_stream(dataset: IterableDataset, held_back: int, where: str) -> tuple[IterableDataset, Dataset]:
-    """A stream of text without its first rows, and those of them that hold text.
-
-    Raises:
-        InstructGPTError: if the column `text` is missing, the first rows hold no text, or nothing follows them.
-    """
-    first = list(dataset.take(held_back))
-    require_columns(Dataset.from_list(first), ["text"], where)
-    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
-    if not texts:
-        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
-    rest = dataset.skip(held_back)
-    if next(iter(rest), None) is None:
-        raise InstructGPTError(
-            f"{where} has {len(first)} row{'s' * (len(first) > 1)}; a stream needs more, because its first "
-            f"{held_back} are held back for measuring. Set pretraining_streaming: false."
-        )
-    return rest, Dataset.from_dict({"text": texts})
 
 
 class PretrainingStream(Iterator[list[int]]):
     """Documents joined by EOS and cut into blocks of equal length.
 
-    The stream is a function of its seed. Its blocks are dealt out to the processes in turn, so that any number of
-    processes reads together what one process reads, and one that is resumed continues with the very next token,
-    whatever the number of processes was before.
+    The stream is a function of its seed. Processes take its blocks in turn, so together they read what one process
+    would read, and a resumed run continues with the next token, whatever the number of processes was before.
 
     Args:
         dataset: column `text`; shuffled anew in every pass (see `instructgpt_hf.data.documents`).
-        tokenizer: its EOS token ends every document, and its beginning-of-text token, if it puts one before every
-            text, begins it.
+        tokenizer: its EOS token ends every document; its beginning-of-text token, if it puts one before every text,
+            starts it.
         block_length: tokens in a block.
-        seed: order of the documents.
-        process_index: this process gets every `num_processes`-th block, starting with this one.
-        num_processes: how many processes share the stream.
+        seed: seed of the order of the documents.
+        process_index: rank of this process, which gets blocks `process_index`, `process_index + num_processes`, ...
+        num_processes: number of processes that share the stream.
     """
 
     def __init__(
         self,
         dataset: Dataset | IterableDataset,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         block_length: int,
         seed: int,
         process_index: int = 0,
@@ -99,7 +78,7 @@ class PretrainingStream(Iterator[list[int]]):
         self.block_length = block_length
         self.process_index = process_index
         self.num_processes = num_processes
-        self.cursor = 0  # of the next token in the present document
+        self.cursor = 0  # index of the next token in the current document
         self._document: list[int] = []
 
     def _encode(self, text: str) -> list[int]:
@@ -117,14 +96,14 @@ class PretrainingStream(Iterator[list[int]]):
         return block
 
     def __next__(self) -> list[int]:
-        # Where a block starts depends on the lengths of all documents before it, so every process reads them all.
+        # The start of a block depends on the lengths of all documents before it, so every process reads them all.
         return [self._block() for _ in range(self.num_processes)][self.process_index]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands, as plain JSON; the same on every process."""
+        """Position in the stream, as plain JSON; the same on every process."""
         return {"documents": self.documents.state_dict(), "cursor": self.cursor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Restore a position."""
         text = self.documents.load_state_dict(state["documents"])
         self._document, self.cursor = self._encode(text) if text is not None else [], state["cursor"]

@@ -1,9 +1,9 @@
-"""One rendering of prompts and completions for every stage.
+"""Prompt format: one rendering of prompts and completions for every stage.
 
 The SFT stage chooses it, `stage.json` records it, and the reward model, PPO, evaluation and cards apply the record. A
-prompt is a string or a list of chat messages; a completion is a string or one assistant message. Both become token
-ids separately and are concatenated, so training sees exactly the ids that generation produces, and every finished
-completion ends with one EOS token.
+prompt is a string or a list of chat messages; a completion is a string or one assistant message. They are tokenized
+separately and concatenated, so training sees exactly the ids that generation produces, and every finished completion
+ends with one EOS token.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
-from instructgpt_hf.data.sources import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_rows, is_text, require_columns
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
-# An answer that no template has in its own text, to find what a template writes behind an answer.
-_MARK = "[[answer]]"
+Completion = str | list[dict[str, str]]
+# A completion that no template contains, to find what a template writes after a completion.
+_PROBE = "[[answer]]"
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How text becomes tokens.
+    """How prompts and completions become tokens.
 
     Attributes:
         name: `"chat"` (the tokenizer's chat template) or a key of `PLAIN_TEMPLATES`.
         template: the plain template with `{prompt}`, or the tokenizer's chat template.
-        completion_prefix: what separates a plain completion from its prompt, such as one space.
+        completion_prefix: separates a plain completion from its prompt, such as one space.
         eos_token: the token that ends every completion.
         pad_token: the padding token; never the EOS token, because a reward model's score is read at the last token
             that is not padding.
@@ -43,8 +45,8 @@ class PromptFormat:
     pad_token: str
 
     @classmethod
-    def create(cls, name: str, tokenizer: Any) -> PromptFormat:
-        """The format called `name` for a tokenizer that already has distinct EOS and padding tokens.
+    def create(cls, name: str, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+        """Make the format called `name` for a tokenizer that has distinct EOS and padding tokens.
 
         Raises:
             InstructGPTError: if the name is unknown, the tokenizer has no chat template to render `"chat"` with, or
@@ -76,7 +78,7 @@ class PromptFormat:
         return cls(**{key: values[key] for key in ("name", "template", "completion_prefix", "eos_token", "pad_token")})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, with a hash that names the format in messages."""
+        """Plain JSON, with a hash of the format."""
         return {**asdict(self), "sha256": hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]}
 
     def check_same(self, other: PromptFormat, where: str) -> None:
@@ -94,8 +96,8 @@ class PromptFormat:
                 "Remove the setting to use the recorded format, or train every stage with the new one."
             )
 
-    def prompt_text(self, prompt: Prompt, tokenizer: Any) -> str:
-        """The text the model sees before its answer."""
+    def prompt_text(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The rendered prompt, which the model completes."""
         if self.name == "chat":
             return str(
                 tokenizer.apply_chat_template(
@@ -104,50 +106,51 @@ class PromptFormat:
             )
         return self.template.replace("{prompt}", _plain_text(prompt))
 
-    def prompt_ids(self, prompt: Prompt, tokenizer: Any) -> list[int]:
-        """Token ids of the rendered prompt, with the special tokens the tokenizer starts a plain text with."""
+    def prompt_ids(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Token ids of the rendered prompt, with the special tokens that the tokenizer starts a plain text with."""
         text = self.prompt_text(prompt, tokenizer)
         return list(tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"])
 
     def completion_ids(
-        self, prompt: Prompt, completion: str | list[dict[str, str]], tokenizer: Any, finished: bool = True
+        self, prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase, finished: bool = True
     ) -> list[int]:
         """Token ids of a completion, ending with exactly one EOS token.
 
-        A chat completion is what the template writes after the generation prompt; anything behind the first EOS (such
-        as the newline after an end-of-turn token) is cut, because generation stops there.
+        A chat completion is what the template writes after the generation prompt, up to the first EOS: generation
+        stops there, so the newline that some templates write after an end-of-turn token is cut.
 
         Args:
-            prompt: what is answered.
+            prompt: the prompt that is completed.
             completion: text, or one assistant message.
-            tokenizer: of the model that reads it.
-            finished: False for an answer that was cut short: without EOS, and without the template's end of turn.
+            tokenizer: tokenizer of the model that reads the completion.
+            finished: False for a completion that was truncated: no EOS and no end of turn.
 
         Raises:
-            InstructGPTError: if the chat template does not render the answer as a continuation of the prompt.
+            InstructGPTError: if the chat template does not render the completion as a continuation of the prompt.
         """
-        answer = _answer(completion)
-        text = self._chat_answer(prompt, answer, tokenizer) if self.name == "chat" else self.completion_prefix + answer
-        if not finished and self.name == "chat":
-            text = text.removesuffix(self._chat_answer(prompt, _MARK, tokenizer).rpartition(_MARK)[2])
+        plain = completion if isinstance(completion, str) else completion[-1]["content"]
+        chat = self.name == "chat"
+        text = self._chat_completion(prompt, plain, tokenizer) if chat else self.completion_prefix + plain
+        if not finished and chat:
+            text = text.removesuffix(self._chat_completion(prompt, _PROBE, tokenizer).rpartition(_PROBE)[2])
         text = text.split(self.eos_token)[0]
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
         return [*ids, tokenizer.convert_tokens_to_ids(self.eos_token)] if finished else ids
 
-    def _chat_answer(self, prompt: Prompt, answer: str, tokenizer: Any) -> str:
-        """What the chat template writes behind the prompt for an answer."""
+    def _chat_completion(self, prompt: Prompt, completion: str, tokenizer: PreTrainedTokenizerBase) -> str:
+        """What the chat template writes after the rendered prompt."""
         before = self.prompt_text(prompt, tokenizer)
-        messages = [*_messages(prompt), {"role": "assistant", "content": answer}]
+        messages = [*_messages(prompt), {"role": "assistant", "content": completion}]
         whole = str(tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False))
         if not whole.startswith(before):
             raise InstructGPTError(
-                "the chat template does not render an answer as a continuation of its prompt (templates that "
+                "the chat template does not render a completion as a continuation of its prompt (templates that "
                 "drop earlier thinking blocks do this); choose a plain prompt_template instead."
             )
         return whole[len(before) :]
 
-    def completion_text(self, ids: list[int], tokenizer: Any) -> str:
-        """The answer a person reads: without the separator, EOS and padding."""
+    def completion_text(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of a completion for people: without separator, EOS and padding."""
         return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
@@ -156,7 +159,7 @@ def _messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def _plain_text(prompt: Prompt) -> str:
-    """A conversation in a plain template: its turns, one per line, named by role unless there is only one."""
+    """A prompt for a plain template; of several turns, one per line with its role."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
@@ -164,22 +167,22 @@ def _plain_text(prompt: Prompt) -> str:
     return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
 
 
-def _answer(completion: str | list[dict[str, str]]) -> str:
-    return completion if isinstance(completion, str) else completion[-1]["content"]
-
-
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def prompt_rows(
-    dataset: Dataset, prompt_format: PromptFormat, tokenizer: Any, max_prompt_length: int | None, where: str
+    dataset: Dataset,
+    prompt_format: PromptFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    max_prompt_length: int | None,
+    where: str,
 ) -> tuple[Dataset, dict[str, int]]:
-    """Prompts no longer than the limit (InstructGPT appendix C drops prompts of more than 1k tokens).
+    """Check prompts and drop those over the limit (InstructGPT appendix C: prompts of more than 1k tokens).
 
     Returns:
-        The dataset, other columns kept for reward functions; the count of prompts dropped for their length, and the
-        tokens of the longest one kept.
+        The dataset, other columns kept for reward functions; and the counts `dropped_too_long` and `longest_tokens`
+        (tokens of the longest prompt kept).
 
     Raises:
         InstructGPTError: naming the missing column, every wrong row, or the limit if all prompts are longer.

@@ -1,21 +1,72 @@
-"""Datasets from the Hub or from local files, with their columns checked and their content fingerprinted."""
+"""Where datasets are read from: the lab (`lab:<name>`), local files and folders, or the Hub."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
+from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import HfApi
 
 from instructgpt_hf._compat.quirks import dataset_fingerprint
-from instructgpt_hf.artifacts import _sampled, file_fingerprint, fingerprint
-from instructgpt_hf.errors import InstructGPTError, Problems, nearest
+from instructgpt_hf.artifacts import file_fingerprint, fingerprint, sampled_fingerprint
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.lab import LAB_PREFIX, lab_kind
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+BLANK_LIMIT = 2**20  # bytes; a larger file is not blank lines only
+LONG_DATASET = 5_000  # rows; reading more shows a progress bar
 
-BLANK_LIMIT = 2**20  # a larger file is not blank lines only
+
+class Sources:
+    """Reads the datasets of a stage and records what was read.
+
+    Args:
+        lab_folder: returns the folder with the lab's files, and writes them there first where they are missing.
+
+    Attributes:
+        records: what stage.json holds of every dataset read, by role.
+    """
+
+    def __init__(self, lab_folder: Callable[[], Path]) -> None:
+        self.lab_folder = lab_folder
+        self.records: dict[str, dict[str, Any]] = {}
+
+    def read(
+        self, name: str, config: str | None, split: str, role: str, streaming: bool = False
+    ) -> Dataset | IterableDataset:
+        """Load one split and record it under `role`.
+
+        The content of a stream is not read, so its fingerprint is that of its name and revision; of a local file, also
+        of its size and samples.
+
+        Raises:
+            InstructGPTError: if it cannot be read or has no rows.
+        """
+        source = self.resolve(name, split, role)
+        if Path(source).is_file():
+            disable_progress_bars()
+        dataset = load_split(source, split, config, role, streaming)
+        if streaming:
+            record = describe_stream(source, split, config)
+        else:
+            (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
+            record = describe(dataset, source, split)
+        self.records[role] = {**record, "source": name, "config": config}
+        return dataset
+
+    def resolve(self, name: str, split: str, role: str) -> str:
+        """Path or Hub id of a dataset: the file of a split of the lab's, any other name as it is.
+
+        Raises:
+            InstructGPTError: if the lab has no dataset of this name.
+        """
+        if not name.startswith(LAB_PREFIX):
+            return name
+        kind = lab_kind(name, role)
+        return str(self.lab_folder() / f"{kind}.{split}.jsonl")
 
 
 def load_split(
@@ -88,8 +139,8 @@ def _read_file(path: Path, role: str, streaming: bool) -> Any:
 def _file_of_split(folder: Path, split: str, role: str) -> Path:
     files = [folder / f"{split}{suffix}" for suffix in FILE_FORMATS if (folder / f"{split}{suffix}").is_file()]
     if not files:
-        found = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {found}).")
+        names = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {names}).")
     return files[0]
 
 
@@ -113,58 +164,16 @@ def hub_revision(name: str) -> str | None:
 
 
 def describe(dataset: Dataset, source: str, split: str) -> dict[str, Any]:
-    """What `stage.json` records of a dataset: source, split, rows and a fingerprint of its content."""
+    """Record of a dataset for stage.json: source, split, rows and a fingerprint of its content."""
     path = Path(source).expanduser()
     digest = file_fingerprint(path) if path.exists() else dataset_fingerprint(dataset)
     return {"source": str(source), "split": split, "rows": len(dataset), "fingerprint": digest}
 
 
-def require_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
-    """Raise if a column is missing, naming the columns there are.
-
-    Raises:
-        InstructGPTError: naming the dataset, the missing columns and the nearest existing ones.
-    """
-    missing = [name for name in columns if name not in dataset.column_names]
-    if missing:
-        hints = [f"{name!r} ({nearest(name, dataset.column_names)})" for name in missing]
-        raise InstructGPTError(
-            f"{where}: missing column {', '.join(hints)}; it has {', '.join(map(repr, dataset.column_names))}."
-        )
-
-
-def check_rows(dataset: Dataset, where: str, problem_of: Callable[[dict[str, Any]], str | None]) -> None:
-    """Check every row and report all the wrong ones at once.
-
-    Args:
-        problem_of: returns what is wrong with a row, or None.
-
-    Raises:
-        InstructGPTError: with one line per wrong row.
-    """
-    problems = Problems(f"{where}: wrong rows")
-    for index, row in enumerate(dataset):
-        problem = problem_of(row)
-        if problem:
-            problems.add(f"row {index}: {problem}")
-    problems.raise_if_any()
-
-
-def is_text(value: Any) -> bool:
-    """Whether a value is a non-empty string or a non-empty list of chat messages."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    return (
-        isinstance(value, list)
-        and bool(value)
-        and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
-    )
-
-
 def describe_stream(source: str, split: str, config: str | None) -> dict[str, Any]:
-    """What `stage.json` records of a stream."""
+    """Record of a stream for stage.json, whose content is not read."""
     file = local_file(source, split)
     revision = hub_revision(source) if file is None else None
-    content = revision if file is None else [file.stat().st_size, _sampled(file)]
-    mark = fingerprint([source, config, split, content])
-    return {"split": split, "rows": None, "streaming": True, "revision": revision, "fingerprint": mark}
+    content = revision if file is None else [file.stat().st_size, sampled_fingerprint(file)]
+    digest = fingerprint([source, config, split, content])
+    return {"split": split, "rows": None, "streaming": True, "revision": revision, "fingerprint": digest}

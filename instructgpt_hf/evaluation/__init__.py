@@ -1,4 +1,4 @@
-"""Measuring reward models and policies. Names are imported on first use: `evaluate` and matplotlib load late."""
+"""Evaluation of reward models and policies. Names, and the libraries they need, are imported on first use."""
 
 from __future__ import annotations
 

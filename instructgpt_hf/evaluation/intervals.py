@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from instructgpt_hf.errors import InstructGPTError
+
 RESAMPLES = 2000
 # 97.5 % point of the normal distribution.
 _Z = 1.959963984540054
@@ -22,13 +24,17 @@ class Estimate(NamedTuple):
     low: float
     high: float
 
+    def entries(self, name: str) -> dict[str, float]:
+        """The three entries of a result or of stage.json: `name`, `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 def wilson(successes: float, count: int) -> Estimate:
-    """A share with Wilson's score interval, which stays inside [0, 1] and is not empty at either end.
+    """A share with Wilson's score interval, which lies inside [0, 1] and has a width even for 0 and 1.
 
     Args:
-        successes: may be fractional: half a success for a tie varies less than the binomial the interval assumes, so
-            the interval then errs on the wide side.
+        successes: may be fractional. A tie as half a success varies less than the binomial distribution that the
+            interval assumes, which makes the interval too wide rather than too narrow.
         count: number of independent trials.
 
     Raises:
@@ -39,7 +45,7 @@ def wilson(successes: float, count: int) -> Estimate:
     share, width = successes / count, _Z**2 / count
     center = (share + width / 2) / (1 + width)
     half = _Z * math.sqrt(share * (1 - share) / count + width / (4 * count)) / (1 + width)
-    # At the ends of the range rounding may step over the share itself.
+    # At 0 and 1, rounding could put an end of the interval on the wrong side of the share.
     return Estimate(share, min(share, max(0.0, center - half)), max(share, min(1.0, center + half)))
 
 
@@ -63,7 +69,7 @@ def bootstrap_ratio(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """A ratio of sums with its percentile bootstrap interval over units, such as correct pairs over pairs by prompt.
+    """A ratio of sums with its percentile bootstrap interval, such as correct pairs / pairs with prompts as units.
 
     Args:
         numerators: one number per independent unit.
@@ -87,10 +93,10 @@ def bootstrap_ratio(
 def bounded_ratio(
     numerators: np.ndarray, denominators: np.ndarray, lowest: float = 0.0, seed: int = 0, resamples: int = RESAMPLES
 ) -> Estimate:
-    """`bootstrap_ratio` for a quantity that lies between `lowest` and 1 in every unit.
+    """`bootstrap_ratio` of a quantity that lies between `lowest` and 1 in every unit.
 
-    Where all units agree, as for a perfect model or for one prompt, every resample is the same and the bootstrap's
-    interval is empty; it is then `wilson_between`.
+    If all units agree (a perfect model, a single prompt), every resample is the same and the bootstrap interval has
+    width 0; the interval is then that of `wilson_between`.
 
     Args:
         numerators: [N], one number per independent unit.
@@ -112,7 +118,7 @@ def bounded_ratio(
 def wilson_between(value: float, units: int, lowest: float = 0.0) -> Estimate:
     """Wilson's interval for a mean over `units` independent units, each between `lowest` and 1.
 
-    Nothing with these bounds varies more than a share of successes, so the interval errs on the wide side.
+    No quantity with these bounds varies more than a share of successes: the interval is rather too wide.
     """
     span = 1 - lowest
     share = min(1.0, max(0.0, (value - lowest) / span))
@@ -148,7 +154,7 @@ def paired_difference(
 ) -> Estimate:
     """Mean of `first - second` over the same units, with its bootstrap interval.
 
-    Two policies that answer the same questions are compared with more certainty than their separate intervals suggest.
+    For two policies on the same questions, this interval is narrower than their separate intervals suggest.
 
     Raises:
         ValueError: if the lengths differ or there are no values.
@@ -156,3 +162,25 @@ def paired_difference(
     if len(first) != len(second):
         raise ValueError(f"Expected the same units on both sides, got {len(first)} and {len(second)}.")
     return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], seed, resamples)
+
+
+def win_rate(scores: Sequence[float], opponent_scores: Sequence[float]) -> dict[str, float]:
+    """Share of prompts on which a policy's completion scores above its opponent's; a tie is half a win.
+
+    Args:
+        scores: one number per prompt.
+        opponent_scores: of the opponent's completions of the same prompts.
+
+    Returns:
+        `win_rate` with Wilson's interval over prompts, and the counts `wins`, `ties`, `losses`, `prompts`.
+
+    Raises:
+        InstructGPTError: if there are no prompts or a score is NaN.
+    """
+    pairs = list(zip(scores, opponent_scores, strict=True))
+    wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
+    losses = sum(a < b for a, b in pairs)
+    if wins + ties + losses < len(pairs) or not pairs:
+        raise InstructGPTError(f"win rate: {len(pairs)} prompts, some with a score that is not a number.")
+    share = wilson(wins + 0.5 * ties, len(pairs))
+    return {**share.entries("win_rate"), "wins": wins, "ties": ties, "losses": losses, "prompts": len(pairs)}

@@ -1,4 +1,4 @@
-"""Multiple choice by likelihood and loss on text: what the alignment tax is measured with (InstructGPT App. D)."""
+"""Multiple choice by likelihood, loss on text and KL between policies (InstructGPT App. D)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.pretraining import leading_ids
 from instructgpt_hf.errors import InstructGPTError, Problems
@@ -18,12 +19,12 @@ _KEYS = ("task", "prompt", "options", "answer")
 
 
 def option_accuracy(
-    model: Any, tokenizer: Any, tasks: Sequence[Mapping[str, Any]], batch_size: int = 16
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, tasks: Sequence[Mapping[str, Any]], batch_size: int = 16
 ) -> dict[str, Any]:
     """Share of questions whose right option has the highest mean log-probability per token.
 
-    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is scored as it
-    stands: no chat template, and a beginning-of-text token only where the tokenizer puts one by itself.
+    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is scored
+    without a chat template, and with a beginning-of-text token only if the tokenizer adds one by default.
 
     Args:
         model: a causal language model.
@@ -34,11 +35,11 @@ def option_accuracy(
 
     Returns:
         `accuracy` with Wilson's 95 % interval in `accuracy_low` and `accuracy_high`, `correct`, `count`, `chance` (the
-        mean of one over the number of options), `by_task` (the same numbers for each task, by name) and `hits`, one
-        bool per question in the order given, for `paired_difference`.
+        mean of 1 / number of options), `by_task` (these numbers for each task, by name) and `hits`, one bool per
+        question in the order given, for `paired_difference`.
 
     Raises:
-        InstructGPTError: if there are no tasks or some are malformed, all of them named.
+        InstructGPTError: if there are no tasks or some are malformed; the message names each one.
     """
     _check_tasks(tasks)
     prompts, options, owners = [], [], []
@@ -49,10 +50,10 @@ def option_accuracy(
             options.append(option_ids)
             owners.append(number)
     means = [logps.mean().item() for logps in continuation_log_probs(model, prompts, options, batch_size)]
-    scores: list[list[float]] = [[] for _ in tasks]
+    by_question: list[list[float]] = [[] for _ in tasks]
     for number, mean in zip(owners, means, strict=True):
-        scores[number].append(mean)
-    hits = [row.index(max(row)) == item["answer"] for row, item in zip(scores, tasks, strict=True)]
+        by_question[number].append(mean)
+    hits = [row.index(max(row)) == item["answer"] for row, item in zip(by_question, tasks, strict=True)]
     by_task: dict[str, list[int]] = {}
     for number, item in enumerate(tasks):
         by_task.setdefault(item["task"], []).append(number)
@@ -63,14 +64,16 @@ def option_accuracy(
     }
 
 
-def text_loss(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int, batch_size: int = 8) -> float:
-    """Mean next-token loss on held-out pretraining text, in nats per token, every token weighing the same.
+def text_loss(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int, batch_size: int = 8
+) -> float:
+    """Mean next-token loss on held-out pretraining text, in nats per token, over the tokens of all texts.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         texts: documents; each is cut to `max_length` tokens.
-        max_length: tokens per document that are scored or conditioned on.
+        max_length: in tokens.
         batch_size: documents per forward pass.
 
     Raises:
@@ -86,32 +89,25 @@ def text_loss(model: Any, tokenizer: Any, texts: Sequence[str], max_length: int,
 
 def _summary(tasks: Sequence[Mapping[str, Any]], hits: Sequence[bool], numbers: Sequence[int]) -> dict[str, Any]:
     correct = sum(hits[number] for number in numbers)
-    share, low, high = wilson(correct, len(numbers))
     chance = sum(1 / len(tasks[number]["options"]) for number in numbers) / len(numbers)
-    return {
-        "accuracy": share,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "correct": correct,
-        "count": len(numbers),
-        "chance": chance,
-    }
+    share = wilson(correct, len(numbers))
+    return {**share.entries("accuracy"), "correct": correct, "count": len(numbers), "chance": chance}
 
 
-def _split(tokenizer: Any, prompt: str, option: str) -> tuple[list[int], list[int]]:
-    """Ids of both parts of `prompt + option` as it is tokenized; a token across the border belongs to the option."""
+def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, option: str) -> tuple[list[int], list[int]]:
+    """Token ids of `prompt + option`, tokenized as one and split; a token across the border belongs to the option."""
     prompt_ids, whole = _encode(tokenizer, prompt), _encode(tokenizer, prompt + option)
     shared = 0
     while shared < min(len(prompt_ids), len(whole) - 1) and prompt_ids[shared] == whole[shared]:
         shared += 1
     lead = leading_ids(tokenizer)
     if not shared and not lead:
-        # Nothing comes before the first token: it cannot be scored, and is the same for every option or almost so.
+        # The first token has no predecessor and cannot be scored; it is the same for (almost) every option.
         shared = 1
     return lead + whole[:shared], whole[shared:]
 
 
-def _encode(tokenizer: Any, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -137,19 +133,19 @@ def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
 
 @torch.no_grad()
 def continuation_log_probs(
-    model: Any,
+    model: nn.Module,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     batch_size: int,
     temperature: float = 1.0,
 ) -> list[Tensor]:
-    """Log-probability of every token of every continuation, given its prompt and the tokens before it.
+    """Log-probability of every completion token, given its prompt and the tokens before it.
 
-    Rows of similar length share a batch, padded on the right with a mask, so results do not depend on the tokenizer's
-    padding side or on the batch size beyond rounding.
+    Rows of similar length share a batch, padded on the right and masked: up to rounding, results depend neither on
+    the tokenizer's padding side nor on the batch size.
 
     Args:
-        model: called with `input_ids` and `attention_mask` [B, T]; its output's `logits` are [B, T, V].
+        model: takes `input_ids` and `attention_mask` [B, T]; its output's `logits` are [B, T, V].
         prompt_ids: N lists of at least one token.
         completion_ids: N lists of at least one token.
         batch_size: sequences per forward pass.
@@ -185,21 +181,21 @@ def continuation_log_probs(
 
 
 def sequence_kl(
-    policy: Any,
-    reference: Any,
+    policy: nn.Module,
+    reference: nn.Module,
     prompt_ids: Sequence[Sequence[int]],
     completion_ids: Sequence[Sequence[int]],
     batch_size: int = 16,
     temperature: float = 1.0,
     seed: int = 0,
 ) -> Estimate:
-    """KL(policy, reference) per answer: the mean over answers of the summed log ratio, the quantity of equation 2.
+    """KL(policy, reference) per completion: the mean of the log ratio of equation 2, summed over tokens.
 
-    The estimate is unbiased when `completion_ids` were sampled from the policy at this temperature, EOS included.
+    The estimate is unbiased if `completion_ids` were sampled from the policy at this temperature, EOS included.
 
     Args:
-        policy: a causal language model, or a callable like one (see `continuation_log_probs`).
-        reference: the same; the SFT model in InstructGPT.
+        policy: a causal language model (see `continuation_log_probs`).
+        reference: another one; the SFT model in InstructGPT.
         prompt_ids: N lists of tokens.
         completion_ids: N lists of tokens sampled from the policy.
         batch_size: sequences per forward pass.
@@ -207,7 +203,7 @@ def sequence_kl(
         seed: of the bootstrap.
 
     Returns:
-        Nats per answer with the 95 % bootstrap interval over answers. A small sample may give a value below 0.
+        Nats per completion, with the 95 % bootstrap interval over completions. May be negative in a small sample.
 
     Raises:
         ValueError: if the numbers of prompts and completions differ or one of them is empty.

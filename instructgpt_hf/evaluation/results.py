@@ -1,4 +1,4 @@
-"""What was measured of a policy."""
+"""Results of one policy."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from instructgpt_hf.evaluation.intervals import Estimate
+from instructgpt_hf.metric_register import stage_metrics
 
 
 @dataclass
 class PolicyRow:
-    """What was measured of one policy; None where something was not.
+    """Results of one policy; None for what was not measured. The report's columns have the order of the attributes.
 
     Attributes:
         name: as the reader knows it: `base`, `SFT`, `PPO`, `PPO-ptx`.
         win_rate: against the SFT model, by the judge; ties count half.
         task_accuracy: on the pretraining tasks.
-        kl: to the SFT model, nats per answer.
+        kl: to the SFT model, nats per completion.
         mean_reward: of the reward model, shifted.
-        gold_score: mean score of the judge.
+        gold_score: mean score of the lab's gold labeler.
         task_accuracy_by_task: the same by task.
-        extra: other numbers by name, written to report.json only.
+        extra: other numbers by name; report.json has all of them, stage.json the floats.
     """
 
     name: str
@@ -33,18 +34,12 @@ class PolicyRow:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """The measurements as the flat names of stage.json, which the cards read; intervals as `_low` and `_high`."""
-        names = {
-            "win_rate_vs_sft": self.win_rate,
-            "task_accuracy": self.task_accuracy,
-            "kl_to_sft": self.kl,
-            "mean_reward": self.mean_reward,
-            "gold_score": self.gold_score,
-        }
+        """All results under their names in stage.json, which the cards read; intervals as `_low` and `_high`."""
         flat: dict[str, float] = {}
-        for name, value in names.items():
+        for metric in stage_metrics("ppo"):
+            value = getattr(self, metric.attribute) if metric.attribute else None
             if isinstance(value, Estimate):
-                flat |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+                flat |= value.entries(metric.name)
             elif value is not None:
-                flat[name] = float(value)
-        return flat
+                flat[metric.name] = float(value)
+        return flat | {name: value for name, value in self.extra.items() if isinstance(value, float)}

@@ -1,40 +1,47 @@
-"""Pretraining tasks answered by greedy generation, as InstructGPT measures its alignment tax (App. D)."""
+"""Accuracy on few-shot pretraining tasks by greedy generation: InstructGPT's alignment tax (App. D)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 from instructgpt_hf.evaluation.intervals import Estimate, wilson
 from instructgpt_hf.models.sampling import sample_completions
 
 
 def exact_match(
-    model: Any, tokenizer: Any, tasks: Sequence[Mapping[str, Any]], max_new_tokens: int = 12, batch_size: int = 64
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[Mapping[str, Any]],
+    max_new_tokens: int = 12,
+    batch_size: int = 64,
 ) -> tuple[Estimate, dict[str, Estimate], list[bool]]:
-    """Share of few-shot questions whose greedy answer, up to the first newline, is the right one.
+    """Share of few-shot questions whose greedy completion, up to the first newline, is the right option.
 
     Args:
         model: a causal language model.
         tokenizer: its tokenizer.
         tasks: dicts with `task`, `prompt`, `options` and `answer`, the index of the right option.
-        max_new_tokens: more than the longest answer has.
+        max_new_tokens: must exceed the length of the longest option.
         batch_size: questions per batch.
 
     Returns:
         The accuracy with Wilson's 95 % interval, the same by task, and one bool per question.
     """
     prompts = [tokenizer(item["prompt"], add_special_tokens=False)["input_ids"] for item in tasks]
-    answers = sample_completions(
+    completions = sample_completions(
         model, tokenizer, prompts, [tokenizer.eos_token_id], max_new_tokens, temperature=0.0, batch_size=batch_size
     )
-    texts = [tokenizer.decode(ids, skip_special_tokens=True).split("\n")[0].strip() for ids in answers]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).split("\n")[0].strip() for ids in completions]
     hits = [text == item["options"][item["answer"]].strip() for text, item in zip(texts, tasks, strict=True)]
     by_task: dict[str, list[bool]] = {}
     for item, hit in zip(tasks, hits, strict=True):
         by_task.setdefault(item["task"], []).append(hit)
     return (
         wilson(sum(hits), len(hits)),
-        {name: wilson(sum(found), len(found)) for name, found in sorted(by_task.items())},
+        {name: wilson(sum(own), len(own)) for name, own in sorted(by_task.items())},
         hits,
     )

@@ -1,1 +1,1 @@
-"""Cards and publishing. Everything here reads `stage.json`; nothing loads a model."""
+"""Model cards and uploads to the Hub, from `stage.json` and files on disk. Nothing here loads a model."""

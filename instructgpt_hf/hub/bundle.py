@@ -1,4 +1,4 @@
-"""What one push of a model folder holds: checked files, and texts that replace those naming local paths."""
+"""The content of one push: a model folder's files, checked, and generated texts without local paths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructgpt_hf.hub.sources import public_artifact, public_source
 
 VALUE_FOLDER = "value_model"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# Generated anew for the push, or a model of its own.
+# Rendered for each push; the value model has a repository of its own.
 _SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
 _CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
 _CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
@@ -30,7 +30,7 @@ _PATH_KEYS = (
 
 @dataclass(frozen=True)
 class Bundle:
-    """One commit's content: files on disk by their path in the repository, and generated texts."""
+    """Content of one commit, by path in the repository: files on disk and generated texts."""
 
     files: dict[str, Path]
     texts: dict[str, str]
@@ -45,14 +45,14 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
         links: Hub ids that replace sources; see `instructgpt_hf.hub.card.render_card`.
 
     Raises:
-        InstructGPTError: listing every file that must not be there (pickles, training state) and what is missing.
+        InstructGPTError: listing every pickle, every file of training state, and missing weights or config.
     """
     problems = Problems(f"{folder}: cannot be pushed:")
     files: dict[str, Path] = {}
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         parts = path.relative_to(folder).parts
         name = "/".join(parts)
-        # TensorBoard names its files after the machine.
+        # The names of TensorBoard's files contain the host name.
         if any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts) or "tfevents" in path.name:
             continue
         if path.suffix.lower() in _PICKLES:
@@ -77,12 +77,12 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
 
 
 def publishable(artifact: StageArtifact, links: dict[str, str]) -> StageArtifact:
-    """The record without local paths; a folder that exists here is local even if it has the form of a Hub id."""
+    """The record without local paths; a source that exists as a local folder is not taken for a Hub id."""
     return public_artifact(artifact, links, _is_local)
 
 
 def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
-    """`links`, and for an adapter the model it needs: a Hub id where one is known, else `./name`."""
+    """`links`, for an adapter with `adapter_base`: the Hub id of the model it needs, or `./name` if none is known."""
     config = folder / "adapter_config.json"
     if not config.is_file() or "adapter_base" in links:
         return dict(links)
@@ -101,7 +101,7 @@ def _record_text(artifact: StageArtifact) -> str:
 
 
 def _known_paths(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
-    """Hub id by local path, for the earlier stages of the run that `folder` belongs to and for the base model."""
+    """Hub id by local path, for the base model and the earlier stages of `folder`'s run."""
     run = folder.parent.parent if folder.name == VALUE_FOLDER else folder.parent
     known: dict[str, str] = {}
     for stage, item in artifact.previous.items():

@@ -1,7 +1,7 @@
 """Model cards, rendered from `stage.json` and nothing else.
 
-`python -m instructgpt_hf.hub.card RUN_FOLDER OUT_DIR` writes the card of every finished stage of a run, beside the
-record it was rendered from and the evaluation that it shows.
+`python -m instructgpt_hf.hub.card RUN_FOLDER OUT_DIR` writes the card of every finished stage of a run, with its
+record and the evaluation files that the card shows.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from instructgpt_hf.artifacts import STAGE_FILE, STAGES, StageArtifact
+from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.markdown import environment, squeeze
 from instructgpt_hf.hub.results import index_entries, result_rows
 from instructgpt_hf.hub.sources import bare_name, is_generated, is_repo_id, public_artifact
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelCard
+    from huggingface_hub import ModelCard, ModelCardData
 
 _TEMPLATE_OF = {"sft": "sft.md", "reward": "reward.md", "ppo": "ppo.md", "ppo-ptx": "ppo.md", "value": "value.md"}
 _TITLES = {
@@ -40,12 +40,12 @@ _TAGS = {
     "ppo-ptx": ["trl", "ppo", "ppo-ptx", "rlhf"],
     "value": ["trl", "ppo", "value-model", "rlhf"],
 }
-# How a default's origin is written: a section of the paper, another source, or "ours".
+# The source of a default: a section of the paper, another source, or "ours".
 _SOURCE = re.compile(r"(ours|TRL|paper|App|section|§|[A-F]\.\d)", re.IGNORECASE)
 _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "rollout_log_samples", "hub_", "push_to")
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
-# What the reward model's card shows and names; the stage writes them beside its record.
-_SHOWN_FILES = ("evaluation.json", "evaluation.png")
+# Files of the reward stage's evaluation, which its card shows and names.
+_EVALUATION_FILES = ("evaluation.json", "evaluation.png")
 _ROLES = {
     "demonstrations": "Demonstrations",
     "demonstrations_test": "Demonstrations, held back",
@@ -71,7 +71,7 @@ def render_card(
             adapter needs.
 
     Returns:
-        A card whose metadata the Hub accepts. Facts that the record does not hold are left out.
+        A card whose metadata the Hub accepts. Facts missing from the record are left out.
 
     Raises:
         InstructGPTError: if the record's stage is unknown.
@@ -89,8 +89,10 @@ def render_value_card(
 def _render(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str] | None) -> ModelCard:
     from huggingface_hub import ModelCard
 
-    if artifact.stage not in STAGES or (part == "value" and artifact.stage in ("sft", "reward")):
-        raise InstructGPTError(f"{artifact.stage!r}: there is no card for this stage; stages are {', '.join(STAGES)}.")
+    if artifact.stage not in STAGE_FOLDERS or (part == "value" and artifact.stage in ("sft", "reward")):
+        raise InstructGPTError(
+            f"{artifact.stage!r}: there is no card for this stage; stages are {', '.join(STAGE_FOLDERS)}."
+        )
     links = dict(links or {})
     shown = public_artifact(artifact, links)
     body = environment().get_template(_TEMPLATE_OF[part]).render(_context(shown, part, repo_id, links))
@@ -98,8 +100,8 @@ def _render(artifact: StageArtifact, part: str, repo_id: str | None, links: dict
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{squeeze(body)}\n")
 
 
-def _metadata(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str]) -> Any:
-    """The YAML header: keys the Hub knows, Hub ids only, plain Python numbers only."""
+def _metadata(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str]) -> ModelCardData:
+    """The YAML header, with the Hub's keys, Hub ids and Python numbers only."""
     from huggingface_hub import ModelCardData
 
     adapter = _is_adapter(artifact, part, links)
@@ -129,7 +131,7 @@ def _license(artifact: StageArtifact) -> str | None:
 
 
 def _base_model(artifact: StageArtifact, part: str, links: dict[str, str]) -> str | None:
-    """The Hub id this model was trained from: what an adapter loads, else the nearest earlier stage, else the base."""
+    """Hub id of the model that an adapter needs, or else of the nearest earlier stage or the base model."""
     candidates = [artifact.base_model.get("id")]
     if _is_adapter(artifact, part, links):
         candidates = [links.get("adapter_base"), *candidates]
@@ -141,13 +143,13 @@ def _base_model(artifact: StageArtifact, part: str, links: dict[str, str]) -> st
 
 
 def _on_hub(source: Any, base_model: dict[str, Any]) -> bool:
-    """Whether `source` names a Hub repository; without a namespace, only the base model with a revision does."""
+    """Whether `source` is a Hub id. Ids without a namespace count only for a base model with a revision."""
     is_base = source == base_model.get("id") and bool(base_model.get("revision"))
     return is_repo_id(source) and ("/" in source or is_base)
 
 
 class _Facts(dict[str, Any]):
-    """A record's dictionary in which a fact that was not recorded reads as None."""
+    """A dictionary of a record in which missing keys read as None."""
 
     def __missing__(self, key: str) -> None:
         return None
@@ -169,12 +171,12 @@ def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dic
         "format": _Facts(artifact.prompt_format),
         "base": _described(artifact.base_model.get("id"), artifact.base_model.get("revision")),
         "adapter_base": links.get("adapter_base"),
-        "settings": [(key, value) for key, value in sorted(artifact.config.items()) if _tells(key, adapter)],
-        # None is "not used" for every setting that allows it, which is no news to a reader.
+        "settings": [(key, value) for key, value in sorted(artifact.config.items()) if _is_relevant(key, adapter)],
+        # A default of None means that a feature is not used; the card lists used ones only.
         "defaults": [
             (key, default, source)
             for key, (default, source) in sorted((key, _with_source(v)) for key, v in artifact.paper_defaults.items())
-            if default is not None and _tells(key, adapter)
+            if default is not None and _is_relevant(key, adapter)
         ],
         "datasets": _datasets(artifact),
         "known_results": known,
@@ -186,24 +188,24 @@ def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dic
 
 
 def _is_adapter(artifact: StageArtifact, part: str, links: dict[str, str]) -> bool:
-    # The record describes the policy; its value model may be saved in another way.
+    # The record describes the policy, whose value model may be saved in the other form.
     return "adapter_base" in links if part == "value" else artifact.model.get("kind") == "adapter"
 
 
-def _tells(key: str, adapter: bool) -> bool:
-    """Whether a setting bears on the model, rather than on logging and saving or on adapters that are not used."""
+def _is_relevant(key: str, adapter: bool) -> bool:
+    """Whether a setting affects the model, unlike those of logging, saving and adapters that are not used."""
     if key.startswith(_BOOKKEEPING):
         return False
     return adapter or not key.startswith(_ADAPTER_SETTINGS)
 
 
 def _own_base(artifact: StageArtifact) -> bool:
-    """Whether a reward model started from a pretrained model of its own instead of the SFT model."""
+    """Whether this is a reward model that started from another pretrained model than the SFT model."""
     return artifact.stage == "reward" and bool(artifact.config.get("model_name_or_path"))
 
 
 def _setting(artifact: StageArtifact, key: str) -> Any:
-    """The value of a setting that was changed or left at a default of this package; None where it was not recorded."""
+    """The value of a setting, changed or at this package's default; None if the record does not hold it."""
     return artifact.config.get(key, _with_source(artifact.paper_defaults.get(key))[0])
 
 
@@ -212,7 +214,7 @@ def _suffix(artifact: StageArtifact, part: str) -> str:
 
 
 def _described(source: Any, revision: Any = None) -> str:
-    """A Hub id as a link, anything else as code that says that it is not one."""
+    """A Hub id as a link; any other source as code with a note."""
     if not isinstance(source, str) or not source:
         return ""
     if is_generated(source):
@@ -230,7 +232,7 @@ def _described_dataset(source: Any) -> str:
 
 
 def _datasets(artifact: StageArtifact) -> list[dict[str, Any]]:
-    """One entry per dataset role in a fixed order: label, source, split, rows, fingerprint and the other counts."""
+    """For each dataset role in a fixed order: label, source, split, rows, fingerprint and the other counts."""
     order = {role: index for index, role in enumerate(_ROLES)}
     shown = []
     for role in sorted(artifact.data, key=lambda name: (order.get(name, len(order)), name)):
@@ -254,7 +256,7 @@ def _datasets(artifact: StageArtifact) -> list[dict[str, Any]]:
 
 
 def _with_source(value: Any) -> tuple[Any, str]:
-    """A default recorded as `[default, source]` or `{"default", "source"}`, or a bare default with no source."""
+    """Default and source from `[default, source]`, `{"default", "source"}` or a default alone."""
     if isinstance(value, dict) and set(value) == {"default", "source"}:
         return value["default"], str(value["source"] or "")
     pair = isinstance(value, (list, tuple)) and len(value) == 2
@@ -264,15 +266,15 @@ def _with_source(value: Any) -> tuple[Any, str]:
 
 
 def _lineage(artifact: StageArtifact, part: str, links: dict[str, str]) -> list[tuple[str, str]]:
-    """Label and description of every model of the chain that is known, this one left out."""
+    """Label and description of the other models of the run, as far as they are known."""
     base = _described(artifact.base_model.get("id"), artifact.base_model.get("revision"))
     lines = [("Base model", base)]
     for stage, label in (("sft", "SFT model"), ("reward", "Reward model")):
         item = artifact.previous.get(stage, {})
         source = links.get(stage) or item.get("source")
-        mark = f", fingerprint `{item['fingerprint']}`" if item.get("fingerprint") else ""
+        suffix = f", fingerprint `{item['fingerprint']}`" if item.get("fingerprint") else ""
         if stage != part and source:
-            lines.append((label, _described(source) + mark))
+            lines.append((label, _described(source) + suffix))
     for stage, label in (("ppo", "PPO policy"), ("ppo-ptx", "PPO-ptx policy")):
         if stage in links and (stage != artifact.stage or part == "value"):
             lines.append((label, _described(links[stage])))
@@ -284,16 +286,18 @@ def _lineage(artifact: StageArtifact, part: str, links: dict[str, str]) -> list[
 def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
     """Write `<stage>.stage.json` and `<stage>.md` for every finished stage of a run.
 
-    The record is written without local paths and without the training log, which no card shows. The evaluation's
-    files are copied where a stage has them.
+    The record is written without local paths and without the training log, which no card shows. A stage's evaluation
+    files are copied.
 
     Raises:
         InstructGPTError: if no stage of the run is finished.
     """
     run, out = Path(run_folder), Path(out_dir)
-    finished = [stage for stage in STAGES if (run / stage / STAGE_FILE).is_file()]
+    finished = [stage for stage in STAGE_FOLDERS if (run / stage / STAGE_FILE).is_file()]
     if not finished:
-        raise InstructGPTError(f"{run}: no finished stage here (none of {', '.join(STAGES)} holds {STAGE_FILE}).")
+        raise InstructGPTError(
+            f"{run}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE})."
+        )
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for stage in finished:
@@ -303,7 +307,7 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
         record = saved.replace(out / f"{stage}.stage.json")
         card = out / f"{stage}.md"
         card.write_text(card_of_record(record), encoding="utf-8")
-        shown = [run / stage / name for name in _SHOWN_FILES if (run / stage / name).is_file()]
+        shown = [run / stage / name for name in _EVALUATION_FILES if (run / stage / name).is_file()]
         written += [record, card, *(Path(shutil.copy(path, out)) for path in shown)]
     return written
 

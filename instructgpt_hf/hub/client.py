@@ -1,7 +1,7 @@
-"""Calls to the Hub that survive a hiccup and fail with an error that says what to do.
+"""Hub calls with retries, and errors that say what to do.
 
-huggingface_hub repeats uploads by itself, but not creating a repository, validating a card or committing: one 503 or a
-dropped connection there would lose a push. Repeating is safe, because files that arrived are recognised by their hash.
+huggingface_hub retries uploads, but not creating a repository, validating a card or committing: without retries here,
+a 503 or a dropped connection would end the push. Retries are safe: files already uploaded are recognised by hash.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from instructgpt_hf._compat.quirks import connection_error
 from instructgpt_hf.errors import InstructGPTError
 
 T = TypeVar("T")
@@ -21,15 +22,15 @@ _LOGIN = "Log in with `hf auth login` using a token with write access, or set HF
 
 
 def call(action: str, function: Callable[[], T], *, secret: str | None = None) -> T:
-    """`function()`, repeated after transient failures (408, 425, 429, 5xx, connection errors).
+    """Call `function`, again after transient failures (408, 425, 429, 5xx, connection errors).
 
     Args:
-        action: what is being done, for the message: `"create the repository user/name"`.
-        function: the call; it must be safe to repeat.
-        secret: a token that no message may contain.
+        action: for the error message: `"create the repository user/name"`.
+        function: safe to call more than once.
+        secret: a token to remove from the error message.
 
     Raises:
-        InstructGPTError: if it fails for good; the message names the cause and the remedy.
+        InstructGPTError: if the failure is not transient or the last retry fails, with cause and remedy.
     """
     for delay in (*_DELAYS, None):
         try:
@@ -39,7 +40,7 @@ def call(action: str, function: Callable[[], T], *, secret: str | None = None) -
                 problem = _explained(action, error)
                 if problem is None:
                     raise
-                # Without its cause: the client's error carries the request, and the request the token.
+                # Not chained: huggingface_hub's error holds the request, which holds the token.
                 raise InstructGPTError(problem.replace(secret, "***") if secret else problem) from None
             time.sleep(min(_retry_after(error) or delay, _LONGEST_DELAY))
     raise AssertionError("unreachable")
@@ -50,11 +51,10 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_network_error(error: BaseException) -> bool:
-    """Whether the connection failed. The client's HTTP library differs between versions: its base class names it."""
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    """Whether the connection failed."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    library_error = HfHubHTTPError.__bases__[0]
-    failed = isinstance(error, (library_error, ConnectionError, TimeoutError))
+    failed = isinstance(error, (connection_error(), ConnectionError, TimeoutError))
     return failed and _status(error) is None and not isinstance(error, OfflineModeIsEnabled)
 
 
@@ -71,7 +71,7 @@ def _retry_after(error: BaseException) -> float | None:
 
 
 def _explained(action: str, error: BaseException) -> str | None:
-    """What to tell the user about a failure, or None where it is a bug that deserves its traceback."""
+    """The message for the user about a failure; None for a bug, which keeps its traceback."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
     start, status = f"Could not {action}: ", _status(error)

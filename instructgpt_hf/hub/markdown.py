@@ -1,16 +1,19 @@
-"""Templates to Markdown."""
+"""The templates' jinja2 environment, and tidying of the Markdown they render."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def environment() -> Any:
-    """The jinja2 environment of the templates in this package; a misspelt variable in one is an error."""
+def environment() -> Environment:
+    """The jinja2 environment of this package's templates; an unknown variable in a template is an error."""
     import jinja2
 
     result = jinja2.Environment(
@@ -26,7 +29,7 @@ def environment() -> Any:
 
 
 def _cell(value: Any) -> str:
-    """`value` on one line of a Markdown table."""
+    """`value` as one cell of a Markdown table."""
     if isinstance(value, bool) or value is None:
         text = str(value).lower() if isinstance(value, bool) else "none"
     elif isinstance(value, int):
@@ -39,7 +42,7 @@ def _cell(value: Any) -> str:
 
 
 def squeeze(text: str) -> str:
-    """`text` without trailing blanks and with at most one empty line in a row."""
+    """`text` without trailing blanks and without consecutive empty lines."""
     lines: list[str] = []
     for line in text.strip().splitlines():
         if line.strip() or (lines and lines[-1]):

@@ -1,21 +1,23 @@
-"""Finished stages to the Hub, one repository and one commit each."""
+"""Upload finished stages to the Hub, one repository and one commit each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from instructgpt_hf.artifacts import STAGE_FILE, STAGES, StageArtifact
+from rich.console import Console
+
+from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.hub.bundle import VALUE_FOLDER, Bundle, prepare, publishable, with_adapter_base
 from instructgpt_hf.hub.card import render_card, render_value_card
 from instructgpt_hf.hub.client import call
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-# Files of an earlier push under the same id that would change what loads, if the new model does not replace them.
+# Files of an earlier push that would be loaded with the new model unless it replaces them.
 _MODEL_FILES = (".safetensors", ".safetensors.index.json")
 
 
@@ -41,7 +43,7 @@ def push_stage(
         commit_message: title of the commit.
 
     Returns:
-        URL of the commit; of the latest one where nothing changed.
+        URL of the commit, or of the latest one if nothing changed.
 
     Raises:
         InstructGPTError: if the folder is not a finished stage, holds pickles or checkpoints, or the Hub refuses.
@@ -80,11 +82,12 @@ def push_run(
     stages: Iterable[str] | None = None,
     prefix: str | None = None,
     token: str | None = None,
-    console: Any = None,
+    console: Console | None = None,
 ) -> dict[str, str]:
     """Upload every finished stage of a run to `{namespace}/{prefix}-{stage}`, with links between the cards.
 
-    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. Everything is checked before the first upload.
+    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before the first
+    upload.
 
     Args:
         run_folder: a run's folder, such as `runs/tiny-cpu`.
@@ -93,7 +96,7 @@ def push_run(
         stages: the stages to push; None for every finished one.
         prefix: first part of the repositories' names; None for the recipe's name.
         token: see `push_stage`.
-        console: a `rich.console.Console` that is told what happens; None for silence.
+        console: one line per repository goes there; None prints nothing.
 
     Returns:
         Hub id by stage, and by `{stage}-value`.
@@ -118,16 +121,16 @@ def push_run(
             value_links = {**links, stage: repo_ids[stage]}
             url = push_value_model(run / stage, value_id, private=private, token=token, links=value_links)
             pushed[f"{stage}-value"] = value_id
-            _say(console, f"{stage}-value", value_id, url)
+            _log(console, f"{stage}-value", value_id, url)
             links["value"] = value_id
         url = push_stage(run / stage, repo_ids[stage], private=private, token=token, links=links)
         pushed[stage] = repo_ids[stage]
-        _say(console, stage, repo_ids[stage], url)
+        _log(console, stage, repo_ids[stage], url)
     return pushed
 
 
 def _links(stage: str, artifacts: dict[str, StageArtifact], repo_ids: dict[str, str]) -> dict[str, str]:
-    """Hub ids of the other stages, as far as they belong to the same chain: by the fingerprints that were recorded."""
+    """Hub ids of the other stages whose fingerprints match those recorded in this stage's lineage, and vice versa."""
     own, links = artifacts[stage], {}
     for name, repo_id in repo_ids.items():
         if name != stage:
@@ -138,29 +141,29 @@ def _links(stage: str, artifacts: dict[str, StageArtifact], repo_ids: dict[str, 
     return links
 
 
-def _say(console: Any, stage: str, repo_id: str, url: str) -> None:
+def _log(console: Console | None, stage: str, repo_id: str, url: str) -> None:
     if console is not None:
         console.print(f"{stage}: pushed to {repo_id} ({url})", highlight=False)
 
 
 def _chosen_stages(run: Path, stages: Iterable[str] | None) -> list[str]:
-    finished = [stage for stage in STAGES if (run / stage / STAGE_FILE).is_file()]
+    finished = [stage for stage in STAGE_FOLDERS if (run / stage / STAGE_FILE).is_file()]
     if stages is None:
         if not finished:
             raise InstructGPTError(
-                f"{run}: no finished stage here (none of {', '.join(STAGES)} holds {STAGE_FILE}). "
+                f"{run}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE}). "
                 "Point to the output folder of `instructgpt-hf run`."
             )
         return finished
     problems = Problems(f"{run}: cannot push these stages:")
     wanted = list(stages)
     for stage in wanted:
-        if stage not in STAGES:
-            problems.add(f"{stage!r} is no stage; {nearest(stage, STAGES)}")
+        if stage not in STAGE_FOLDERS:
+            problems.add(f"{stage!r} is no stage; {nearest(stage, STAGE_FOLDERS)}")
         elif stage not in finished:
             problems.add(f"{stage!r} is not finished: {run / stage / STAGE_FILE} does not exist")
     problems.raise_if_any()
-    return [stage for stage in STAGES if stage in wanted]
+    return [stage for stage in STAGE_FOLDERS if stage in wanted]
 
 
 def _has_value_model(folder: Path) -> bool:
@@ -190,18 +193,18 @@ def _commit(upload: Bundle, repo_id: str, private: bool, token: str | None, mess
         )
 
     def commit() -> str:
-        # Listed anew in each attempt: a commit whose answer got lost has already deleted what is stale.
+        # Listed in each attempt: a commit whose response got lost has already deleted the stale files.
         remote = api.list_repo_files(repo_id)
         return str(api.create_commit(repo_id, _operations(upload, remote), commit_message=message).commit_url)
 
     return call(f"upload to {repo_id}", commit, secret=token)
 
 
-def _operations(upload: Bundle, remote: list[str]) -> list[Any]:
-    """Fresh operations for one attempt: they remember what they sent, so a repetition must not reuse them."""
+def _operations(upload: Bundle, remote: list[str]) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """New operations for one attempt; operations keep upload state and cannot be reused."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    added: list[Any] = [CommitOperationAdd(name, path) for name, path in sorted(upload.files.items())]
+    added = [CommitOperationAdd(name, path) for name, path in sorted(upload.files.items())]
     added += [CommitOperationAdd(name, text.encode()) for name, text in sorted(upload.texts.items())]
     kept = {*upload.files, *upload.texts}
     stale = [

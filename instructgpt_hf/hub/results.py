@@ -1,71 +1,16 @@
-"""From the recorded metrics to the rows a reader sees and the values the Hub indexes."""
+"""From a stage's metrics to the card's table of results and to the results that the Hub indexes."""
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.artifacts import StageArtifact, to_json
+from instructgpt_hf.metric_register import stage_metrics
 
-# name in stage.json: (label, how it is printed). Order is the order of the table; {} stands for a number in the name.
-LABELS: dict[str, tuple[str, str]] = {
-    "eval_loss": ("Loss on held-out demonstrations (nats per token)", "number"),
-    "eval_perplexity": ("Perplexity on held-out demonstrations", "number"),
-    "eval_mean_token_accuracy": ("Token accuracy on held-out demonstrations", "share"),
-    "eval_pretraining_loss": ("Loss on pretraining text (nats per token)", "number"),
-    "eval_accuracy": ("Pairwise accuracy on held-out rankings", "share"),
-    "length_baseline_accuracy": ("Pairwise accuracy of preferring the longer completion", "share"),
-    "above_length_baseline": ("Difference of these two accuracies", "share"),
-    "labeler_agreement": ("Pairs that two labelers order alike", "share"),
-    "eval_accuracy_k{}": ("Pairwise accuracy where a prompt has {} completions", "share"),
-    "eval_accuracy_gap{}": ("Pairwise accuracy of completions {} apart in rank", "share"),
-    "eval_kendall_tau": ("Kendall's tau-b of scores and ranks, mean over prompts", "number"),
-    "length_baseline_kendall_tau": ("Kendall's tau-b of lengths and ranks, mean over prompts", "number"),
-    "eval_ece": ("Expected calibration error", "share"),
-    "eval_ece_by_chance": ("Calibration error that chance gives a calibrated model", "share"),
-    "eval_overconfidence": ("Mean confidence above accuracy", "share"),
-    "longer_scores_higher": ("Pairs in which the longer completion has the higher score", "share"),
-    "longer_ranks_higher": ("The same pairs: the longer completion has the better rank", "share"),
-    "score_length_correlation": ("Spearman's correlation of score and length, mean over prompts", "number"),
-    "rank_length_correlation": ("Spearman's correlation of rank and length (better is higher)", "number"),
-    "eval_pairs": ("Strictly ordered pairs in that measurement", "count"),
-    "eval_prompts": ("Prompts in that measurement", "count"),
-    "tied_pairs": ("Pairs left out because they tie", "count"),
-    "equal_scores": ("Pairs to which the model gives equal scores", "count"),
-    "demonstrations_scored": ("Demonstrations whose mean score is the shift", "count"),
-    "reward_mean_on_demonstrations": ("Mean shifted reward of the demonstrations", "number"),
-    "win_rate_vs_sft": ("Win rate against the SFT model", "share"),
-    "judge": ("Judge of the win rate", "text"),
-    "gold_score": ("Mean score by the judge", "number"),
-    "mean_reward": ("Mean reward", "number"),
-    "objective/scores": ("Mean reward of the last rollouts", "number"),
-    "kl_to_sft": ("KL to the SFT model (nats per answer)", "number"),
-    "objective/kl": ("KL to the SFT model in the last rollouts (nats per answer)", "number"),
-    "task_accuracy": ("Accuracy on the pretraining tasks", "share"),
-    "pretraining_loss": ("Loss on held-back pretraining text (nats per token)", "number"),
-    "eos_rate": ("Answers that end", "share"),
-    "mean_length": ("Mean length of the answers (tokens)", "number"),
-    "completions/eos_rate": ("Answers of the last rollouts that end", "share"),
-}
-
-# The same name means another thing in another stage.
-_STAGE_LABELS = {("reward", "eval_loss"): "Pairwise loss on held-out rankings"}
-
-# Per stage: name in stage.json, metric type, dataset role it was measured on; only these reach the Hub's index.
-_POLICY_INDEX = (
-    ("win_rate_vs_sft", "win_rate", "prompts"),
-    ("mean_reward", "mean_reward", "prompts"),
-    ("kl_to_sft", "kl", "prompts"),
-    ("task_accuracy", "accuracy", "pretraining"),
-)
-_INDEXED: dict[str, tuple[tuple[str, str, str], ...]] = {
-    "sft": (("eval_loss", "loss", "demonstrations"),),
-    "reward": (("eval_accuracy", "accuracy", "rankings"),),
-    "ppo": _POLICY_INDEX,
-    "ppo-ptx": _POLICY_INDEX,
-}
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 
 @dataclass(frozen=True)
@@ -76,55 +21,41 @@ class Row:
     value: str
 
 
-def plain_number(value: Any) -> float | int | None:
-    """A Python number, from a numpy or torch scalar too; None for anything else and for what is not finite."""
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return value if math.isfinite(value) else None
-
-
 def result_rows(metrics: dict[str, Any], stage: str) -> tuple[list[Row], list[Row]]:
-    """Rows of the known metrics in the order of `LABELS`, and of the others by name; unknown values make no row."""
-    known, shown = [], set()
-    for entry, (label, kind) in LABELS.items():
-        for name, number in _numbered(metrics, entry):
-            shown.add(name)
-            row = _row(metrics, name, _STAGE_LABELS.get((stage, name), label).format(number), kind)
-            if row is not None:
-                known.append(row)
-    bounds = {name + end for name in metrics for end in ("_low", "_high") if name + end in metrics}
-    rest = sorted(set(metrics) - shown - bounds)
-    other = [row for name in rest if (row := _row(metrics, name, f"`{name}`", "number")) is not None]
-    return known, other
+    """Rows of the metrics with a label, in the order of the register, and of the others by name.
+
+    Values that are neither text nor a finite number make no row.
+    """
+    values = to_json(metrics)
+    labelled: dict[str, tuple[str, str]] = {}
+    for metric in stage_metrics(stage):
+        if metric.label:
+            numbers = {name: number for name in values if (number := metric.number_in(name)) is not None}
+            for name in sorted(numbers, key=lambda name: numbers[name]):
+                labelled[name] = metric.label.format(numbers[name]), metric.kind
+    bounds = {name + end for name in values for end in ("_low", "_high")}
+    others = {name: (f"`{name}`", "number") for name in sorted(set(values) - set(labelled) - bounds)}
+    return list(_rows(values, labelled)), list(_rows(values, others))
 
 
-def _numbered(metrics: dict[str, Any], entry: str) -> list[tuple[str, int]]:
-    """The names that an entry of `LABELS` stands for, with their number, in the order of the numbers."""
-    if "{}" not in entry:
-        return [(entry, 0)]
-    pattern = re.compile(entry.replace("{}", r"(\d+)"))
-    return sorted(
-        ((name, int(found[1])) for name in metrics if (found := pattern.fullmatch(name))), key=lambda x: x[1]
-    )
+def _rows(values: dict[str, Any], shown: dict[str, tuple[str, str]]) -> Iterator[Row]:
+    """The rows of the metrics `shown` by name, with their label and kind."""
+    for name, (label, kind) in shown.items():
+        value, low, high = (values.get(name + end) for end in ("", "_low", "_high"))
+        if isinstance(value, str) and value:
+            yield Row(label, value)
+        elif kind != "text" and _is_number(value):
+            interval = ""
+            if _is_number(low) and _is_number(high):
+                interval = f" (95 % interval {_format(low, kind)} to {_format(high, kind)})"
+            yield Row(label, _format(value, kind) + interval)
 
 
-def _row(metrics: dict[str, Any], name: str, label: str, kind: str) -> Row | None:
-    value = metrics.get(name)
-    if kind == "text" or isinstance(value, str):
-        return Row(label, value) if isinstance(value, str) and value else None
-    number = plain_number(value)
-    if number is None:
-        return None
-    text = format_number(number, kind)
-    low, high = (plain_number(metrics.get(name + end)) for end in ("_low", "_high"))
-    if low is not None and high is not None:
-        text += f" (95 % interval {format_number(low, kind)} to {format_number(high, kind)})"
-    return Row(label, text)
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def format_number(value: float | int, kind: str = "number") -> str:
+def _format(value: float | int, kind: str) -> str:
     """`value` as a share in percent, a count with thousands separators, or four significant digits."""
     if kind == "share":
         return f"{100 * value:.1f} %"
@@ -133,17 +64,20 @@ def format_number(value: float | int, kind: str = "number") -> str:
     return f"{value:.4g}"
 
 
-def index_entries(artifact: StageArtifact) -> list[Any]:
-    """The `huggingface_hub.EvalResult` entries of the metrics whose dataset the stage recorded."""
+def index_entries(artifact: StageArtifact) -> list[EvalResult]:
+    """The Hub's entries of the stage's indexed metrics, as far as the stage recorded their dataset."""
     from huggingface_hub import EvalResult
 
     task = "text-classification" if artifact.stage == "reward" else "text-generation"
     entries = []
-    for name, metric, role in _INDEXED[artifact.stage]:
-        value = plain_number(artifact.metrics.get(name))
+    for metric in stage_metrics(artifact.stage):
+        if metric.index is None:
+            continue
+        metric_type, role = metric.index
+        value = to_json(artifact.metrics.get(metric.name))
         held_back = artifact.data.get(f"{role}_test")
         data = held_back or artifact.data.get(role)
-        if value is None or not data or not data.get("source"):
+        if not _is_number(value) or not data or not data.get("source"):
             continue
         entries.append(
             EvalResult(
@@ -151,8 +85,8 @@ def index_entries(artifact: StageArtifact) -> list[Any]:
                 dataset_type=data["source"].removeprefix("./"),
                 dataset_name=data["source"].removeprefix("./"),
                 dataset_split=held_back.get("split") if held_back else None,
-                metric_type=metric,
-                metric_name=LABELS[name][0],
+                metric_type=metric_type,
+                metric_name=metric.label,
                 metric_value=float(value),
             )
         )

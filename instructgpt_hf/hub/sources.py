@@ -1,7 +1,4 @@
-"""What of a stage's record may leave the machine: Hub ids stay, local paths shrink to `./name`, tokens go.
-
-Standard library only.
-"""
+"""The public form of a stage's record: Hub ids as they are, local paths as `./name`, no tokens."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
 from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.lab import LAB_MODEL, LAB_PREFIX
 
 # One optional namespace and a name, in the characters the Hub allows.
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -31,12 +29,12 @@ _SOURCE_KEYS = {
 _SOURCE_LISTS = ("extra_reward_model_paths",)
 _CACHED = re.compile(r"(?:^|[/\\\\])models--([^/\\\\]+)[/\\\\]snapshots[/\\\\][0-9a-f]{40}[/\\\\]?$")
 _SECRET_KEYS = ("hub_token", "token", "push_to_hub_token")
-# Where a run was stored says nothing about its result.
+# Settings about places on this machine, which do not change the result.
 _PLACE_KEYS = ("output_dir", "logging_dir", "resume_from_checkpoint")
 
 
 def is_repo_id(source: Any) -> TypeGuard[str]:
-    """Whether `source` has the form of a Hub id; a file name, a path of three parts, `lab` or `lab:...` has not."""
+    """Whether `source` has the form of a Hub id, unlike file names, paths of three parts, `lab` and `lab:...`."""
     if not isinstance(source, str) or source.lower().endswith(_DATA_SUFFIXES) or is_generated(source):
         return False
     return _REPO_ID.fullmatch(source) is not None and "--" not in source and ".." not in source
@@ -44,7 +42,7 @@ def is_repo_id(source: Any) -> TypeGuard[str]:
 
 def is_generated(source: str) -> bool:
     """Whether `source` names what instructgpt-hf generates itself: the base model `lab` or a dataset `lab:...`."""
-    return source == "lab" or source.startswith("lab:")
+    return source == LAB_MODEL or source.startswith(LAB_PREFIX)
 
 
 def bare_name(source: str) -> str:
@@ -53,13 +51,13 @@ def bare_name(source: str) -> str:
 
 
 def public_source(source: Any, is_local: Callable[[str], bool] | None = None) -> Any:
-    """`source` as a reader elsewhere may see it: a Hub id or `lab:` name unchanged, a local path as `./<last part>`.
+    """The public form of `source`: a Hub id or `lab:` name unchanged, a local path as `./<last part>`.
 
-    The dot keeps it from being read as a Hub id, where the same name may be anybody's.
+    Without the dot, the name could be read as a Hub id and lead to somebody else's repository.
 
     Args:
         source: what a stage recorded; anything but a string is returned as it is.
-        is_local: tells a local folder from a Hub id of the same form (`runs/sft`); by default the form decides.
+        is_local: whether a source that has the form of a Hub id (`runs/sft`) is a local folder; by default none is.
     """
     if not isinstance(source, str) or is_generated(source):
         return source
@@ -71,7 +69,7 @@ def public_source(source: Any, is_local: Callable[[str], bool] | None = None) ->
 
 
 def scrub(value: Any) -> Any:
-    """`value` with absolute paths inside any of its strings cut to their last part, and Hub tokens removed."""
+    """A copy of `value` in which absolute paths inside strings are cut to their last part and Hub tokens removed."""
     if isinstance(value, dict):
         return {key: scrub(item) for key, item in value.items() if key not in _SECRET_KEYS}
     if isinstance(value, (list, tuple)):
@@ -96,7 +94,7 @@ def public_artifact(
     links = links or {}
     previous = {}
     for stage, item in artifact.previous.items():
-        # The stage of the same run is recorded by its folder's name alone.
+        # A stage of the same run is recorded under its folder's name.
         own = f"./{stage}" if item.get("source") == stage else public_source(item.get("source"), is_local)
         previous[stage] = {**scrub(item), "source": links.get(stage) or own}
     data = {

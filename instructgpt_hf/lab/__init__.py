@@ -1,8 +1,8 @@
-"""The embedded default: a generated micro-world of text, its gold labeler and a tiny base model, all offline.
+"""The lab: generated text about a micro-world, its gold labeler and a tiny base model, for runs without a network.
 
 `write` makes the data files, `base_model_path` is the packaged base model, `gold_scores` and `gold_ranks` are the
-labeler, `tasks` are the few-shot items that tell what a stage keeps of the pretraining. Nothing here imports torch,
-except the script that makes the base model: `python -m instructgpt_hf.lab.make_base_model`.
+labeler, `tasks` are few-shot items that measure what a stage keeps of the pretraining. Only the script that makes the
+base model, `python -m instructgpt_hf.lab.make_base_model`, imports torch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from instructgpt_hf.lab.files import write
 from instructgpt_hf.lab.labeler import LABELER_NOISE, gold_ranks, gold_scores
 from instructgpt_hf.lab.tasks import tasks
 
-# A dataset of the lab is named `lab:demonstrations`, its base model `lab`.
+# In settings, `lab:demonstrations` names a dataset of the lab and `lab` its base model.
 LAB_PREFIX = "lab:"
 LAB_MODEL = "lab"
 LAB_DATASETS = ("demonstrations", "rankings", "prompts", "pretraining")
@@ -34,12 +34,16 @@ __all__ = [
 
 
 def base_model_path() -> Path:
-    """The folder of the packaged base model: config, tokenizer and weights, ready for `from_pretrained`."""
+    """Folder of the packaged base model: config, tokenizer and weights, as `from_pretrained` reads them."""
     return Path(__file__).parent / "base_model"
 
 
 def lab_kind(name: str, role: str) -> str:
-    """The dataset of the lab that `lab:<kind>` names.
+    """The `<kind>` of a dataset name `lab:<kind>`.
+
+    Args:
+        name: dataset name with the prefix.
+        role: what the data is for; named in the error.
 
     Raises:
         InstructGPTError: if the lab has no such dataset.

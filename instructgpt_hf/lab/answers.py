@@ -56,12 +56,12 @@ def answer(instruction: Instruction, care: float, rng: random.Random) -> str:
 
 
 def _careful(care: float, rng: random.Random) -> bool:
-    """Whether one thing that can go wrong goes right."""
+    """Draw whether the labeler avoids one possible fault."""
     return rng.random() < 0.5 + 0.5 * care
 
 
 def _value(name: str, relation: str, care: float, rng: random.Random) -> str:
-    """The value a labeler states: the true one, or one picked without looking."""
+    """The value a labeler states: the true one, or any."""
     return world.fact(name, relation) if _careful(care, rng) else rng.choice(world.VALUES[relation])
 
 
@@ -147,7 +147,7 @@ _CONTENT = {
 
 
 def spoil(text: str, rng: random.Random) -> str:
-    """`text` damaged in one of the ways in which models, rather than people, go wrong."""
+    """Damage `text` with a fault that is typical of models rather than of people."""
     words = text.split()
     kind = rng.choice(("shuffle", "cut", "repeat", "stutter", "garble", "echo"))
     if kind == "shuffle":

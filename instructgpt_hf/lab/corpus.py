@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
-from instructgpt_hf.lab import tasks, world
+from instructgpt_hf.lab import world
 from instructgpt_hf.lab.statements import say, say_event, say_together
+from instructgpt_hf.lab.tasks import TASKS, block_text
 
-# Shares of the kinds of document.
+# Weights of the kinds of document, out of 100.
 WEIGHTS = {"portrait": 24, "gathering": 10, "story": 8, "comparison": 4, "talk": 4, "block": 50}
 
 
@@ -15,7 +16,7 @@ def document(rng: random.Random) -> str:
     """One document of the pretraining text, 10 to 150 tokens long."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     if kind == "block":
-        return tasks.block_text(rng.choice(list(tasks.TASKS)), rng)
+        return block_text(rng.choice(list(TASKS)), rng)
     return _PROSE[kind](rng)
 
 
@@ -53,7 +54,7 @@ def _gathering(rng: random.Random) -> str:
 
 
 def _story(rng: random.Random) -> str:
-    """Events, in which anything may be anywhere."""
+    """Made-up events, which need not agree with the facts."""
     sentences = []
     for _ in range(rng.randint(2, 5)):
         thing, other = rng.sample(world.NAMES, 2)

@@ -32,14 +32,14 @@ STRAY_SHARE, SPOILED_SHARE = 0.2, 0.2
 
 
 def write(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write all files of the lab into `folder`, which is made if it does not exist.
+    """Write all files of the lab into `folder`, which is created if it does not exist.
 
     Args:
         folder: where the files go; files of the same name are replaced.
-        seed: chooses what is asked, answered and told; the same seed gives the same bytes.
+        seed: seed of prompts, answers, ranks and texts; the same seed gives the same bytes.
 
     Returns:
-        The path of each file by its name without the ending: "demonstrations.train", "demonstrations.test",
+        The path of each file by its name without the suffix: "demonstrations.train", "demonstrations.test",
         "rankings.*", "prompts.*", "pretraining.*" and "tasks.test".
     """
     folder = Path(folder)
@@ -68,16 +68,16 @@ def _demonstration(prompt: str, rng: random.Random) -> dict[str, Any]:
 
 
 def _ranking(prompt: str, rng: random.Random) -> dict[str, Any]:
-    """Different answers of every quality, some of them spoiled, as one labeler ranks them."""
+    """Distinct answers of every quality, some of them damaged, with the ranks of a noisy labeler."""
     instruction = parse(prompt)
     wanted = rng.randint(MIN_COMPLETIONS, MAX_COMPLETIONS)
-    found: dict[str, None] = {}
-    while len(found) < wanted:
-        # Some answers are to something else: a model's commonest fault, which people's answers do not show.
+    texts: dict[str, None] = {}  # ordered and distinct
+    while len(texts) < wanted:
+        # Some answers belong to another instruction: the commonest fault of models, which people do not make.
         answered = draw(rng) if rng.random() < STRAY_SHARE else instruction
         text = answer(answered, rng.random(), rng)
-        found[spoil(text, rng) if rng.random() < SPOILED_SHARE else text] = None
-    completions = list(found)
+        texts[spoil(text, rng) if rng.random() < SPOILED_SHARE else text] = None
+    completions = list(texts)
     return {"prompt": prompt, "completions": completions, "ranks": gold_ranks(prompt, completions, LABELER_NOISE, rng)}
 
 

@@ -1,7 +1,7 @@
-"""What users of the micro-world ask for: instructions, their wordings, and reading a prompt back.
+"""Instructions of the micro-world's users: drawing them, wording them as prompts, and parsing prompts.
 
-A prompt of the training split never appears in a test split: which split a prompt belongs to depends on its text
-alone, so it holds across seeds too.
+The split that a prompt belongs to depends on its text alone, so no prompt of a training split appears in a test split,
+whatever the seeds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Instruction:
 
     Attributes:
         kind: describe, question, check, list, write, compare or greet.
-        things: the things it is about, one or two; empty for `list`.
+        things: the one or two things it is about; empty for `list`.
         relations: the relations asked for; for `compare` "larger" or "smaller"; for `greet` the greeting.
         value: `check` and `list`: the value in question; `write`: the place to mention.
         count: `list`: how many things are wanted.
@@ -34,7 +34,7 @@ class Instruction:
     count: int = 0
 
 
-# How often each kind is asked.
+# Weights of the kinds, out of 100.
 WEIGHTS = {"describe": 20, "question": 20, "check": 12, "list": 18, "write": 12, "compare": 10, "greet": 8}
 COUNTS = {2: "two", 3: "three", 4: "four"}
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -56,7 +56,7 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 
 
 def draw(rng: random.Random) -> Instruction:
-    """One instruction at random, its kind with the probabilities of `WEIGHTS`."""
+    """Draw a random instruction, its kind with the probabilities of `WEIGHTS`."""
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     thing, other = rng.sample(world.NAMES, 2)
     if kind == "describe":
@@ -113,13 +113,13 @@ def _predicate(relation: str, value: str) -> str:
 
 
 def draw_prompts(rng: random.Random, count: int, test: bool) -> list[str]:
-    """`count` different prompts of the train or the test split."""
-    found: dict[str, None] = {}
-    while len(found) < count:
+    """Draw `count` distinct prompts of the train or the test split."""
+    prompts: dict[str, None] = {}  # ordered and distinct
+    while len(prompts) < count:
         prompt = render(draw(rng), rng.randrange(2))
         if world.held_out(prompt) == test:
-            found[prompt] = None
-    return list(found)
+            prompts[prompt] = None
+    return list(prompts)
 
 
 _VALUE_OF = {value: relation for relation, values in world.VALUES.items() for value in values}
@@ -152,7 +152,7 @@ _PATTERNS = [(key, _pattern(wording)) for key, wordings in WORDINGS.items() for 
 
 
 def parse(prompt: str) -> Instruction:
-    """Read a prompt back into the instruction it was rendered from.
+    """Parse a prompt into the instruction it was rendered from.
 
     Raises:
         InstructGPTError: if the prompt is not one of the lab's.

@@ -1,7 +1,6 @@
-"""The gold labeler: a programme that scores an answer, and the noisy ranks that a person would give.
+"""The gold labeler: a program that scores answers exactly, and ranks them with the noise of a person.
 
-It stands where the paper has its labelers. The score is a plain sum of criteria, each of which can be read off the
-text.
+It takes the place of the paper's labelers. The score is a plain sum of criteria that can be read off the text.
 """
 
 from __future__ import annotations
@@ -15,12 +14,12 @@ from instructgpt_hf.lab import world
 from instructgpt_hf.lab.instructions import Instruction, parse
 from instructgpt_hf.lab.statements import GREETINGS, Claim, Sentence, read, split_sentences
 
-# Words (the longest full answers have about 18) from which an answer is too long.
+# Longer answers lose points, in words; the longest complete answers have about 18.
 WORD_LIMIT = 20
-# Scores closer than this are a tie.
+# Scores that differ by less are a tie.
 TIE_MARGIN = 0.25
-# Standard deviation of the noise on each score, with which two labelers agree on about 73 % of the pairs that both of
-# them rank strictly: the agreement of the paper's labelers with each other (section 3.4).
+# Standard deviation of the noise on each score. Two labelers with this noise agree on about 73 % of the pairs that
+# both rank strictly, as the paper's labelers do (section 3.4).
 LABELER_NOISE = 2.7
 
 
@@ -32,8 +31,8 @@ def criteria(prompt: str, completion: str) -> dict[str, float]:
     * clarity (-1 to 1): from all sentences unreadable to all readable; -1 if no readable sentence is on the topic.
     * courtesy (up to 1): 1 for one courteous formula beside an answer on the topic, -0.5 for each further one.
     * form (0 to -1): -0.5 without a capital at the start, -0.5 without a closing mark at the end.
-    * topic (0 to -2): -0.5 for each readable sentence that mentions nothing of what was asked.
-    * repetition (0 to -3): -1 for each sentence that says again what one before it said; -0.5 for each doubled word.
+    * topic (0 to -2): -0.5 for each readable sentence that mentions nothing of the request.
+    * repetition (0 to -3): -1 for each sentence that repeats an earlier one's content; -0.5 for each doubled word.
     * length (0 to -3): -0.25 for each word beyond 20; -1 for an empty answer.
 
     Args:
@@ -65,7 +64,7 @@ def criteria(prompt: str, completion: str) -> dict[str, float]:
 
 
 def gold_scores(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """The sum of the criteria for each completion; higher is better, 6 is a perfect answer, nonsense is below 0.
+    """Sum of the criteria for each completion; higher is better, 6 is a perfect answer, nonsense is below 0.
 
     Args:
         prompts: [N] instructions of the lab, before any prompt template.
@@ -80,7 +79,7 @@ def gold_scores(prompts: Sequence[str], completions: Sequence[str]) -> list[floa
 
 
 def gold_ranks(prompt: str, completions: Sequence[str], noise: float, rng: random.Random) -> list[int]:
-    """Rank the completions of one prompt as a labeler with noisy judgement does.
+    """Rank the completions of one prompt as a labeler with noisy judgement.
 
     Args:
         prompt: an instruction of the lab, before any prompt template.
@@ -103,7 +102,7 @@ def gold_ranks(prompt: str, completions: Sequence[str], noise: float, rng: rando
 
 
 def _read_all(completion: str) -> list[Sentence]:
-    """Every sentence read; "It" stands for the first subject of the statement before."""
+    """Read every sentence; "It" refers to the first subject of the statement before."""
     sentences: list[Sentence] = []
     subject: str | None = None
     for text in split_sentences(completion):
@@ -121,7 +120,7 @@ def _on_topic(instruction: Instruction, said: Sentence) -> bool:
 
 
 def _wrong_openings(instruction: Instruction, answers: list[Sentence]) -> int:
-    """Statements that begin with the wrong one of yes and no, or with either where nothing was to be checked."""
+    """Number of statements that begin with the wrong yes or no, or with either where the request is not a check."""
     openings = [said.opening for said in answers if said.kind == "claim" and said.opening]
     if instruction.kind != "check":
         return len(openings)
@@ -133,7 +132,7 @@ def _right_opening(instruction: Instruction) -> str:
 
 
 def _share_met(instruction: Instruction, answers: list[Sentence]) -> float:
-    """Which share, 0 to 1, of what was asked the readable sentences on the topic give."""
+    """Share of the request, 0 to 1, that the readable sentences on the topic meet."""
     true = {claim for said in answers for claim in said.claims if claim.true}
     if instruction.kind in ("describe", "question"):
         wanted = [(instruction.things[0], relation) for relation in instruction.relations]

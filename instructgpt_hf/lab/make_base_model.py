@@ -57,8 +57,8 @@ The text comes from this project's own generator. Licence: Apache-2.0.
 def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with `<pad>` (id 0) and `<eos>` (id 1), without BOS.
 
-    Its merges are learned from the pretraining text and, so that prompts stay short, from instructions and answers;
-    the model is not trained on the latter.
+    Its merges are learned from the pretraining text and, so that prompts stay short, from instructions and answers,
+    which the model is not trained on.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -102,7 +102,7 @@ def make_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
 
 
 def batches(tokenizer: PreTrainedTokenizerFast, seed: int | str, window: int = WINDOW) -> Iterator[torch.Tensor]:
-    """Endless [BATCH, window] token ids: fresh documents, each closed by EOS, packed one behind the other."""
+    """Endless batches [BATCH, window] of token ids: new documents, each ended by EOS, packed."""
     stream: list[int] = []
     for part in range(1_000_000):
         for ids in tokenizer(corpus.documents(f"{seed} part {part}", 1000))["input_ids"]:
@@ -113,7 +113,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, seed: int | str, window: int = W
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine from the peak to a hundredth of it."""
+    """Learning rate at `step`: linear warm-up, then a cosine from the peak to a hundredth of it."""
     warmup = min(WARMUP, steps // 10 + 1)
     if step < warmup:
         return PEAK_LEARNING_RATE * (step + 1) / warmup
@@ -154,20 +154,20 @@ def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -
     return sum(losses) / len(losses)
 
 
-def _option_scores(
+def _option_log_probs(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict[str, Any]]
 ) -> list[list[float]]:
-    """The mean log-probability per token of each option of each item."""
+    """Mean log-probability per token of each option of each item."""
     prompts = [tokenizer(item["prompt"])["input_ids"] for item in items for _ in item["options"]]
     options = [tokenizer(option)["input_ids"] for item in items for option in item["options"]]
     rows = [torch.tensor(prompt + option) for prompt, option in zip(prompts, options, strict=True)]
-    # Padding stands on the right, behind everything that is scored, so that no attention mask is needed.
+    # Padding is on the right, after every token that is scored, so no attention mask is needed.
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     log_probs = model(input_ids=padded).logits[:, :-1].float().log_softmax(-1)
-    token_scores = log_probs.gather(-1, padded[:, 1:, None])[..., 0]
+    token_log_probs = log_probs.gather(-1, padded[:, 1:, None])[..., 0]
     means = [
-        scores[len(prompt) - 1 : len(prompt) + len(option) - 1].mean().item()
-        for scores, prompt, option in zip(token_scores, prompts, options, strict=True)
+        row[len(prompt) - 1 : len(prompt) + len(option) - 1].mean().item()
+        for row, prompt, option in zip(token_log_probs, prompts, options, strict=True)
     ]
     width = len(items[0]["options"])
     return [means[start : start + width] for start in range(0, len(means), width)]
@@ -177,11 +177,11 @@ def _option_scores(
 def task_accuracy(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, items: list[dict[str, Any]]
 ) -> tuple[float, dict[str, float]]:
-    """Share of few-shot items whose right option has the highest mean log-probability per token, and by task."""
+    """Share of items whose right option has the highest mean log-probability per token; overall and by task."""
     hits: dict[str, list[bool]] = {}
     for start in range(0, len(items), 16):
         part = items[start : start + 16]
-        for item, means in zip(part, _option_scores(model, tokenizer, part), strict=True):
+        for item, means in zip(part, _option_log_probs(model, tokenizer, part), strict=True):
             hits.setdefault(item["task"], []).append(means.index(max(means)) == item["answer"])
     flat = [hit for task_hits in hits.values() for hit in task_hits]
     return sum(flat) / len(flat), {task: sum(task_hits) / len(task_hits) for task, task_hits in hits.items()}

@@ -1,7 +1,7 @@
-"""The sentences of the micro-world: how a fact is said, and how a sentence is read back into claims.
+"""The sentences of the micro-world: writing facts as sentences, and reading sentences back into claims.
 
 Demonstrations, the pretraining text and the gold labeler share these forms, so that the labeler can tell a sentence
-from a heap of words, and a true statement from a false one.
+from unordered words, and a true statement from a false one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Claim(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """What was read from one sentence.
+    """A sentence that was read.
 
     Attributes:
-        kind: "claim", "event", "greeting" or "courtesy"; None for what is no sentence of this world.
-        claims: the statements made, empty for the other kinds.
+        kind: "claim", "event", "greeting" or "courtesy"; None if it is not a sentence of this world.
+        claims: the statements made; empty for the other kinds.
         words: the things and places mentioned, for events and greetings as well as for claims.
         opening: "yes", "no" or a greeting, else "".
     """
@@ -79,7 +79,7 @@ _MENTION = re.compile(rf"\b(?:{_THING}|{_PLACE})\b")
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text`, each with its closing mark; a rest without one is the last element."""
+    """Split text into sentences with their closing marks; the last one may have none."""
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part]
 
 
@@ -88,10 +88,7 @@ def read(sentence: str, subject: str | None = None) -> Sentence:
 
     Args:
         sentence: the sentence with its full stop or exclamation mark.
-        subject: the thing that "It" stands for: the subject of the sentence before.
-
-    Returns:
-        What was said; `kind` is None if the sentence is not one of this world's.
+        subject: the thing that "It" refers to: the subject of the sentence before.
     """
     if sentence in COURTESIES:
         return Sentence("courtesy")
@@ -127,7 +124,7 @@ def _read_claims(match: re.Match[str], mentioned: frozenset[str], subject: str |
 
 
 def _shared(match: re.Match[str]) -> bool:
-    """Whether the predicate reads the same for one subject and for several."""
+    """Whether the predicate has the same form for one subject and for several."""
     return any(match[group] for group in ("only_colour", "only_size", "place", "order"))
 
 

@@ -1,8 +1,8 @@
-"""The tasks of the pretraining text in few-shot form: the micro-world's counterpart of public NLP tasks.
+"""Few-shot tasks of the pretraining text: the micro-world's counterpart of public NLP tasks.
 
-A block is one `query: answer` line per example of one task; a test item is such a block whose last answer is missing.
-What test items ask never occurs in the pretraining text: where the answer is composed or read (`translate`,
-`reverse`, `who`), the query itself is held out; where it is a fact to be known by heart, its place behind the query
+A block has one `query: answer` line per example of one task; a test item is a block whose last answer is missing. No
+question of a test item occurs in the pretraining text. Where the answer is composed or read (`translate`, `reverse`,
+`who`), the query itself is held out; where the answer is a fact known by heart, the query is held out after the query
 before it.
 """
 
@@ -94,7 +94,7 @@ def _held_out(task: str, before: str, query: str) -> bool:
 
 
 def _block(task: str, shots: int, rng: random.Random) -> list[Example]:
-    """`shots` different examples, none of them held out."""
+    """Draw `shots` distinct examples, none of them held out."""
     lines: list[Example] = []
     while len(lines) < shots:
         example = TASKS[task](rng)
@@ -111,7 +111,7 @@ def block_text(task: str, rng: random.Random) -> str:
 
 
 def _item(task: str, rng: random.Random) -> dict[str, Any]:
-    """A block of shots and a query that is held out after it; both are drawn anew until they fit."""
+    """Draw a block of shots and a query that is held out after them, until both fit."""
     while True:
         lines = _block(task, SHOTS.get(task, DEFAULT_SHOTS), rng)
         example = TASKS[task](rng)
@@ -129,13 +129,13 @@ def _item(task: str, rng: random.Random) -> dict[str, Any]:
 
 
 def tasks(seed: int, n: int) -> list[dict[str, Any]]:
-    """`n` test items, the nine tasks in turn.
+    """Draw `n` test items, the nine tasks in turn.
 
     Returns:
         Dicts with `task` (its name), `prompt` (the shots and the query, ending in a colon), `options` (four texts;
         each begins with the space that follows the colon, so that `prompt + option` is the text to score) and `answer`
-        (the index of the right option). Chance is 0.25 for the choice by mean log-probability per token, about 0 for
-        greedy exact match up to the line's end.
+        (the index of the right option). Chance is 0.25 for the choice by mean log-probability per token, and about 0
+        for greedy exact match up to the end of the line.
     """
     rng = random.Random(f"tasks {seed}")
     names = list(TASKS)

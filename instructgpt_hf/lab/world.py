@@ -1,7 +1,7 @@
-"""The micro-world: its words and its facts. They are fixed; seeds only choose what is said about them.
+"""The micro-world: its words and its facts, which are the same for every seed.
 
-Every thing has one category, colour, size and place. The table is arbitrary, so that a model can know it only from
-the pretraining text, and a statement about the world is true or false without any judgement.
+Every thing has one category, colour, size and place. The table is arbitrary, so a model can know it only from the
+pretraining text, and every statement about the world is simply true or false.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def held_out(key: str, every: int = 10) -> bool:
 
 
 def _invent_words() -> dict[str, str]:
-    """One word of the invented language for each thing and colour, all different."""
+    """One distinct word of the invented language for each thing and colour."""
     rng = random.Random("the invented language")
     syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
     pairs = [first + second for first in syllables for second in syllables if first != second]

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import enable_checkpointing
@@ -14,26 +16,29 @@ from instructgpt_hf.functional import lm_loss, log_probs_and_entropy, token_log_
 from instructgpt_hf.models.adapters import VALUE_ADAPTER, adapter_of, recompute_with_same_adapter
 from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.inputs import model_inputs
+from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import token_scores
 from instructgpt_hf.models.unpadding import Completions, completion_logits
 
 
 class ActorCriticOutput(NamedTuple):
-    """What one forward pass over prompts and completions gives, for T completion tokens.
+    """Result of one forward pass, for T completion tokens; None for parts that were not asked for.
 
     Attributes:
-        logps: [B, T] log-probability of every completion token, at the sampling temperature, or None.
-        entropy: [B, T] entropy of the distribution it was drawn from, in nats, or None; without gradient.
-        values: [B, T] value before every completion token, or None.
+        logps: [B, T] log-probability of every completion token, at the sampling temperature.
+        entropy: [B, T] entropy of the distribution it was drawn from, in nats; without gradient.
+        values: [B, T] value before every completion token.
+        lm_loss: [] next-token loss of whole texts, summed over tokens, in nats.
     """
 
-    logps: Tensor | None
-    entropy: Tensor | None
-    values: Tensor | None
+    logps: Tensor | None = None
+    entropy: Tensor | None = None
+    values: Tensor | None = None
+    lm_loss: Tensor | None = None
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value model side by side. They train no common weights.
+    """A policy and a value model side by side, without a common trained weight.
 
     Args:
         policy: causal language model.
@@ -41,13 +46,13 @@ class ActorCritic(nn.Module):
             `AdapterScorer` on the policy's base.
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
         min_length: of the rollouts; EOS has probability 0 in this many first tokens of a completion.
-        eos_token_ids: that end a completion.
+        eos_token_ids: tokens that end a completion.
     """
 
     def __init__(
         self,
-        policy: Any,
-        value_model: Any,
+        policy: PreTrainedModel | PeftModel,
+        value_model: Scorer,
         temperature: float = 1.0,
         min_length: int = 0,
         eos_token_ids: Sequence[int] = (),
@@ -66,44 +71,44 @@ class ActorCritic(nn.Module):
         with_entropy: bool = False,
         role: str | None = None,
         complete: bool = False,
-    ) -> ActorCriticOutput | Tensor:
-        """One pass; every use goes through here, so that distributed wrappers see it.
+    ) -> ActorCriticOutput:
+        """Run the policy, the value model or both; the only entry, so that distributed wrappers see every pass.
 
         Args:
             input_ids: [B, S], prompts padded left, completions padded right.
             attention_mask: [B, S].
-            completion_length: T, the number of last positions that are completions. None gives the summed
-                next-token loss of whole texts, a scalar in nats: autocast widens what a module returns, and a scalar
-                is cheaper to widen than logits [B, S, V].
-            with_entropy: also the entropy, for the log.
-            role: `"policy"` or `"value_model"` to run one of them; None runs both.
-            complete: give the parameters of the role that does not run a gradient of 0, which distributed wrappers
-                wait for.
+            completion_length: T, the number of last positions that are completions. None asks for `lm_loss` of whole
+                texts alone: accelerate widens what the module returns to float32, and a scalar is cheaper to widen
+                than logits [B, S, V].
+            with_entropy: also return the entropy, for the log.
+            role: `"policy"` or `"value_model"` runs one of them; None runs both.
+            complete: give the parameters of the role that does not run a gradient of 0, for distributed wrappers that
+                wait for one.
         """
         if completion_length is None:
             logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
             loss = lm_loss(logits, input_ids, attention_mask, denominator=1.0)
-            return loss + self._nothing_of("value_model") if complete else loss
+            return ActorCriticOutput(lm_loss=loss + self._zero_of("value_model") if complete else loss)
         logps = entropy = values = None
         if role != "value_model":
             logps, entropy = self.log_probs(self.policy, input_ids, attention_mask, completion_length, with_entropy)
             if complete and role is not None:
-                logps = logps + self._nothing_of("value_model")
+                logps = logps + self._zero_of("value_model")
         if role != "policy":
             values = self.values(input_ids, attention_mask, completion_length)
             if complete and role is not None:
-                values = values + self._nothing_of("policy")
+                values = values + self._zero_of("policy")
         return ActorCriticOutput(logps, entropy, values)
 
     def log_probs(
         self,
-        policy: Any,
+        policy: PreTrainedModel | PeftModel,
         input_ids: Tensor,
         attention_mask: Tensor,
         completion_length: int,
         with_entropy: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """`completion_log_probs` of this or another policy, under the distribution that rollouts are drawn from."""
+        """`completion_log_probs` of this policy or the reference, under the distribution of the rollouts."""
         return completion_log_probs(
             policy,
             input_ids,
@@ -122,14 +127,14 @@ class ActorCritic(nn.Module):
         return batch.spread(scores[batch.predictors])
 
     def role_parameters(self, role: str) -> dict[str, nn.Parameter]:
-        """The trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
+        """Trained parameters of `"policy"` or `"value_model"`, by their names in this module."""
         return {
             name: item
             for name, item in self.named_parameters()
             if item.requires_grad and (_is_value(name) == (role == "value_model"))
         }
 
-    def _nothing_of(self, role: str) -> Tensor:
+    def _zero_of(self, role: str) -> Tensor:
         """A scalar 0 that depends on every trained parameter of a role."""
         firsts = [item.flatten()[:1].float() for item in self.role_parameters(role).values()]
         return 0.0 * torch.cat(firsts).sum()
@@ -137,10 +142,10 @@ class ActorCritic(nn.Module):
     def activation_checkpointing_enable(
         self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **options: Any
     ) -> None:
-        """Recompute activations in the backward pass, of both models, each block under the adapter of its forward.
+        """Recompute the activations of both models in the backward pass, each block under its forward pass's adapter.
 
         Raises:
-            ValueError: for reentrant checkpointing of adapters on a shared base: their gradients would be wrong.
+            ValueError: for reentrant checkpointing of adapters on a shared base, whose gradients would be wrong.
         """
         hosts = [self.policy, getattr(self.value_model, "host", self.value_model)]
         shared = hosts[0] is hosts[1]
@@ -164,17 +169,17 @@ class ActorCritic(nn.Module):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **options)
 
     def generate(self, **inputs: Any) -> Tensor:
-        """The policy's answers; ended ones cost no further decoding steps (see `decoding.generate`)."""
+        """Sample the policy's completions; ended ones cost no further decoding steps (see `decoding.generate`)."""
         return generate(self.policy, **inputs)
 
-    # What generation and the Trainer ask of "the model" is the policy's to answer.
+    # Other attributes that generation and the Trainer read from "the model" are the policy's.
     @property
-    def generation_config(self) -> Any:
+    def generation_config(self) -> GenerationConfig:
         """The policy's generation config; TRL replaces it for the length of a rollout."""
         return self.policy.generation_config
 
     @generation_config.setter
-    def generation_config(self, value: Any) -> None:
+    def generation_config(self, value: GenerationConfig) -> None:
         self.policy.generation_config = value
 
     def __getattr__(self, name: str) -> Any:
@@ -189,7 +194,7 @@ def _is_value(name: str) -> bool:
 
 
 def completion_log_probs(
-    policy: Any,
+    policy: PreTrainedModel | PeftModel,
     input_ids: Tensor,
     attention_mask: Tensor,
     completion_length: int,
@@ -200,7 +205,7 @@ def completion_log_probs(
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities of the last T tokens of each row.
 
-    Nothing is computed for padding, and the unembedding is applied to the completions' tokens alone.
+    Padding costs nothing, and the unembedding is applied to the completions' tokens alone.
 
     Args:
         policy: causal language model, whole or PEFT.
@@ -208,8 +213,8 @@ def completion_log_probs(
         attention_mask: [B, S].
         completion_length: T.
         temperature: divides the logits.
-        with_entropy: also the entropy of each token's distribution, without gradient.
-        min_length: tokens of a completion that cannot be EOS; their distribution is that of the other tokens.
+        with_entropy: also return the entropy of each token's distribution, without gradient.
+        min_length: number of first tokens of a completion that cannot be EOS; their distribution is over the others.
         eos_token_ids: the tokens excluded there.
 
     Returns:
@@ -220,7 +225,7 @@ def completion_log_probs(
     if min_length and eos_token_ids:
         early = (batch.steps < min_length).nonzero()
         excluded = torch.tensor(eos_token_ids, device=logits.device)
-        # In place: a copy would double the logits.
+        # In place, because a copy would double the memory of the logits.
         logits[0].index_put_((early, excluded), logits.new_tensor(-torch.inf))
     if not with_entropy:
         return batch.spread(token_log_probs(logits, ids, temperature)[0]), None

@@ -1,26 +1,32 @@
-"""The adapters of a PEFT model by their role, and which of them it applies.
-
-PEFT's `set_adapter` switches off `requires_grad` of all other adapters, so with several trained adapters on one base a
-switch between forward and backward silently loses gradients. Here only the layers' choice changes.
-"""
+"""The adapters of a PEFT model by their role, and how to apply one of them; training stays as it is."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import AbstractContextManager
 
-from instructgpt_hf._compat.peft import REFERENCE_ADAPTER, adapter_layers, applied_adapters, apply_adapters
+from peft import PeftModel
+
+from instructgpt_hf._compat.peft import (
+    REFERENCE_ADAPTER,
+    AdapterLayer,
+    adapter_layers,
+    applied_adapters,
+    apply_adapters,
+)
+
+Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 
 POLICY_ADAPTER = "default"
-# Names that are no part of a module's name in any model.
+# Adapter names that cannot collide with module names.
 VALUE_ADAPTER = "value_model"
-# Further reward models on the same base have a number behind it.
+# Further reward models on the same base are numbered: reward_model_2, ...
 REWARD_ADAPTER = "reward_model"
 
 
 def adapter_of(name: str) -> str:
-    """The adapter that a parameter of a PEFT model belongs to, by its name; the policy's for all others."""
+    """Name of the adapter that a parameter of a PEFT model belongs to; the policy's for the base's parameters."""
     parts = name.split(".")
     if VALUE_ADAPTER in parts:
         return VALUE_ADAPTER
@@ -29,12 +35,12 @@ def adapter_of(name: str) -> str:
 
 
 @contextlib.contextmanager
-def using_adapter(model: Any, name: str | None) -> Iterator[None]:
-    """Apply one adapter of a PEFT model, or none, for the length of the block.
+def using_adapter(model: PeftModel, name: str | None) -> Iterator[None]:
+    """Apply one adapter of a PEFT model, or none, inside the block.
 
     Args:
         model: PEFT model with LoRA adapters.
-        name: of the adapter; None leaves the base model alone.
+        name: the adapter's name; None applies the base alone.
 
     Raises:
         ValueError: if the model has no adapter of that name.
@@ -45,14 +51,14 @@ def using_adapter(model: Any, name: str | None) -> Iterator[None]:
         yield
 
 
-def recompute_with_same_adapter(model: Any) -> Callable[[], tuple[Any, Any]]:
-    """`context_fn` of activation checkpointing: recompute a block under the adapter that its forward pass applied.
+def recompute_with_same_adapter(model: PeftModel) -> Callable[[], Contexts]:
+    """`context_fn` of activation checkpointing that recomputes a block under the adapter of its forward pass.
 
-    Without it the recomputation applies whatever adapter is active during the backward pass, and gradients come out
-    wrong without an error.
+    Without it, the recomputation applies the adapter that is active during the backward pass, and gradients are wrong
+    without an error.
     """
 
-    def contexts() -> tuple[Any, Any]:
+    def contexts() -> Contexts:
         layers = adapter_layers(model)
         names = applied_adapters(layers)
         return contextlib.nullcontext(), _applied(layers, names)
@@ -61,7 +67,7 @@ def recompute_with_same_adapter(model: Any) -> Callable[[], tuple[Any, Any]]:
 
 
 @contextlib.contextmanager
-def _applied(layers: list[Any], names: list[str]) -> Iterator[None]:
+def _applied(layers: list[AdapterLayer], names: list[str]) -> Iterator[None]:
     before = applied_adapters(layers)
     apply_adapters(layers, names)
     try:

@@ -1,35 +1,33 @@
-"""Generation by transformers' continuous batching: rows that end make room for prompts that wait."""
+"""Generation by transformers' continuous batching, in which ended rows make room for waiting prompts."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-from typing import Any
-
 import torch
+from peft import PeftModel
+from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
+from instructgpt_hf._compat.quirks import rounded_weights
 from instructgpt_hf.errors import InstructGPTError
 
 
 def generate_batch(
-    policy: Any,
+    policy: PreTrainedModel | PeftModel,
     prompt_ids: list[list[int]],
-    generation_config: Any,
-    batching_config: Any = None,
+    generation_config: GenerationConfig,
+    batching_config: ContinuousBatchingConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> list[list[int]]:
-    """One completion per prompt.
+    """Sample one completion per prompt.
 
-    The requests are served by a thread in the order in which it finds them, so sampling with a seed need not give the
-    same tokens twice.
+    A thread serves the requests in the order in which it finds them, so sampling with a seed need not give the same
+    tokens twice.
 
     Args:
         policy: causal language model, whole or PEFT.
         prompt_ids: N lists of at least one token.
         generation_config: EOS ids, `max_new_tokens`, temperature, ...
-        batching_config: transformers' `ContinuousBatchingConfig`; by default the cache takes most of the free memory
-            while this runs.
-        dtype: half precision to generate in; the weights come back bit by bit. None generates in their own.
+        batching_config: by default the cache takes most of the free memory while generation runs.
+        dtype: half precision to generate in; the weights are restored bit by bit. None generates in their own dtype.
 
     Returns:
         N lists of token ids, up to and with EOS, in the order of the prompts.
@@ -39,7 +37,7 @@ def generate_batch(
     """
     training = policy.training
     try:
-        with _weights_in(policy, dtype):
+        with rounded_weights(policy, dtype):
             outputs = policy.generate_batch(
                 prompt_ids,
                 generation_config=generation_config,
@@ -51,30 +49,9 @@ def generate_batch(
     results = list(outputs.values())
     failed = [str(item.error) for item in results if item.error is not None]
     if failed or [list(item.prompt_ids) for item in results] != [list(ids) for ids in prompt_ids]:
-        reason = failed[0] if failed else f"{len(results)} of {len(prompt_ids)} prompts were answered"
+        reason = failed[0] if failed else f"{len(results)} of {len(prompt_ids)} prompts have a completion"
         raise InstructGPTError(
             f"use_transformers_continuous_batching: {reason}; with a smaller max_memory_percent in "
             "transformers_continuous_batching_config, or without it, generation may work."
         )
     return [list(item.generated_tokens) for item in results]
-
-
-@contextlib.contextmanager
-def _weights_in(model: torch.nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Round the floating weights for the length of the block, and put the very same tensors back.
-
-    Autocast, in which the other backends generate, does not reach the thread that generates here, and the cache has
-    the weights' precision.
-    """
-    kept = [
-        (item, item.data)
-        for item in model.parameters()
-        if dtype is not None and item.dtype != dtype and item.dtype.is_floating_point
-    ]
-    for item, data in kept:
-        item.data = data.to(dtype)
-    try:
-        yield
-    finally:
-        for item, data in kept:
-            item.data = data

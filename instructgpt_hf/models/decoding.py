@@ -1,24 +1,26 @@
-"""Generation that spends no forward pass on answers that have ended.
+"""Generation that spends no forward pass on completions that have ended.
 
-transformers' `generate` keeps every row of a batch, padded, until its last row ends. The loop here, which `generate`
-runs through its hook `custom_generate`, takes ended rows out of the batch and of the key-value cache. Prompts, cache,
-logits processors and stopping criteria are prepared by transformers as for its own loop.
+transformers' `generate` keeps every row of a batch, padded, until its last row ends. The loop here runs through the
+hook `custom_generate` of `generate` and takes ended rows out of the batch and of the key-value cache. transformers
+prepares prompts, cache, logits processors and stopping criteria as for its own loop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    LogitsProcessorList,
     PrefixConstrainedLogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteriaList,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
     WatermarkLogitsProcessor,
@@ -26,18 +28,19 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode
 
-from instructgpt_hf._compat.quirks import has_sharded_weights, next_inputs
+from instructgpt_hf._compat.quirks import call_settings_only, has_sharded_weights, next_inputs
 from instructgpt_hf.errors import InstructGPTError
 
 logger = logging.getLogger(__name__)
 
-# Taking rows out copies the cache of the others, about what each step's growth of the cache costs anyway.
+# Rows are taken out once they are this share of the batch: each time, the cache of the others is copied, which costs
+# about as much as the cache's growth in one step.
 DROPPED_SHARE = 0.125
 _MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
-# Layers whose whole state is rows of keys and values. Subclasses add more, such as recurrent states.
+# Cache layers whose whole state is rows of keys and values. Subclasses add other states, such as recurrent ones.
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 _INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
-# They know a row by its place in the batch.
+# Logits processors that identify a row by its place in the batch.
 _PROCESSORS = (
     PrefixConstrainedLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
@@ -47,74 +50,53 @@ _PROCESSORS = (
 
 
 class LogitsNotFinite(InstructGPTError):
-    """A model from whose logits no token can be drawn."""
+    """Raised where a model's logits are NaN or infinite, so that no token can be drawn."""
 
 
 class _PlainLoop(Exception):
-    """Why a generation has to keep its ended rows."""
+    """Raised with the reason why ended rows have to stay in the batch."""
 
 
-def generate(model: Any, **inputs: Any) -> Tensor:
-    """`model.generate(**inputs)` without the decoding steps of rows that have ended.
+def generate(model: PreTrainedModel | PeftModel, **inputs: Any) -> Tensor:
+    """Run `model.generate(**inputs)` without the decoding steps of rows that have ended.
 
-    Greedy decoding gives transformers' tokens; sampling gives the same distribution. Each row's random numbers depend
-    on the seed, the row's place and the step only, not on which rows have ended. What the loop cannot do (beams,
-    caches of another kind, weights sharded over processes) runs in transformers' own; the log says so once. The
-    model's own generation config gives its special tokens only.
+    Greedy decoding gives transformers' tokens; sampling gives the same distribution. A row's random numbers depend on
+    the seed, the row's place and the step only, not on which rows have ended. Beams, other kinds of caches and weights
+    sharded over processes run in transformers' own loop, and the log says so once. Of the model's generation config,
+    only the special tokens are used.
 
     Args:
         model: causal language model, whole or PEFT.
         inputs: of `generate`: `input_ids` [B, P] padded left, `attention_mask` [B, P], `generation_config`, ...
 
     Returns:
-        [B, P + T] ids, padded right with the padding id up to the longest answer.
+        [B, P + T] ids, padded right with the padding id up to the longest completion.
 
     Raises:
         LogitsNotFinite: if the logits to sample from hold NaN or infinity.
     """
-    with _settings_of_the_call_only(model):
+    with call_settings_only(model):
         try:
             return model.generate(**inputs, custom_generate=_decode)
         except _PlainLoop as reason:
-            _say_once(str(reason))
+            _log_once(str(reason))
             return model.generate(**inputs)
 
 
-@contextlib.contextmanager
-def _settings_of_the_call_only(model: Any) -> Iterator[None]:
-    """Let no setting that the model's files bring (`no_repeat_ngram_size`, `suppress_tokens`, `num_beams`, ...) fill
-    in what the call leaves out. They would change what is sampled, while log-probabilities are those of the whole
-    distribution."""
-    own = vars(model.generation_config)
-    kept = dict(own)
-    tokens = {name: kept.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    # In place, because a PEFT model and its base share it.
-    _replace(own, vars(GenerationConfig(**tokens)))
-    try:
-        yield
-    finally:
-        _replace(own, kept)
-
-
-def _replace(values: dict[str, Any], new: dict[str, Any]) -> None:
-    values.clear()
-    values.update(new)
-
-
 @functools.cache
-def _say_once(reason: str) -> None:
-    logger.warning("Ended answers stay in the batch until the last one ends: %s.", reason)
+def _log_once(reason: str) -> None:
+    logger.warning("Ended completions stay in the batch until the last one ends: %s.", reason)
 
 
 def _decode(
-    model: Any,
+    model: PreTrainedModel,
     input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: Any,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
     **inputs: Any,
 ) -> Tensor:
-    """What `generate` calls in place of its own loop, with its signature."""
+    """The decoding loop, with the signature that `generate` expects of `custom_generate`."""
     _check(model, logits_processor, generation_config, inputs)
     batch, padding = len(input_ids), generation_config.pad_token_id
     rows = torch.arange(batch, device=input_ids.device)
@@ -129,8 +111,8 @@ def _decode(
         inputs, first = next_inputs(model, outputs, inputs), False
         logits = outputs.logits[:, -1].to(input_ids.device, torch.float32, copy=True)
         del outputs  # the logits of the whole prompt, where the architecture gives them
-        scores = logits_processor(input_ids, logits)
-        tokens = _draw(scores, rows, batch) if generation_config.do_sample else scores.argmax(-1)
+        logits = logits_processor(input_ids, logits)
+        tokens = _draw(logits, rows, batch) if generation_config.do_sample else logits.argmax(-1)
         input_ids = torch.cat([input_ids, tokens.where(live, padding)[:, None]], dim=1)
         live = live & ~stopping_criteria(input_ids, None)
         count = int(live.sum())
@@ -148,8 +130,13 @@ def _decode(
     return result
 
 
-def _check(model: Any, logits_processor: Any, generation_config: Any, inputs: dict[str, Any]) -> None:
-    """Raise `_PlainLoop` unless every state that belongs to a row is one that `_keep_rows` knows."""
+def _check(
+    model: PreTrainedModel,
+    logits_processor: LogitsProcessorList,
+    generation_config: GenerationConfig,
+    inputs: dict[str, Any],
+) -> None:
+    """Raise `_PlainLoop` if a row has state that `_keep_rows` does not handle."""
     mode = generation_config.get_generation_mode()
     if mode not in _MODES:
         raise _PlainLoop(f"the generation mode is {mode.value}")
@@ -172,28 +159,28 @@ def _check(model: Any, logits_processor: Any, generation_config: Any, inputs: di
         raise _PlainLoop(f"the model is given {', '.join(others)}")
     for processor in logits_processor:
         if isinstance(processor, _PROCESSORS):
-            raise _PlainLoop(f"{type(processor).__name__} knows a row by its place")
+            raise _PlainLoop(f"{type(processor).__name__} identifies a row by its place")
 
 
 def _keep_rows(inputs: dict[str, Any], kept: Tensor) -> None:
-    """Take all other rows out of what the model is given, in place."""
+    """Take all other rows out of the model's inputs, in place."""
     inputs["past_key_values"].batch_select_indices(kept)
     for name in ("attention_mask", "position_ids"):
         if inputs.get(name) is not None:
             inputs[name] = inputs[name][kept]
 
 
-def _draw(scores: Tensor, rows: Tensor, batch: int) -> Tensor:
-    """One token [b] per row from softmax(scores [b, V]), by the inverse of its cumulative distribution.
+def _draw(logits: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """Draw one token [b] per row from softmax(logits [b, V]), by the inverse of its cumulative distribution.
 
-    One uniform number is drawn for each row of the original batch, so that those of a row do not depend on which
-    others are still there.
+    One uniform number is drawn for each row of the original batch, so that a row's numbers do not depend on which
+    others are still in the batch.
     """
     # In float32 the cumulative sum could not resolve tokens less likely than 6e-8. MPS has no float64.
-    wide = torch.float32 if scores.device.type == "mps" else torch.float64
-    points = torch.rand(batch, 1, dtype=wide, device=scores.device)[rows]
-    mass = scores.softmax(-1).to(wide).cumsum(-1)
+    wide = torch.float32 if logits.device.type == "mps" else torch.float64
+    points = torch.rand(batch, 1, dtype=wide, device=logits.device)[rows]
+    mass = logits.softmax(-1).to(wide).cumsum(-1)
     if not mass[:, -1].isfinite().all():
         raise LogitsNotFinite("The model's logits are not finite (NaN or infinity), so no token can be drawn.")
     # The first token whose cumulative mass exceeds the point, so never one of probability 0.
-    return torch.searchsorted(mass, points * mass[:, -1:], right=True).squeeze(1).clamp(max=scores.shape[-1] - 1)
+    return torch.searchsorted(mass, points * mass[:, -1:], right=True).squeeze(1).clamp(max=logits.shape[-1] - 1)

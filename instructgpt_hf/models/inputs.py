@@ -1,4 +1,4 @@
-"""Arguments of a forward pass over padded rows, and the mode that measurements run in."""
+"""Arguments of a forward pass over padded rows, and evaluation mode for measurements."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from instructgpt_hf._compat.peft import unwrap_peft
 
 @contextlib.contextmanager
 def evaluation_mode(*models: Any) -> Iterator[None]:
-    """Evaluation mode inside, afterwards every module in the mode it was in; plain callables are left alone."""
+    """Put models into evaluation mode inside, and every module back into its mode after; skip plain callables."""
     modules = [module for model in models if isinstance(model, torch.nn.Module) for module in model.modules()]
     modes = [module.training for module in modules]
     try:
@@ -27,27 +27,31 @@ def evaluation_mode(*models: Any) -> Iterator[None]:
 
 
 def model_device(model: Any) -> torch.device:
-    """Device of a model's inputs; of a plain callable the CPU unless it has a `device`."""
+    """Device of a model's inputs; the CPU for a plain callable without a `device`."""
     return torch.device(getattr(model, "device", "cpu"))
 
 
-def model_inputs(model: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
-    """Arguments of a forward pass over padded rows, with explicit positions where the architecture has them.
+def model_inputs(model: torch.nn.Module, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Any]:
+    """Arguments of a forward pass over padded rows, with explicit positions where the architecture takes them.
 
     Args:
-        model: causal model or classifier, whole or PEFT.
+        model: causal model or classifier, whole, PEFT or on a shared base.
         input_ids: [B, S].
         attention_mask: [B, S]; padding on either side.
     """
     inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-    # Of a scorer on a shared base, the base's.
-    if "position_ids" in inspect.signature(unwrap_peft(getattr(model, "host", model)).forward).parameters:
+    if takes_positions(unwrap_peft(getattr(model, "host", model))):  # a scorer on a shared base has a `host`
         inputs["position_ids"] = position_ids(attention_mask)
     return inputs
 
 
+def takes_positions(model: torch.nn.Module) -> bool:
+    """Whether a model without wrappers takes the position of every token as an argument."""
+    return "position_ids" in inspect.signature(model.forward).parameters
+
+
 def position_ids(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Positions [B, S] that count real tokens from 0, so that left padding does not shift them."""
+    """Positions [B, S] that count tokens from 0, without padding, so that left padding does not shift them."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)
 
 

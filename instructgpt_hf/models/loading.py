@@ -1,4 +1,4 @@
-"""Tokenizers, policies and reward models from a local folder or a Hub id, full or as adapters."""
+"""Tokenizers, configs and policies from a local folder, a Hub id or the lab, whole or as adapters."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from peft import AutoPeftModelForCausalLM, LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 
+from instructgpt_hf import lab
 from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 
-# Tokens that models reserve for padding, or that text never contains, in order of preference.
+# Tokens that models reserve for padding, or that no text contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
 ADAPTER_FILE = "adapter_config.json"
-# Settings of a recipe, and what PEFT calls them in adapter_config.json.
+# Setting of a recipe -> its name in PEFT's adapter_config.json.
 _ADAPTER_SETTINGS = {
     "lora_r": "r",
     "lora_alpha": "lora_alpha",
@@ -31,16 +39,23 @@ _ADAPTER_SETTINGS = {
     "use_rslora": "use_rslora",
     "use_dora": "use_dora",
 }
-# No pickles, and no weights for other frameworks.
+# Neither pickles nor weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
 
 def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
-    """The local folder of a local path or Hub id; a Hub repository is downloaded into the cache.
+    """The local folder of a path or Hub id; a Hub repository is downloaded into the cache.
+
+    Args:
+        source: local folder, Hub id, or `lab`, the base model that comes with the package.
+        revision: of a Hub id.
+        role: setting or kind of model, for the message.
 
     Raises:
         InstructGPTError: if it is neither a folder nor a repository that can be read.
     """
+    if source == lab.LAB_MODEL:
+        return lab.base_model_path()
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -55,11 +70,11 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
         ) from error
 
 
-def load_tokenizer(folder: str | Path) -> Any:
+def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder, with a padding token that differs from EOS.
 
-    Transformers finds the token whose score a sequence classifier returns by looking for the padding id, so with
-    padding = EOS it silently reads the token before EOS.
+    transformers' sequence classifiers return the score of the last token that is not padding. With padding = EOS that
+    is the token before EOS.
 
     Raises:
         InstructGPTError: if the tokenizer cannot be loaded or has no EOS token.
@@ -69,7 +84,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     except (OSError, ValueError) as error:
         raise InstructGPTError(f"{folder}: no tokenizer could be loaded: {str(error).splitlines()[0]}") from error
     if tokenizer.eos_token is None:
-        raise InstructGPTError(f"{folder}: the tokenizer has no EOS token, so an answer could never be finished.")
+        raise InstructGPTError(f"{folder}: the tokenizer has no EOS token, so no completion could end.")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         vocabulary = tokenizer.get_vocab()
         known = [token for token in PAD_CANDIDATES if token in vocabulary and token != tokenizer.eos_token]
@@ -84,23 +99,23 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_base(folder: Path) -> tuple[str, str | None]:
-    """Source and revision of the model an adapter folder belongs to."""
+    """Source and revision of the base model of an adapter folder."""
     values = json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
     return values["base_model_name_or_path"], values.get("revision")
 
 
 def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:
-    """Raise if a recipe asks for an adapter of another shape than the ones that its stage continues to train.
+    """Raise if a recipe's LoRA settings differ from those of the adapters that the stage continues to train.
 
-    Settings of a fresh adapter have a use as soon as one of the models is whole, so nothing is checked then.
+    Nothing is checked if one of the models is whole, because the settings then describe its fresh adapter.
 
     Args:
-        folders: the models that the stage trains.
-        given: the settings that the recipe sets, by key.
-        where: the recipe's file, for the message.
+        folders: models that the stage trains.
+        given: settings of the recipe, by key.
+        where: file of the recipe, for the message.
 
     Raises:
-        InstructGPTError: listing every setting that would have no effect, with the adapter's value.
+        InstructGPTError: listing every setting without effect, and the adapter's value.
     """
     folders = list(folders)
     if not all(is_adapter(folder) for folder in folders):
@@ -116,22 +131,22 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
     for key, name in _ADAPTER_SETTINGS.items():
         if key not in given or given[key] == "all-linear":
             continue
-        found = [_comparable(adapter.get(name)) for adapter in adapters]
-        if _comparable(given[key]) not in found:
-            problems.add(f"{key} = {given[key]!r}: the adapter has {' or '.join(map(repr, found))}")
+        trained = [_comparable(adapter.get(name)) for adapter in adapters]
+        if _comparable(given[key]) not in trained:
+            problems.add(f"{key} = {given[key]!r}: the adapter has {' or '.join(map(repr, trained))}")
     problems.raise_if_any()
 
 
 def _comparable(value: Any) -> Any:
-    """Modules by the last part of their name, as recipes list them."""
+    """The value; of a list of modules, the last parts of their names, as recipes list them."""
     return sorted({name.rsplit(".", 1)[-1] for name in value}) if isinstance(value, list) else value
 
 
-def load_config(folder: Path) -> Any:
-    """The model's config, of the base model for an adapter folder.
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The config of a model folder; of an adapter folder, that of its base model.
 
     Raises:
-        InstructGPTError: if there is none that transformers knows.
+        InstructGPTError: if there is none, or one that transformers does not know.
     """
     if is_adapter(folder):
         source, revision = adapter_base(folder)
@@ -142,33 +157,34 @@ def load_config(folder: Path) -> Any:
         raise InstructGPTError(f"{folder}: no model config could be loaded: {str(error).splitlines()[0]}") from error
 
 
-def positions(config: Any) -> int | None:
-    """How many tokens a model reads at once; None where its config states no limit, or one that it scales."""
+def positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence of a model in tokens; None where its config states no limit, or a scaled one."""
     text = config.get_text_config()
     rope = getattr(text, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [item for item in rope.values() if isinstance(item, dict)]
     if any(item.get("rope_type", "default") != "default" for item in kinds):
         return None
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None
+    limit = getattr(text, "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
 
 
 def load_policy(
     folder: str | Path,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     *,
     peft_config: LoraConfig | None = None,
-    config: Any = None,
+    config: PreTrainedConfig | None = None,
     trainable: bool = True,
     **model_kwargs: Any,
-) -> Any:
-    """A causal language model, ready to train.
+) -> PreTrainedModel | PeftModel:
+    """Load a causal language model, ready to train.
 
     Args:
-        folder: whole model, or an adapter folder of which the adapter continues to be trained.
+        folder: whole model, or an adapter folder whose adapter is trained further.
         tokenizer: its padding id becomes the model's; the embeddings grow if it has more tokens than they have rows.
         peft_config: wraps a whole model in a fresh adapter; ignored for an adapter folder.
-        config: overrides the model's own config (residual dropout).
+        config: in place of the model's own config (residual dropout).
+        trainable: False freezes an adapter.
         model_kwargs: for `from_pretrained`: dtype, attn_implementation, quantization_config.
 
     Raises:
@@ -190,16 +206,16 @@ def load_policy(
     return model
 
 
-def set_policy_tokens(model: Any, tokenizer: Any) -> None:
-    """Let a policy pad and end its answers with the tokenizer's tokens."""
+def set_policy_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a policy pad and end its completions with the tokenizer's tokens."""
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    # Only the token that ends every demonstration and ranked completion ends an answer; some models declare more.
+    # Some models declare more EOS tokens than the one that ends every demonstration and ranked completion.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
 
 
-def grow_embeddings(model: Any, tokens: int) -> None:
-    """Give a model an embedding row for each of `tokens` tokens, if it has fewer."""
+def grow_embeddings(model: PreTrainedModel, tokens: int) -> None:
+    """Resize the embeddings to `tokens` rows if they have fewer."""
     if tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(tokens)
 
@@ -208,10 +224,10 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Store the linear layers of a frozen float32 model in half precision.
 
     Autocast rounds exactly these weights in every forward pass, so results under autocast stay the same bit for bit.
-    Embeddings, norms, heads with a forward pass of their own and tied weights stay as they are.
+    Embeddings, norms, subclasses of `nn.Linear` and tied weights keep their dtype.
 
     Args:
-        model: frozen; used under autocast in `dtype` only.
+        model: frozen, and used only under autocast in `dtype`.
         dtype: bfloat16 or float16.
     """
     tied = {id(item.weight) for item in model.modules() if isinstance(item, torch.nn.Embedding)}
@@ -228,12 +244,12 @@ def keep_half(model: torch.nn.Module, dtype: torch.dtype) -> None:
         if id(parameter) in halved:
             parameter.data = parameter.data.to(dtype)
         elif parameter.device.type == "cpu" and parameter.is_floating_point():
-            # Weights may lie in the mapped file, and one that stays there would keep all of it in memory.
+            # Loaded weights may be views of the memory-mapped file; one such view keeps the whole file in memory.
             parameter.data = parameter.data.clone()
 
 
 def count_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Numbers of all and of trainable parameters, without the adapters of other roles on the same base."""
+    """Numbers of parameters and of trainable ones, without the adapters of other roles on the same base."""
     own = [item for name, item in model.named_parameters() if adapter_of(name) == POLICY_ADAPTER]
     return {
         "parameters": sum(item.numel() for item in own),

@@ -1,4 +1,4 @@
-"""From an adapter to a whole model: LoRA added into the weights it adapts, for PPO, serving and plain transformers."""
+"""Merging of LoRA adapters into whole models, for PPO, serving and plain transformers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
-from transformers import AutoModelForCausalLM
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf._compat.peft import AdapterLayer, unwrap_peft
+from instructgpt_hf._compat.quirks import is_quantized
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
 from instructgpt_hf.config.model import ModelConfig, quantization_config
 from instructgpt_hf.errors import InstructGPTError, nearest
@@ -39,18 +40,18 @@ _ADAPTER_FILES = {ADAPTER_FILE, "adapter_model.safetensors", "README.md"}
 def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32") -> Path:
     """Write a whole model from an adapter of this package: a policy, reward or value model.
 
-    The adapter is added in float32 to the weights it was trained on: those of a quantised base dequantised, because
-    quantising the sum would round it again. So the merged model scores as the adapter did, except that 8-bit layers
-    also round what passes through them, and that `dtype` may round the weights. Adapters in subfolders
-    (`value_model/`, `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and `stage.json` are kept.
+    The adapter is added in float32 to the weights it was trained on. A quantised base is dequantised first, because
+    quantising the sum would round it again. The merged model therefore computes what the adapter did, apart from the
+    rounding of activations in 8-bit layers and the rounding to `dtype`. Adapters in subfolders (`value_model/`,
+    `ema/`) are merged too. Head, shift, padding and EOS ids, tokenizer and `stage.json` are kept.
 
-    How the base was quantised is read from `classifier/config.json` of a reward or value model, and from `stage.json`
-    of a policy. An adapter with neither is merged into the base as it is.
+    The base's quantisation is read from `classifier/config.json` of a reward or value model, and from `stage.json` of
+    a policy. An adapter with neither is merged into its base as stored.
 
     Args:
         source: folder or Hub id.
-        target: folder to write; must not exist or be empty.
-        dtype: of the weights written, one of `DTYPES`.
+        target: folder to write; must be absent or empty.
+        dtype: dtype of the written weights, one of `DTYPES`.
 
     Returns:
         `target`.
@@ -78,14 +79,13 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
 
 @torch.no_grad()
 def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights of a LoRA policy as one whole model has them, under that model's names, one after another.
+    """Iterate over the merged weights of a LoRA policy, under the names of the whole model.
 
-    Merging the whole policy and taking the adapter out again would leave the base's weights rounded, a little more
-    each time, and with them the reference that stands on the same base. Here one layer is merged at a time, and its
-    own weights are put back as they were.
+    Merging the policy and unmerging it again would round the base's weights a little more each time, and with them the
+    reference on the same base. Here one layer is merged at a time, and its own weights are restored exactly.
 
     Args:
-        policy: not quantised; what other roles have on its base is left out.
+        policy: not quantised; adapters of other roles on its base are left out.
 
     Yields:
         Name and weight; the weight is valid until the next one.
@@ -99,7 +99,7 @@ def merged_weights(policy: PeftModel) -> Iterator[tuple[str, Tensor]]:
             yield name.replace(f".modules_to_save.{POLICY_ADAPTER}.", "."), parameter.data
 
 
-def _merged_layer(name: str, layer: Any, parameter: torch.nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+def _merged_layer(name: str, layer: AdapterLayer, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
     kept = {item: item.data for item in layer.get_base_layer().parameters()}
     for item, data in kept.items():
         item.data = data.clone()
@@ -115,7 +115,7 @@ def _merged_layer(name: str, layer: Any, parameter: torch.nn.Parameter) -> Itera
 
 
 def _copy_rest(folder: Path, target: Path) -> None:
-    """Copy what is not part of an adapter: tokenizer, rollouts."""
+    """Copy the files that are not part of an adapter: tokenizer, rollouts."""
 
     def left_out(_: str, names: list[str]) -> set[str]:
         return {name for name in names if name in _ADAPTER_FILES or name == CLASSIFIER_FOLDER or name.startswith(".")}
@@ -123,13 +123,13 @@ def _copy_rest(folder: Path, target: Path) -> None:
     shutil.copytree(folder, target, ignore=left_out, dirs_exist_ok=True)
 
 
-def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> Any:
+def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrainedModel:
     """The whole model of one adapter of a stage's folder, in float32."""
     if (adapter / CLASSIFIER_FOLDER).is_dir():
         base = load_adapter_classifier(adapter)
     else:
         base = _policy_base(adapter, load_tokenizer(folder), record)
-    if getattr(base, "hf_quantizer", None) is not None:
+    if is_quantized(base):
         base = base.dequantize()
     base = base.cpu().float()
     try:
@@ -143,8 +143,8 @@ def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> Any:
     return model
 
 
-def _policy_base(adapter: Path, tokenizer: Any, record: StageArtifact | None) -> Any:
-    """The causal model that a policy's adapter belongs to, loaded as the stage that trained it did."""
+def _policy_base(adapter: Path, tokenizer: PreTrainedTokenizerBase, record: StageArtifact | None) -> PreTrainedModel:
+    """The base of a policy's adapter, loaded as in the stage that trained it."""
     options: dict[str, Any] = {}
     if record is not None:
         names = {item.name for item in dataclasses.fields(ModelConfig)} & set(record.config)
@@ -158,9 +158,9 @@ def _policy_base(adapter: Path, tokenizer: Any, record: StageArtifact | None) ->
     return base
 
 
-def _merged_record(record: StageArtifact, model: Any, dtype: str) -> StageArtifact:
-    """The stage's record for its merged model, which is not the one that the recipe gives."""
+def _merged_record(record: StageArtifact, model: PreTrainedModel, dtype: str) -> StageArtifact:
+    """The stage's record with a fingerprint of its own, because no recipe leads to the merged model."""
     parameters = count_parameters(model)["parameters"]
     changed = {**record.model, "kind": "full", "parameters": parameters, "merged": dtype}
-    mark = fingerprint({"merged": record.fingerprint, "dtype": dtype})
-    return dataclasses.replace(record, model=changed, fingerprint=mark)
+    own = fingerprint({"merged": record.fingerprint, "dtype": dtype})
+    return dataclasses.replace(record, model=changed, fingerprint=own)

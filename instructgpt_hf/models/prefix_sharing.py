@@ -1,45 +1,49 @@
 """Scores of completions that share their prompt in a row.
 
-Within a row, a token attends to the prompt of its block and to the earlier tokens of its own completion. Positions
-restart after the prompt, so the hidden states equal those of one row per completion, and so do gradients.
+Within a row, a token attends to the prompt of its block and to the earlier tokens of its own completion. Each
+completion's positions start after the prompt, so hidden states and gradients equal those of one row per completion.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.data.rankings.batches import RankingCollator
+from instructgpt_hf._compat.quirks import attention_implementation
+from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
+from instructgpt_hf.models.inputs import evaluation_mode, takes_positions
 from instructgpt_hf.models.reward_model import HEAD
-from instructgpt_hf.models.scoring import head_dtype
+
+Mask = torch.Tensor | BlockMask
 
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 FLEX = "flex_attention"
 _IMPLEMENTATIONS = ("sdpa", "eager", FLEX)
 # Largest difference between shared and separate rows, relative to how much two completions differ.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 0.1
-# Two prompts, the second one short enough to end up in the first one's row.
+# Lengths of the probe's completions for two prompts, the second of which fits into the first one's row.
 _PROBE_PROMPT, _PROBE_COMPLETIONS, _PROBE_TOKENS = 6, ((9, 3, 5), (2, 4)), 1_000
 
 
 class CompletionScorer:
     """Makes a sequence classifier return the scores of chosen tokens instead of one per row.
 
-    transformers' classifiers pool one token per row. Hooks read the head's input at the tokens asked for, and put the
-    scores in the place of the pooled logits, so that the whole forward pass, with what DDP or FSDP wrap around it,
-    still runs through the model. They do nothing in other calls.
+    transformers' classifiers pool one token per row. Hooks read the head's input at the chosen tokens and put their
+    scores in the place of the pooled logits, so that the forward pass still runs through the model and its DDP or FSDP
+    wrapper. They do nothing in other calls.
 
     Args:
         model: sequence classifier with a scalar head, whole or PEFT, before any distributed wrapper is around it.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
         self.classifier = unwrap_peft(model)
         self._index: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
@@ -53,28 +57,28 @@ class CompletionScorer:
         hidden = arguments[0].flatten(0, 1)[index]
         # Outside autocast: a scalar of several units loses a tenth of one in bfloat16.
         with torch.autocast(hidden.device.type, enabled=False):
-            self._scores = head(hidden.to(head_dtype(head))).squeeze(-1).float()
+            self._scores = head(hidden.to(head.weight.dtype)).squeeze(-1).float()
 
     def _replace(self, model: Any, arguments: Any, output: Any) -> None:
         if self._scores is not None:
             output.logits, self._scores = self._scores, None
 
-    def __call__(self, model: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    def __call__(self, model: torch.nn.Module, batch: RankingPass, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Raw scores [M] in float32, without `config.reward_shift`.
 
         Args:
-            model: the classifier, or what is wrapped around it.
-            batch: a part of the `forwards` of `RankingCollator`.
-            dtype: what attention computes in, if autocast makes it another than the model's.
+            model: the classifier or its distributed wrapper.
+            batch: a pass, or a part of one, from `RankingCollator`.
+            dtype: dtype of attention under autocast; None for the model's.
         """
-        inputs = {"input_ids": batch["input_ids"], "use_cache": False}
-        if "attention_mask" in batch:
-            inputs["attention_mask"] = batch["attention_mask"]
+        inputs = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
         else:
             inputs["attention_mask"] = attention_masks(self.classifier, batch, dtype or self.classifier.dtype)
         if takes_positions(self.classifier):
-            inputs["position_ids"] = batch["position_ids"]
-        self._index = batch["score_index"]
+            inputs["position_ids"] = batch.position_ids
+        self._index = batch.score_index
         try:
             scores: torch.Tensor = model(**inputs).logits
         finally:
@@ -82,36 +86,33 @@ class CompletionScorer:
         return scores
 
 
-def takes_positions(classifier: Any) -> bool:
-    """Whether a sequence classifier can be told the position of every token."""
-    return "position_ids" in inspect.signature(classifier.forward).parameters
-
-
-def attention_masks(model: Any, batch: dict[str, torch.Tensor], dtype: torch.dtype) -> Any:
+def attention_masks(model: PreTrainedModel, batch: RankingPass, dtype: torch.dtype) -> Mask | dict[str, Mask]:
     """Masks of shared rows, in the form that the model's layers take.
 
     Args:
         model: transformers model without wrappers.
         batch: `position_ids`, `blocks`, `segments` [B, L].
-        dtype: what attention computes in.
+        dtype: dtype of attention.
 
     Returns:
         Additive mask [B, 1, L, L], or a `BlockMask` of that shape for flex attention; a dict with one for each type of
         layer where the config names types.
     """
     config = model.config.get_text_config()
-    make = _block_mask if config._attn_implementation == FLEX else partial(_additive_mask, dtype=dtype)
+    flex = attention_implementation(config) == FLEX
+    make: Callable[..., Mask] = _block_mask if flex else partial(_additive_mask, dtype=dtype)
     window = getattr(config, "sliding_window", None)
     types = set(getattr(config, "layer_types", None) or ())
     if "sliding_attention" in types:
         return {name: make(batch, window if name == "sliding_attention" else None) for name in types}
-    # Without types of layers, a window applies to all of them.
+    # Without layer types, the window applies to all layers.
     return make(batch, None if types else window)
 
 
-def _visibility(batch: dict[str, torch.Tensor], window: int | None) -> Callable[..., torch.Tensor]:
-    """Whether a query sees a key, as a function of the indices of row, head, query and key, which broadcast."""
-    positions, blocks, segments = batch["position_ids"], batch["blocks"], batch["segments"]
+def _visibility(batch: RankingPass, window: int | None) -> Callable[..., torch.Tensor]:
+    """The mask as a function of the broadcastable indices of row, head, query and key."""
+    positions, blocks, segments = batch.position_ids, batch.blocks, batch.segments
+    assert blocks is not None and segments is not None, "rows that are not shared need no such mask"
 
     def visible(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
         of_prompt_or_own = (segments[row, key] == 0) | (segments[row, query] == segments[row, key])
@@ -123,50 +124,47 @@ def _visibility(batch: dict[str, torch.Tensor], window: int | None) -> Callable[
     return visible
 
 
-def _additive_mask(batch: dict[str, torch.Tensor], window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    rows, length = batch["position_ids"].shape
-    row, place = (torch.arange(size, device=batch["position_ids"].device) for size in (rows, length))
+def _additive_mask(batch: RankingPass, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    rows, length = batch.position_ids.shape
+    row, place = (torch.arange(size, device=batch.position_ids.device) for size in (rows, length))
     visible = _visibility(batch, window)(row[:, None, None], None, place[:, None], place[None, :])
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
-def _block_mask(batch: dict[str, torch.Tensor], window: int | None) -> BlockMask:
-    rows, length = batch["position_ids"].shape
-    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch["position_ids"].device)
+def _block_mask(batch: RankingPass, window: int | None) -> BlockMask:
+    rows, length = batch.position_ids.shape
+    return create_block_mask(_visibility(batch, window), rows, None, length, length, batch.position_ids.device)
 
 
 def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype | None = None) -> str | None:
     """Why a model cannot score completions that share a row, or None if it can.
 
-    Besides what the config says, the model itself is asked: random tokens go through it in a shared row and in rows of
-    their own.
+    Where the config leaves it open, a probe decides, which scores random tokens in a shared row and in separate rows.
 
     Args:
         scorer: of the model, before any distributed wrapper is around it.
         pad_token_id: a token that the probe avoids.
-        dtype: what attention computes in, if autocast makes it another than the model's.
+        dtype: dtype of attention under autocast; None for the model's.
     """
     model = scorer.classifier
     config = model.config.get_text_config()
-    if config._attn_implementation not in _IMPLEMENTATIONS:
-        return f"attn_implementation {config._attn_implementation!r} is not {' or '.join(_IMPLEMENTATIONS)}"
-    if config._attn_implementation == FLEX and model.device.type == "cpu":
+    implementation = attention_implementation(config)
+    if implementation not in _IMPLEMENTATIONS:
+        return f"attn_implementation {implementation!r} is not {' or '.join(_IMPLEMENTATIONS)}"
+    if implementation == FLEX and model.device.type == "cpu":
         return f"{FLEX} has no backward pass on a CPU"
     if not takes_positions(model):
         return f"{type(model).__name__} cannot be told the positions of its tokens"
     unknown = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYER_TYPES)
     if unknown:
         return f"its layers of type {', '.join(unknown)} are not plain attention"
-    was_training = model.training
-    model.eval()
     try:
-        return _probe(scorer, pad_token_id, dtype or model.dtype)
-    except Exception as error:  # whatever an architecture raises, it cannot share rows
+        with evaluation_mode(model):
+            return _probe(scorer, pad_token_id, dtype or model.dtype)
+    except Exception as error:  # architectures refuse such a mask with many kinds of errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return f"{type(model).__name__} refuses a mask with a row for every token ({reason})"
-    finally:
-        model.train(was_training)
 
 
 @torch.no_grad()
@@ -190,7 +188,7 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
 
     def scores(hidden_size: int | None) -> torch.Tensor:
         ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
-        return scorer(model, {name: item.to(device) for name, item in batch.items()}, dtype)
+        return scorer(model, batch.to(device), dtype)
 
     apart, shared = scores(None), scores(_PROBE_TOKENS)
     error = (shared - apart).abs().max() / (apart.max() - apart.min())

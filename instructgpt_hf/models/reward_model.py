@@ -1,51 +1,159 @@
 """The reward model: the SFT model with a scalar head in place of its unembedding (InstructGPT §3.5).
 
 It is transformers' own `...ForSequenceClassification` with one label, so plain `AutoModelForSequenceClassification`
-loads it. The score is read at the completion's EOS token, the last real token of the sequence. `config.reward_shift`
+loads it. The score is read at the completion's EOS token, the last token before the padding. `config.reward_shift`
 is the mean score of demonstrations; subtracting it gives scores whose mean on demonstrations is 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights, set_peft_model_state_dict
+from peft import (
+    LoraConfig,
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.quantizers import AutoQuantizationConfig
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf._compat.quirks import restore_cpu_gradients
+from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantization
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
 from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, resolve_source
 
 HEAD = "score"
-# In the classifier's config of an adapter folder: how the base was quantised when the adapter was trained on it.
+# Key of the classifier's config in an adapter folder for the quantisation of the base in training.
 BASE_QUANTIZATION = "base_quantization"
-# Of an adapter folder. A config.json beside adapter_config.json would make transformers look for whole weights there.
+# Subfolder of an adapter folder for the classifier's config. A config.json beside adapter_config.json would make
+# transformers look for whole weights there.
 CLASSIFIER_FOLDER = "classifier"
 
 
-class ScoreHead(torch.nn.Linear):
-    """The scalar head, in float32 whatever the model and autocast compute in.
+class ScoreHead(nn.Linear):
+    """The scalar head, computed in float32 whatever the dtype of model and autocast.
 
-    A score of several units in bfloat16 is a multiple of 1/32, more than two answers often differ by.
+    Scores of several units are multiples of 1/32 in bfloat16, more than many completions differ by.
     """
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+    @classmethod
+    def convert(cls, head: nn.Linear) -> None:
+        """Turn a classifier's linear head into this class in place; its weight, name and hooks stay."""
+        head.__class__ = cls
+
+    def forward(self, hidden: Tensor) -> Tensor:
         """Scores [..., 1] in float32 of hidden states [..., d]."""
         bias = None if self.bias is None else self.bias.float()
         with torch.autocast(hidden.device.type, enabled=False):
             return functional.linear(hidden.float(), self.weight.float(), bias)
 
 
+class AdapterScorer(nn.Module):
+    """A reward or value model made of one adapter of a PEFT model and a scalar head.
+
+    It has the parts of a sequence classifier that the package uses: `config`, the head `score`, and the backbone under
+    `base_model_prefix`. `parameters()` are those of its adapter and its head only.
+
+    Args:
+        host: PEFT model that holds the base and the adapter.
+        adapter: name of the adapter; None uses the base alone.
+        head: linear layer with weight [1, d].
+        config: config of the sequence classifier, with `reward_shift`.
+        owns_host: register the host's weights as this module's; False where another module registers them.
+    """
+
+    base_model_prefix = "backbone"
+
+    def __init__(
+        self, host: PeftModel, adapter: str | None, head: nn.Linear, config: PreTrainedConfig, owns_host: bool
+    ) -> None:
+        super().__init__()
+        self.score = head
+        self.adapter = adapter
+        self.config = config
+        if owns_host:
+            self.host = host
+        else:
+            self.__dict__["host"] = host
+
+    def backbone(self, **inputs: Any) -> Any:
+        """The base's final hidden states [B, S, d] under this adapter."""
+        inner = unwrap_peft(self.host)
+        with using_adapter(self.host, self.adapter), self._own_mode():
+            return getattr(inner, inner.base_model_prefix)(**inputs)
+
+    @contextlib.contextmanager
+    def _own_mode(self) -> Iterator[None]:
+        """Switch the host's dropout off for a frozen role while the host is in training."""
+        if self.training or not self.host.training:
+            yield
+            return
+        self.host.eval()
+        try:
+            yield
+        finally:
+            self.host.train()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Raw scores [B, S] at every position, without the shift."""
+        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        scores: Tensor = self.score(hidden).squeeze(-1)
+        return scores
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters of this role's adapter and head."""
+        yield from self.score.named_parameters(prefix=HEAD)
+        for name, parameter in self.host.named_parameters():
+            if self.adapter is not None and adapter_of(name) == self.adapter:
+                yield name, parameter
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the adapter so that `load_reward_model` and plain transformers load it."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        adapter = self.adapter or POLICY_ADAPTER
+        weights = get_peft_model_state_dict(self.host, adapter_name=adapter, save_embedding_layers=False)
+        weights[f"base_model.model.{HEAD}.weight"] = self.score.weight
+        tensors = {name: item.detach().cpu().contiguous() for name, item in weights.items()}
+        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
+        config = copy.deepcopy(self.host.peft_config[adapter])
+        config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", [HEAD], True
+        config.save_pretrained(str(folder))
+        self.config.save_pretrained(folder / CLASSIFIER_FOLDER)
+
+
+Scorer: TypeAlias = PreTrainedModel | PeftModel | AdapterScorer
+
+
 def create_reward_model(
-    folder: Path, tokenizer: Any, *, seed: int, peft_config: LoraConfig | None = None, **model_kwargs: Any
-) -> Any:
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    peft_config: LoraConfig | None = None,
+    **model_kwargs: Any,
+) -> PreTrainedModel | PeftModel:
     """A reward model that starts from an SFT model, with a fresh head.
 
     The head's weight is drawn from N(0, 1/(d+1)) for hidden size d (Stiennon et al. 2020, §3.4; InstructGPT does not
@@ -54,7 +162,7 @@ def create_reward_model(
     Args:
         folder: the SFT model, whole or adapter.
         tokenizer: the SFT tokenizer; its padding token differs from EOS.
-        seed: of the head.
+        seed: seed of the head's weight.
         peft_config: wraps a whole SFT model in a fresh adapter; ignored for an adapter folder.
         model_kwargs: for `from_pretrained`.
 
@@ -66,13 +174,13 @@ def create_reward_model(
     model = _load_classifier(resolve_source(source, revision, "base model of the adapter"), **model_kwargs)
     adapter = PeftConfig.from_pretrained(folder) if continues else peft_config
     if adapter is not None:
-        # Few weights, with updates smaller than half a step of bfloat16.
+        # Updates of the head are smaller than half a step of bfloat16.
         getattr(model, HEAD).float()
     _set_tokens(model, tokenizer)
     _init_head(model, seed)
     if adapter is not None:
         adapter.task_type = "SEQ_CLS"
-        adapter.modules_to_save = _with_head(adapter.modules_to_save)
+        adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
         adapter.inference_mode = False
         model = get_peft_model(model, adapter)
     if continues:
@@ -80,23 +188,19 @@ def create_reward_model(
     return model
 
 
-def _with_head(modules: list[str] | None) -> list[str]:
-    return sorted({*(modules or []), HEAD})
-
-
-def _copy_adapter(folder: Path, model: Any) -> None:
-    """Copy an SFT adapter's weights into the reward adapter, whose head stays as it is."""
+def _copy_adapter(folder: Path, model: PeftModel) -> None:
+    """Copy an SFT adapter's weights into the reward adapter, and keep the reward adapter's head."""
     weights = load_peft_weights(str(folder), device="cpu")
-    # The head is among the modules that the reward adapter saves, so PEFT asks for its weight too.
+    # PEFT requires the head's weight too, because the head is among `modules_to_save`.
     weights[f"base_model.model.{HEAD}.weight"] = getattr(unwrap_peft(model), HEAD).weight.detach()
     set_peft_model_state_dict(model, weights)
 
 
-def save_reward_model(model: Any, folder: Path) -> None:
+def save_reward_model(model: Scorer, folder: Path) -> None:
     """Write a reward or value model so that `load_reward_model` and plain transformers load it.
 
-    An adapter's folder also gets the classifier's config in `classifier/`. It holds the shift, the padding token, the
-    dtype, and as `base_quantization` how the base was quantised.
+    An adapter's folder also gets the classifier's config in `classifier/`, with the shift, the padding token, the
+    dtype and, as `base_quantization`, the quantisation of the base.
     """
     model.save_pretrained(folder)
     if not isinstance(model, PeftModel):
@@ -104,31 +208,31 @@ def save_reward_model(model: Any, folder: Path) -> None:
     classifier_record(unwrap_peft(model)).save_pretrained(folder / CLASSIFIER_FOLDER)
 
 
-def classifier_record(classifier: Any) -> Any:
-    """The config that an adapter's folder keeps of its classifier."""
+def classifier_record(classifier: PreTrainedModel) -> PreTrainedConfig:
+    """The classifier's config as an adapter's folder keeps it."""
     config = copy.deepcopy(classifier.config)
     config.architectures = [type(classifier).__name__]
-    quantizer = getattr(classifier, "hf_quantizer", None)
-    if quantizer is not None and not quantizer.pre_quantized:
-        # As `quantization_config` it would say that the base's file holds quantised weights.
-        setattr(config, BASE_QUANTIZATION, config.quantization_config.to_dict())
-        del config.quantization_config
+    quantization = take_quantization(config, classifier)
+    if quantization is not None:
+        setattr(config, BASE_QUANTIZATION, quantization)
     return config
 
 
-def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kwargs: Any) -> Any:
-    """A trained reward model (or value model) from a local folder or Hub id.
+def load_reward_model(
+    source: str | Path, *, trainable: bool = False, **model_kwargs: Any
+) -> PreTrainedModel | PeftModel:
+    """Load a trained reward model (or value model) from a local folder or Hub id.
 
-    An adapter's base is loaded in the dtype and with the quantisation it had in training, so that the scores are those
-    of training, unless `model_kwargs` say otherwise; `quantization_config=None` loads it unquantised.
+    An adapter's base is loaded with the dtype and quantisation of its training, so that scores are those of training.
+    `model_kwargs` win over both; `quantization_config=None` loads an unquantised base.
 
     Args:
         source: folder or Hub id that the reward stage wrote, whole or adapter.
-        trainable: leave its parameters trainable, to start a value model from it.
+        trainable: leave the parameters trainable, to start a value model.
         model_kwargs: for `from_pretrained`.
 
     Raises:
-        InstructGPTError: if it is missing or has no scalar head.
+        InstructGPTError: if the model is missing or has no scalar head.
     """
     folder = resolve_source(str(source), role="reward model")
     if is_adapter(folder):
@@ -141,12 +245,12 @@ def load_reward_model(source: str | Path, *, trainable: bool = False, **model_kw
     return model.eval()
 
 
-def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> Any:
-    """The classifier that the adapter in `folder` belongs to, without it, as it was when the adapter was trained.
+def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
+    """Load the classifier of the adapter in `folder`, without the adapter, as it was when the adapter was trained.
 
     Args:
         folder: adapter of a reward or value model.
-        model_kwargs: for `from_pretrained`; they win over what the folder records.
+        model_kwargs: for `from_pretrained`; they win over the folder's record.
 
     Raises:
         InstructGPTError: if the record in `classifier/` or the base model is missing.
@@ -166,8 +270,8 @@ def load_adapter_classifier(folder: Path, **model_kwargs: Any) -> Any:
     return base
 
 
-def load_classifier_config(folder: Path) -> Any:
-    """The classifier's config that the folder of a reward or value adapter holds.
+def load_classifier_config(folder: Path) -> PreTrainedConfig:
+    """The classifier's config in the folder of a reward or value adapter.
 
     Raises:
         InstructGPTError: if it is missing.
@@ -180,10 +284,10 @@ def load_classifier_config(folder: Path) -> Any:
         ) from None
 
 
-def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
+def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     quantization = model_kwargs.get("quantization_config")
     if quantization is not None and getattr(quantization, "llm_int8_skip_modules", None) is None:
-        # A copy: the same settings also load models that keep their own unquantised modules.
+        # A copy, because the same settings also load causal models, which keep other modules unquantised.
         quantization = copy.deepcopy(quantization)
         quantization.llm_int8_skip_modules = [HEAD]
         model_kwargs["quantization_config"] = quantization
@@ -196,16 +300,15 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> Any:
     except (OSError, RuntimeError) as error:
         raise InstructGPTError(f"{folder}: cannot be loaded with one score: {str(error).splitlines()[0]}") from error
     head = getattr(model, HEAD, None)
-    # A subclass may be a quantised layer, where the file of the base already holds quantised weights.
-    if type(head) is not torch.nn.Linear or head.out_features != 1:
+    # A subclass may be a quantised layer, if the base's file already holds quantised weights.
+    if type(head) is not nn.Linear or head.out_features != 1:
         raise InstructGPTError(f"{folder}: {type(model).__name__} has no plain scalar `{HEAD}` head.")
-    # Its weights and their names stay.
-    head.__class__ = ScoreHead
+    ScoreHead.convert(head)
     restore_cpu_gradients(model)
     return model
 
 
-def _set_tokens(model: Any, tokenizer: Any) -> None:
+def _set_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     grow_embeddings(model, len(tokenizer))
     text_config = model.config.get_text_config()
     text_config.pad_token_id = tokenizer.pad_token_id
@@ -213,7 +316,7 @@ def _set_tokens(model: Any, tokenizer: Any) -> None:
     model.config.reward_shift = 0.0
 
 
-def _init_head(model: Any, seed: int) -> None:
+def _init_head(model: PreTrainedModel, seed: int) -> None:
     weight = getattr(model, HEAD).weight
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(weight.shape, generator=generator) / math.sqrt(weight.shape[1] + 1)

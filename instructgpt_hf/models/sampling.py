@@ -1,22 +1,22 @@
-"""Sample completions for evaluation, the same way for every policy."""
+"""Sampling of completions for evaluation, the same way for every policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from peft import PeftModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-if TYPE_CHECKING:
-    pass
 from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.inputs import evaluation_mode, model_device
 
 
 @torch.no_grad()
 def sample_completions(
-    model: Any,
-    tokenizer: Any,
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
     prompt_ids: Sequence[Sequence[int]],
     eos_token_ids: Sequence[int],
     max_new_tokens: int,
@@ -26,26 +26,26 @@ def sample_completions(
     progress: Callable[[int], Any] | None = None,
     min_new_tokens: int = 0,
 ) -> list[list[int]]:
-    """One completion per prompt from the model's whole distribution (no top-k, no top-p, no repetition penalty).
+    """Sample one completion per prompt from the whole distribution (no top-k, no top-p, no repetition penalty).
 
     The model's own generation settings are ignored, so that two policies are sampled alike. Completions that have
-    ended cost no further decoding steps. Modes of the modules and the random state are restored. The result depends on
+    ended cost no further decoding steps. The modules' modes and the random state are restored. The result depends on
     the seed and, when sampling, on the batch size.
 
     Args:
         model: a transformers or PEFT causal language model.
-        tokenizer: gives the padding id.
+        tokenizer: for its padding id.
         prompt_ids: N lists of at least one token, already rendered.
-        eos_token_ids: any of them ends a completion.
-        max_new_tokens: longest completion.
-        temperature: 0 takes the likeliest token (greedy).
-        seed: of the sampling.
+        eos_token_ids: each of them ends a completion.
+        max_new_tokens: length of the longest completion.
+        temperature: 0 is greedy decoding.
+        seed: sampling seed.
         batch_size: prompts per batch; prompts of similar length share one, padded on the left.
         progress: called with the number of finished prompts after every batch.
-        min_new_tokens: tokens before EOS may come.
+        min_new_tokens: number of tokens before EOS is allowed.
 
     Returns:
-        N lists of token ids up to and including the token that ended them; without one after `max_new_tokens` tokens.
+        N lists of token ids up to and with EOS, or of `max_new_tokens` tokens without EOS.
 
     Raises:
         ValueError: if a prompt is empty, there is no EOS or padding id, or the temperature is negative.
@@ -57,8 +57,13 @@ def sample_completions(
     empty = [row for row, ids in enumerate(prompt_ids) if not ids]
     if empty:
         raise ValueError(f"Prompt {empty[0]} is empty: {len(empty)} of {len(prompt_ids)} prompts have no token.")
-    config = _generation_config(eos_token_ids, tokenizer.pad_token_id, max_new_tokens, temperature)
-    config.min_new_tokens = min_new_tokens or None
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens or None,
+        eos_token_id=list(eos_token_ids),
+        pad_token_id=tokenizer.pad_token_id,
+        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
+    )
     device = model_device(model)
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
     results: list[list[int]] = [[] for _ in prompt_ids]
@@ -85,25 +90,11 @@ def sample_completions(
     return results
 
 
-def _generation_config(
-    eos_token_ids: Sequence[int], pad_token_id: int, max_new_tokens: int, temperature: float
-) -> Any:
-    from transformers import GenerationConfig
-
-    config: Any = GenerationConfig
-    return config(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(eos_token_ids),
-        pad_token_id=pad_token_id,
-        **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
-    )
-
-
 def _up_to_eos(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:
     end = next((place + 1 for place, token in enumerate(tokens) if token in eos_token_ids), len(tokens))
     return tokens[:end]
 
 
 def is_finished(completion_ids: list[list[int]], eos_token_ids: Sequence[int]) -> list[bool]:
-    """Which answers end with a token that ends answers."""
+    """Whether each completion ends with an EOS token."""
     return [ids[-1] in eos_token_ids for ids in completion_ids]

@@ -1,15 +1,13 @@
-"""Reward and value model as adapters on one base, the policy's own where they have the same.
+"""Reward and value model as adapters on one base, which is the policy's base where possible.
 
-With LoRA, four roles need the base's weights once: the policy and its reference are two adapters, reward and value
-model two more, each with a scalar head of its own. If the reward model has another base than the policy, such as the
-paper's 6B model for a 1.3B policy, reward and value model share that one.
+With LoRA, four roles need the base's weights once: policy, reference, reward and value model are adapters, the last
+two with a scalar head each. If the reward model has another base than the policy, such as the paper's 6B model for a
+1.3B policy, reward and value model share that base.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,20 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf._compat.peft import keep_trainable, unwrap_peft
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.adapters import POLICY_ADAPTER, REWARD_ADAPTER, VALUE_ADAPTER, adapter_of, using_adapter
+from instructgpt_hf.models.adapters import POLICY_ADAPTER, REWARD_ADAPTER, VALUE_ADAPTER
 from instructgpt_hf.models.loading import adapter_base, is_adapter, resolve_source
 from instructgpt_hf.models.reward_model import (
     BASE_QUANTIZATION,
-    CLASSIFIER_FOLDER,
     HEAD,
+    AdapterScorer,
     ScoreHead,
+    Scorer,
     classifier_record,
     load_adapter_classifier,
     load_classifier_config,
@@ -45,7 +44,7 @@ from instructgpt_hf.models.reward_model import (
 
 # PEFT's names of a classifier's head.
 _HEADS = {HEAD, "classifier"}
-# What must agree between two quantised bases for one to stand in for the other.
+# Settings in which two quantised bases must agree to have the same weights.
 _QUANTIZATION = (
     "load_in_4bit",
     "load_in_8bit",
@@ -56,88 +55,20 @@ _QUANTIZATION = (
 )
 
 
-class AdapterScorer(nn.Module):
-    """A scalar score for every token from one adapter of a PEFT model and a head: a reward or value model.
-
-    It answers what the rest of the package asks of a sequence classifier: `config`, the head `score`, and the backbone
-    under `base_model_prefix`. `parameters()` are its adapter's and its head's only, whatever else shares the base.
-
-    Args:
-        host: PEFT model that holds the base and the adapter.
-        adapter: its name; None uses the base alone.
-        head: [1, d] linear layer.
-        config: of the sequence classifier, with `reward_shift`.
-        owns_host: register the host's weights as this module's; False where another module has them.
-    """
-
-    base_model_prefix = "backbone"
-
-    def __init__(self, host: PeftModel, adapter: str | None, head: nn.Linear, config: Any, owns_host: bool) -> None:
-        super().__init__()
-        self.score = head
-        self.adapter = adapter
-        self.config = config
-        if owns_host:
-            self.host = host
-        else:
-            self.__dict__["host"] = host
-
-    def backbone(self, **inputs: Any) -> Any:
-        """The base's final hidden states [B, S, d] under this adapter."""
-        inner = unwrap_peft(self.host)
-        with using_adapter(self.host, self.adapter), self._own_mode():
-            return getattr(inner, inner.base_model_prefix)(**inputs)
-
-    @contextlib.contextmanager
-    def _own_mode(self) -> Iterator[None]:
-        """Without dropout in a frozen role while the host, whose dropout it is, is in training."""
-        if self.training or not self.host.training:
-            yield
-            return
-        self.host.eval()
-        try:
-            yield
-        finally:
-            self.host.train()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Raw scores [B, S] at every position, without the shift."""
-        hidden = self.backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        scores: Tensor = self.score(hidden).squeeze(-1)
-        return scores
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """This role's own: its adapter and its head."""
-        yield from self.score.named_parameters(prefix=HEAD)
-        for name, parameter in self.host.named_parameters():
-            if self.adapter is not None and adapter_of(name) == self.adapter:
-                yield name, parameter
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the adapter as `save_reward_model` does, for `load_reward_model` and plain transformers."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        adapter = self.adapter or POLICY_ADAPTER
-        weights = get_peft_model_state_dict(self.host, adapter_name=adapter, save_embedding_layers=False)
-        weights[f"base_model.model.{HEAD}.weight"] = self.score.weight
-        tensors = {name: item.detach().cpu().contiguous() for name, item in weights.items()}
-        save_file(tensors, folder / SAFETENSORS_WEIGHTS_NAME, metadata={"format": "pt"})
-        config = copy.deepcopy(self.host.peft_config[adapter])
-        config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", [HEAD], True
-        config.save_pretrained(str(folder))
-        self.config.save_pretrained(folder / CLASSIFIER_FOLDER)
-
-
 def load_scorers(
-    policy: Any, folder: str | Path, *, peft_config: LoraConfig | None = None, **model_kwargs: Any
-) -> tuple[Any, Any]:
-    """The frozen reward model, and the value model that starts as its copy (InstructGPT §3.5).
+    policy: PreTrainedModel | PeftModel,
+    folder: str | Path,
+    *,
+    peft_config: LoraConfig | None = None,
+    **model_kwargs: Any,
+) -> tuple[Scorer, Scorer]:
+    """Load the frozen reward model, and the value model that starts as its copy (InstructGPT §3.5).
 
     Args:
-        policy: of the same run; a PEFT model's base is shared where the reward model's adapter was trained on it.
+        policy: policy of the same run; its base is shared if it is the one that the reward adapter was trained on.
         folder: reward model, whole or adapter.
-        peft_config: of the value model's adapter, where the reward model is whole.
-        model_kwargs: for `from_pretrained`, where another base is loaded.
+        peft_config: adapter of the value model if the reward model is whole; None copies the whole model.
+        model_kwargs: for `from_pretrained` of another base.
 
     Returns:
         Reward model and value model: two adapters of one base, or two whole models without any adapter.
@@ -147,7 +78,7 @@ def load_scorers(
     """
     folder = Path(folder)
     if is_adapter(folder):
-        if isinstance(policy, PeftModel) and sharing_refusal(policy, folder, **model_kwargs) is None:
+        if isinstance(policy, PeftModel) and sharing_refusal(*base_of(policy), folder, **model_kwargs) is None:
             return _adapters_on(policy, folder, owns_host=False)
         base = load_adapter_classifier(folder, **model_kwargs)
         return _adapters_on(base, folder, owns_host=True)
@@ -157,14 +88,16 @@ def load_scorers(
     return _adapter_beside_whole(reward, peft_config)
 
 
-def load_another_reward_model(policy: Any, value_model: Any, folder: str | Path, **model_kwargs: Any) -> Any:
-    """A further frozen reward model: an adapter on a base that is in memory already, or else a model of its own.
+def load_another_reward_model(
+    policy: PreTrainedModel | PeftModel, value_model: Scorer, folder: str | Path, **model_kwargs: Any
+) -> Scorer:
+    """Load a further frozen reward model, as an adapter on a base in memory if possible.
 
     Args:
-        policy: of the same run.
-        value_model: what `load_scorers` gave.
+        policy: policy of the same run.
+        value_model: value model from `load_scorers`.
         folder: reward model, whole or adapter.
-        model_kwargs: for `from_pretrained`, where another base is loaded.
+        model_kwargs: for `from_pretrained` of another base.
 
     Raises:
         InstructGPTError: if the folder holds no reward model, or an adapter that does not fit its base.
@@ -172,14 +105,30 @@ def load_another_reward_model(policy: Any, value_model: Any, folder: str | Path,
     folder = Path(folder)
     if is_adapter(folder) and not (saved := _SavedAdapter(folder)).brings_embeddings:
         for host in (policy, getattr(value_model, "host", None)):
-            if isinstance(host, PeftModel) and sharing_refusal(host, folder, **model_kwargs) is None:
+            if isinstance(host, PeftModel) and sharing_refusal(*base_of(host), folder, **model_kwargs) is None:
                 return _another_adapter_on(host, saved)
     return load_reward_model(folder, **model_kwargs)
 
 
-def sharing_refusal(host: PeftModel, folder: Path, **model_kwargs: Any) -> str | None:
-    """Why the adapter in `folder` cannot use the base of the policy, or of another model, or None if it can."""
-    own, other = next(iter(host.peft_config.values())), PeftConfig.from_pretrained(folder)
+def base_of(model: PeftModel) -> tuple[PeftConfig, PreTrainedConfig]:
+    """The configs of a PEFT model in memory as `sharing_refusal` reads them: of an adapter and of the base."""
+    base = unwrap_peft(model)
+    config = copy.deepcopy(base.config)
+    # Weights that were cast, or embeddings that grew, after loading show on the model in memory only.
+    config.dtype, config.get_text_config().vocab_size = base.dtype, base.get_input_embeddings().weight.shape[0]
+    return next(iter(model.peft_config.values())), config
+
+
+def sharing_refusal(own: PeftConfig, base: PreTrainedConfig, folder: Path, **model_kwargs: Any) -> str | None:
+    """Why a reward adapter cannot use the base of another adapter, or None if it can. Reads configs only.
+
+    Args:
+        own: config of an adapter on the base, such as the policy's.
+        base: config of the base, with the `dtype`, `quantization_config` and `vocab_size` that it is loaded with.
+        folder: reward model, an adapter.
+        model_kwargs: for `from_pretrained` of the reward model's own base.
+    """
+    other = PeftConfig.from_pretrained(folder)
     if not (isinstance(own, LoraConfig) and isinstance(other, LoraConfig)):
         return "only LoRA adapters can share a base"
     if set(other.modules_to_save or ()) - _HEADS or own.modules_to_save:
@@ -191,20 +140,20 @@ def sharing_refusal(host: PeftModel, folder: Path, **model_kwargs: Any) -> str |
     }
     if len(bases) > 1:
         return "the adapters have different base models"
-    saved, inner = load_classifier_config(folder), unwrap_peft(host)
+    saved = load_classifier_config(folder)
     quantization = model_kwargs.get("quantization_config", getattr(saved, BASE_QUANTIZATION, None))
-    if _quantization(quantization) != _quantization(getattr(inner.config, "quantization_config", None)):
+    if _quantization(quantization) != _quantization(getattr(base, "quantization_config", None)):
         return "the reward model was trained on a base of another precision"
-    if saved.get_text_config().vocab_size > inner.get_input_embeddings().weight.shape[0]:
+    if saved.get_text_config().vocab_size > base.get_text_config().vocab_size:
         return "the reward model's tokenizer has more tokens than the base has embeddings"
     dtype = model_kwargs.get("dtype", saved.dtype)
-    if isinstance(dtype, torch.dtype) and dtype != inner.dtype:
+    if isinstance(dtype, torch.dtype) and dtype != base.dtype:
         return "the reward model was trained on a base of another precision"
     return None
 
 
-def _quantization(config: Any) -> dict[str, Any]:
-    """What of a quantisation changes results; empty for none."""
+def _quantization(config: QuantizationConfigMixin | dict[str, Any] | None) -> dict[str, str]:
+    """The settings of a quantisation that change results; empty for None."""
     if config is None:
         return {}
     values = config if isinstance(config, dict) else config.to_dict()
@@ -212,7 +161,7 @@ def _quantization(config: Any) -> dict[str, Any]:
 
 
 class _SavedAdapter:
-    """The adapter of a reward model as its folder has it."""
+    """The adapter of a reward model, read from its folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -224,11 +173,11 @@ class _SavedAdapter:
 
     @property
     def brings_embeddings(self) -> bool:
-        """Whether it was saved with embeddings that had grown for tokens of its own."""
+        """Whether the folder holds embeddings, which had grown for further tokens."""
         return any("lora_" not in key for key in self.weights)
 
-    def put_on(self, host: Any, name: str) -> PeftModel:
-        """Add it to a model, or PEFT model, under a name."""
+    def put_on(self, host: PreTrainedModel | PeftModel, name: str) -> PeftModel:
+        """Add the adapter to a model under a name."""
         config = copy.deepcopy(self.config)
         if isinstance(host, PeftModel):
             config.task_type = next(iter(host.peft_config.values())).task_type
@@ -240,13 +189,15 @@ class _SavedAdapter:
         return host
 
     def scorer(self, host: PeftModel, name: str, owns_host: bool = False) -> AdapterScorer:
-        """The role that applies it, with a copy of its head."""
+        """A scorer that applies the adapter, with a copy of its head."""
         head = _head(self.head, next(unwrap_peft(host).parameters()).device)
         return AdapterScorer(host, name, head, copy.deepcopy(self.record), owns_host)
 
 
-def _adapters_on(base: Any, folder: Path, owns_host: bool) -> tuple[AdapterScorer, AdapterScorer]:
-    """The reward adapter of `folder` twice, frozen and trainable, on the policy or on a classifier of its own."""
+def _adapters_on(
+    base: PreTrainedModel | PeftModel, folder: Path, owns_host: bool
+) -> tuple[AdapterScorer, AdapterScorer]:
+    """Put the reward adapter of `folder` on the policy or on a classifier twice, frozen and trainable."""
     saved, host = _SavedAdapter(folder), base
     for name in (VALUE_ADAPTER, REWARD_ADAPTER):
         host = saved.put_on(host, name)
@@ -254,33 +205,34 @@ def _adapters_on(base: Any, folder: Path, owns_host: bool) -> tuple[AdapterScore
 
 
 def _another_adapter_on(host: PeftModel, saved: _SavedAdapter) -> AdapterScorer:
-    """A saved reward adapter, frozen, beside the adapters that the host has."""
-    trained = {name: item.requires_grad for name, item in host.named_parameters()}
+    """Put a saved reward adapter, frozen, beside the host's adapters."""
     name = next(new for number in count(2) if (new := f"{REWARD_ADAPTER}_{number}") not in host.peft_config)
-    saved.put_on(host, name)
-    # PEFT 0.20 freezes every adapter that is not the active one when it adds another.
-    for parameter, item in host.named_parameters():
-        item.requires_grad_(trained.get(parameter, False))
+    with keep_trainable(host):
+        saved.put_on(host, name)
     scorer = saved.scorer(host, name)
     scorer.requires_grad_(False)
     return scorer.eval()
 
 
 def _fill(host: PeftModel, name: str, weights: dict[str, Tensor], folder: Path) -> None:
-    """Copy saved weights into one adapter; embeddings that PEFT saved because they grew are the base's."""
+    """Copy saved weights into one adapter, without the embeddings, which are the base's.
+
+    Raises:
+        InstructGPTError: if the weights are not those of the adapter.
+    """
     own = {key: item for key, item in weights.items() if "lora_" in key}
-    found = set_peft_model_state_dict(host, own, adapter_name=name)
+    unexpected = set_peft_model_state_dict(host, own, adapter_name=name).unexpected_keys
     wanted = get_peft_model_state_dict(host, adapter_name=name, save_embedding_layers=False)
-    if found.unexpected_keys or set(wanted) != set(own):
-        key = next(iter(found.unexpected_keys or set(wanted) ^ set(own)))
+    if unexpected or set(wanted) != set(own):
+        key = next(iter(unexpected or set(wanted) ^ set(own)))
         raise InstructGPTError(f"{folder}: the adapter does not fit its base model: {key}")
 
 
-def _adapter_beside_whole(reward: Any, peft_config: LoraConfig) -> tuple[AdapterScorer, AdapterScorer]:
-    """A whole reward model, frozen, and a fresh adapter on it as the value model."""
+def _adapter_beside_whole(reward: PreTrainedModel, peft_config: LoraConfig) -> tuple[AdapterScorer, AdapterScorer]:
+    """Freeze a whole reward model, and put a fresh adapter on it as the value model."""
     own = copy.deepcopy(peft_config)
     own.modules_to_save, own.task_type = None, None
-    # "all-linear" would give the head an adapter too, which no score passes through.
+    # "all-linear" would give the head an adapter too, which an `AdapterScorer` does not apply.
     own.exclude_modules = [HEAD]
     weight, record = getattr(reward, HEAD).weight.detach(), classifier_record(reward)
     host = get_peft_model(reward, own, adapter_name=VALUE_ADAPTER)
@@ -290,7 +242,7 @@ def _adapter_beside_whole(reward: Any, peft_config: LoraConfig) -> tuple[Adapter
 
 
 def _roles(reward: AdapterScorer, value: AdapterScorer, host: PeftModel) -> tuple[AdapterScorer, AdapterScorer]:
-    # What the base applies outside a role; PEFT then trains that adapter alone.
+    # The adapter that the base applies outside a role, and the only one that PEFT then trains.
     host.set_adapter(POLICY_ADAPTER if POLICY_ADAPTER in host.peft_config else VALUE_ADAPTER)
     reward.requires_grad_(False)
     value.requires_grad_(True)

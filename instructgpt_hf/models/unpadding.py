@@ -1,7 +1,7 @@
-"""Completions in padded batches without the padding: rows that start at their first token, logits of real tokens only.
+"""Batches of prompts and completions without most of their padding, and logits of the completions' tokens alone.
 
-A minibatch's prompts and completions have many lengths. Padded to the longest of each, most positions of a batch can
-be padding, and with a vocabulary of 50k or more every padded position costs as much as a real one.
+Prompts padded to the longest prompt and completions to the longest completion can make most positions of a batch
+padding, and with a vocabulary of 50k or more the logits of padding cost as much as those of tokens.
 """
 
 from __future__ import annotations
@@ -9,22 +9,24 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.models.inputs import model_inputs
 
 
 class Completions(NamedTuple):
-    """A batch whose rows begin with their first real token, and where their completions are.
+    """A batch whose rows begin with their first token, and the places of the N completion tokens.
 
     Attributes:
-        input_ids: [B, W], padded right; W is the length of the longest row.
+        input_ids: [B, W], padded right; W is the length of the longest row without padding.
         attention_mask: [B, W].
         prompt_lengths: [B].
-        rows: [N] row of each real completion token, row by row.
+        rows: [N] row of each completion token, row by row.
         steps: [N] its place in its completion, from 0.
-        shape: B and T.
+        shape: (B, T), T the longest completion with padding.
     """
 
     input_ids: Tensor
@@ -36,16 +38,16 @@ class Completions(NamedTuple):
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Completions:
-        """Of prompts padded left and completions padded right.
+        """Make the batch from prompts padded left and completions padded right.
 
         Args:
             input_ids: [B, S].
             attention_mask: [B, S].
             completion_length: T, the number of last positions that are completions.
         """
-        real = attention_mask.bool()
-        places = (~real).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(real.sum(1).max())]
-        prompts, completions = real[:, :-completion_length], real[:, -completion_length:]
+        mask = attention_mask.bool()
+        places = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : int(mask.sum(1).max())]
+        prompts, completions = mask[:, :-completion_length], mask[:, -completion_length:]
         rows, steps = completions.nonzero(as_tuple=True)
         return cls(
             input_ids.gather(1, places),
@@ -58,25 +60,25 @@ class Completions(NamedTuple):
 
     @property
     def predictors(self) -> tuple[Tensor, Tensor]:
-        """Row and column of the token before each real completion token, whose logits predict it."""
+        """Row and column of the token before each completion token, whose logits predict it."""
         return self.rows, self.prompt_lengths[self.rows] + self.steps - 1
 
     @property
     def ids(self) -> Tensor:
-        """The real completion tokens [N]."""
+        """Ids [N] of the completion tokens."""
         rows, columns = self.predictors
         return self.input_ids[rows, columns + 1]
 
     def spread(self, values: Tensor) -> Tensor:
-        """Values [N] of the real completion tokens as [B, T], 0 at padding."""
+        """Values [N] of the completion tokens as [B, T], 0 at padding."""
         return values.new_zeros(self.shape).index_put((self.rows, self.steps), values)
 
 
-def completion_logits(policy: Any, batch: Completions) -> Tensor:
-    """Logits [1, N, V] that predict the real completion tokens.
+def completion_logits(policy: PreTrainedModel | PeftModel, batch: Completions) -> Tensor:
+    """Logits [1, N, V] that predict the completion tokens.
 
-    The unembedding is applied to these positions alone: a hook picks them from its input, so that whatever the
-    architecture does before and after it stays as it is.
+    A hook picks their positions from the input of the unembedding, so that the rest of the architecture's forward pass
+    stays as it is.
 
     Args:
         policy: causal language model, whole or PEFT.
@@ -84,7 +86,7 @@ def completion_logits(policy: Any, batch: Completions) -> Tensor:
     """
     shape, picked = batch.input_ids.shape, False
 
-    def pick(_head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def pick(_head: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
         nonlocal picked
         if not arguments or arguments[0].shape[:2] != shape:
             return None
@@ -98,5 +100,5 @@ def completion_logits(policy: Any, batch: Completions) -> Tensor:
     finally:
         if hook is not None:
             hook.remove()
-    # An architecture that unembeds in another way gives the logits of all positions.
+    # An architecture that does not call its unembedding module returns the logits of all positions.
     return logits if picked else logits[batch.predictors][None]

@@ -1,4 +1,4 @@
-"""Running a trainer: progress, resuming, and stopping so that the next run resumes."""
+"""Run a trainer to its end: progress on the terminal, and a stop from which the next run resumes."""
 
 from __future__ import annotations
 
@@ -8,37 +8,29 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
+from instructgpt_hf.metric_register import terminal_values
 from instructgpt_hf.stages.processes import any_process
-from instructgpt_hf.stages.resuming import checkpoint_of
 from instructgpt_hf.stages.run import StageRun
 
-# Shown beside the bar, in this order, when the trainer logs them.
-SHOWN = {
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "objective/scores": "score",
-    "objective/kl": "KL",
-    "loss/ptx": "ptx loss",
-    "val/explained_variance": "expl. var.",
-}
 SECONDS_BETWEEN_LINES = 20
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped a stage; a checkpoint to resume from is on disk."""
+    """Raised when the user stopped a stage; a checkpoint to resume from is on disk."""
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the latest metrics instead of the Trainer's printed dictionaries."""
+    """A bar with the latest metrics instead of the Trainer's printed dictionaries; its block stops the drawing."""
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
@@ -53,22 +45,20 @@ class ProgressBar(TrainerCallback):
         )
         self.task: Any = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the bar where a resumed run stands."""
         if state.is_world_process_zero:
             self.progress.start()
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One optimizer step further."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest metrics."""
-        shown = [
-            f"{label} {logs[key]:.3f}" for key, label in SHOWN.items() if isinstance((logs or {}).get(key), float)
-        ]
+        shown = terminal_values(logs or {})
         if self.task is None or not shown:
             return
         self.progress.update(self.task, latest="  ".join(shown))
@@ -77,69 +67,66 @@ class ProgressBar(TrainerCallback):
             self.printed = time.monotonic()
             self.run.log(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leave the finished bar on the screen."""
-        self.stop()
+    def __enter__(self) -> ProgressBar:
+        return self
 
-    def stop(self) -> None:
-        """Stop drawing, also after an error."""
+    def __exit__(self, *_: Any) -> None:
         self.progress.stop()
 
 
 class StopAtCheckpoint(TrainerCallback):
-    """Turns the first Ctrl-C into a checkpoint and a clean end; the second one stops at once.
+    """Turns the first Ctrl-C inside its block into a checkpoint and a clean end; the second one stops at once.
 
     Args:
         boundary: optimizer steps between the points at which the stage can resume.
     """
 
     def __init__(self, run: StageRun, boundary: int) -> None:
-        self.run = run
-        self.boundary = boundary
-        self.asked = False
+        self.run, self.boundary = run, boundary
+        self.requested = False
+
+    def __enter__(self) -> StopAtCheckpoint:
         self.previous: Any = None
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may handle signals
+            self.previous = signal.signal(signal.SIGINT, self._request)
+        return self
 
-    def install(self) -> None:
-        """Take over SIGINT, if this is the main thread."""
-        try:
-            self.previous = signal.signal(signal.SIGINT, self._ask)
-        except ValueError:
-            self.previous = None
-
-    def remove(self) -> None:
-        """Give SIGINT back."""
+    def __exit__(self, *_: Any) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
 
-    def _ask(self, *_: Any) -> None:
-        if self.asked:
+    def _request(self, *_: Any) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self.run.log("stopping at the next point it can resume from; Ctrl-C again stops at once")
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop once asked, where a rollout is used up; save nothing at the end.
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop once requested, at the next boundary; save no checkpoint at the last step.
 
-        What the last step leaves goes into the stage's folder. Resuming from a checkpoint of it would train on.
+        The models of the last step go into the stage's folder. Resuming from a checkpoint of it would train on.
         """
         boundary = state.global_step % self.boundary == 0 and state.global_step < state.max_steps
-        if boundary and any_process(self.asked):
-            self.asked = True
+        if boundary and any_process(self.requested):
+            self.requested = True
             control.should_save = True
             control.should_training_stop = True
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """As after the last step."""
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save no checkpoint at the last step."""
         if state.global_step >= state.max_steps:
             control.should_save = False
 
 
-def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
-    """Train to the end, from the last checkpoint if there is one, or the one that `resume_from_checkpoint` names.
+def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, boundary: int = 1) -> dict[str, Any]:
+    """Train to the end.
 
     Args:
+        trainer: of the stage.
+        run: the stage.
+        checkpoint: folder to resume from; None starts from the beginning.
         boundary: optimizer steps between the points at which the trainer can resume.
 
     Returns:
@@ -148,7 +135,6 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     Raises:
         Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
     """
-    checkpoint = checkpoint_of(run)
     if checkpoint is not None:
         run.log(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
     _match_precision(trainer)
@@ -156,16 +142,11 @@ def train(trainer: Any, run: StageRun, boundary: int = 1) -> dict[str, Any]:
     _keep_events(trainer, run)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    bar, stop = ProgressBar(run), StopAtCheckpoint(run, boundary)
-    trainer.add_callback(bar)
-    trainer.add_callback(stop)
-    stop.install()
-    try:
+    with ProgressBar(run) as bar, StopAtCheckpoint(run, boundary) as stop:
+        trainer.add_callback(bar)
+        trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        stop.remove()
-        bar.stop()
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted
     history = trainer.state.log_history
     return {
@@ -187,27 +168,27 @@ def own_tracker_run() -> Iterator[None]:
         yield
     finally:
         wandb: Any = sys.modules.get("wandb")
-        run = getattr(wandb, "run", None)
-        if run is not None and run is not before:
+        current = getattr(wandb, "run", None)
+        if current is not None and current is not before:
             wandb.finish()
 
 
 def _tracker_name(run: StageRun) -> str:
-    """A name that only this training of the stage has, also once it is resumed: trackio appends to a name it knows."""
+    """Name of this training of the stage for trackers, kept when it resumes: trackio appends to a name it knows."""
     file = run.checkpoint_folder / "started"
     if not file.is_file():
         file.write_text(datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S"), encoding="utf-8")
     return f"{run.recipe}-{run.name}-{file.read_text(encoding='utf-8')}"
 
 
-def _keep_events(trainer: Any, run: StageRun) -> None:
-    """Let TensorBoard's files outlive the work folder, in `tensorboard/` of the run."""
+def _keep_events(trainer: Trainer, run: StageRun) -> None:
+    """Let TensorBoard's files outlive the checkpoint folder, in `tensorboard/` of the run."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
             callback.logging_dir = str(run.run_folder / "tensorboard" / run.name)
 
 
-def _match_precision(trainer: Any) -> None:
+def _match_precision(trainer: Trainer) -> None:
     """Keep trained weights in float32 unless training runs in bfloat16.
 
     A model loaded in half precision has trained weights in it, which the gradient scaler of float16 refuses.

@@ -3,144 +3,187 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.artifacts import StageArtifact
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.splits import Split, read_pretraining, read_split
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import check_adapter_settings, count_parameters, load_policy, load_tokenizer
+from instructgpt_hf.models.loading import check_adapter_settings, load_policy, load_tokenizer
 from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
-from instructgpt_hf.stages.continuing import ADJUSTABLE, changes, goes_on, note_changes, note_stop
-from instructgpt_hf.stages.fit import train
-from instructgpt_hf.stages.lengths import check_rollout_lengths
-from instructgpt_hf.stages.resuming import check_resume, resume_step
-from instructgpt_hf.stages.reward import recorded_format
-from instructgpt_hf.stages.reward_sources import check_columns, find_rewards
-from instructgpt_hf.stages.run import StageRun, model_options, previous_stage, show_loading_progress
-from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
+from instructgpt_hf.stages.inputs import (
+    FinishedStage,
+    check_rollout_lengths,
+    model_options,
+    model_record,
+    previous_stage,
+    recorded_format,
+)
+from instructgpt_hf.stages.reward_sources import Rewards, check_columns, find_rewards
+from instructgpt_hf.stages.stage import Outcome, Stage
+from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
+
+LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
 
 
-def run_ppo(run: StageRun) -> StageArtifact:
-    """Train the policy, or find it finished.
+class PPOInputs(NamedTuple):
+    """The models, prompts and texts that stage 3 reads.
 
-    Raises:
-        InstructGPTError: if data, earlier stages or settings are unusable; nothing is written then.
+    Attributes:
+        largest: folder of the reward model.
+        sft: the SFT stage.
+        tokenizer: of the policy.
+        prompt_format: of the SFT stage.
+        rewards: everything that scores completions.
+        prompts: within the length limit.
+        counts: `dropped_too_long` and `longest_tokens` of the prompts.
+        pretraining: text; None for plain PPO.
     """
-    arguments, args = run.settings.data_args, run.training_arguments()
-    sft_folder, sft = previous_stage(arguments.sft_model_path, run.run_folder / "sft", "sft")
-    tokenizer = load_tokenizer(sft_folder)
-    prompt_format = recorded_format(sft, arguments.prompt_template, tokenizer, "ppo.yaml: prompt_template")
-    rewards = find_rewards(run, sft, prompt_format, tokenizer)
-    reward_folder, reward = rewards.models[0].folder, rewards.models[0].record
-    check_adapter_settings([sft_folder, rewards.value], run.settings.values, "ppo.yaml")
-    if arguments.reward_model_path is None and reward.previous["sft"]["fingerprint"] != sft.fingerprint:
-        raise InstructGPTError(
-            f"{reward_folder}: this reward model was trained from an earlier SFT model than the one in {sft_folder}. "
-            "Run the reward stage again, or name the reward model to use with reward_model_path."
+
+    largest: Path
+    sft: FinishedStage
+    tokenizer: PreTrainedTokenizerBase
+    prompt_format: PromptFormat
+    rewards: Rewards
+    prompts: Dataset
+    counts: dict[str, int]
+    pretraining: Split | None
+
+
+class PPOModels(NamedTuple):
+    """The policy, its first reward model, the value model, and all rewards in the order of `reward_weights`."""
+
+    policy: Any
+    reward_model: Any
+    value_model: Any
+    rewards: list[Any]
+
+
+class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
+    """PPO against the reward model, with the pretraining gradient of PPO-ptx unless `ptx_coef` is 0."""
+
+    def read(self) -> PPOInputs:
+        """The SFT stage, reward models and functions, prompts, and the pretraining text of PPO-ptx."""
+        settings = self.run.settings
+        data_args, training_args = settings.data_args, settings.training_args
+        sft = previous_stage(self.run, data_args.sft_model_path, "sft")
+        tokenizer = load_tokenizer(sft.folder)
+        prompt_format = recorded_format(sft.record, data_args.prompt_template, tokenizer, "ppo.yaml: prompt_template")
+        rewards = find_rewards(self.run, sft.record, prompt_format, tokenizer)
+        reward = rewards.models[0]
+        check_adapter_settings([sft.folder, rewards.value], settings.values, "ppo.yaml")
+        if (
+            data_args.reward_model_path is None
+            and reward.record.previous["sft"]["fingerprint"] != sft.record.fingerprint
+        ):
+            raise InstructGPTError(
+                f"{reward.folder}: this reward model was trained from an earlier SFT model than the one in "
+                f"{sft.folder}. Run the reward stage again, or name the reward model to use with reward_model_path."
+            )
+        prompts, counts = self._prompts(prompt_format, tokenizer, with_columns=bool(rewards.functions))
+        text = read_pretraining(self.sources, data_args, "ptx_coef", training_args.ptx_coef)
+        return PPOInputs(reward.folder, sft, tokenizer, prompt_format, rewards, prompts, counts, text)
+
+    def _prompts(
+        self, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, with_columns: bool
+    ) -> tuple[Dataset, dict[str, int]]:
+        """The prompts, with the dataset's other columns if reward functions read them, and their counts."""
+        data_args, training_args = self.run.settings.data_args, self.run.settings.training_args
+        where = f"prompts: {data_args.dataset_name}"
+        rows = read_split(self.sources, data_args, "prompts").train
+        prompts, counts = prompt_rows(rows, prompt_format, tokenizer, training_args.max_prompt_length, where)
+        if with_columns:
+            check_columns(prompts.column_names, where)
+        else:
+            prompts = prompts.select_columns(["prompt"])
+        if len(prompts) < training_args.generation_batch_size:
+            raise InstructGPTError(
+                f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = "
+                f"{training_args.generation_batch_size} episodes of one iteration; add prompts or lower "
+                "generation_batch_size."
+            )
+        return prompts, counts
+
+    def fingerprints(self, inputs: PPOInputs) -> dict[str, Any]:
+        """Those of the SFT stage, of every reward model and function, and of the value model's start."""
+        return {"sft": inputs.sft.record.fingerprint, **inputs.rewards.fingerprints()}
+
+    def prepare(self, inputs: PPOInputs) -> Dataset:
+        """The prompts, once every model is known to read the longest of them with the longest completion."""
+        training_args = self.run.settings.training_args
+        check_rollout_lengths(
+            [("policy", inputs.sft.folder), *inputs.rewards.readers()],
+            inputs.counts["longest_tokens"],
+            training_args.max_completion_length,
+            training_args.ptx_max_length if inputs.pretraining is not None else None,
         )
-    prompts, counted = _prompts(run, prompt_format, tokenizer, with_columns=bool(rewards.functions))
-    text = run.pretraining_text("ptx_coef", args.ptx_coef)
-    inputs = {"sft": sft.fingerprint, **rewards.determining()}
-    mark, fixed = run.fingerprint(inputs), run.fingerprint(inputs, without=ADJUSTABLE)
-    if (done := run.finished(mark)) is not None:
-        return done
+        self.sources.records["prompts"].update(inputs.counts)
+        return inputs.prompts
 
-    check_rollout_lengths(
-        [("policy", sft_folder), *rewards.readers()],
-        counted["longest_tokens"],
-        args.max_completion_length,
-        args.ptx_max_length if text is not None else None,
-    )
-    run.data["prompts"].update(counted)
-    run.check_folder()
-    keep = goes_on(run, fixed)
-    check_resume(run, mark, keep)
-    show_loading_progress(reward_folder)
-    options = model_options(run.settings)
-    policy = load_policy(
-        sft_folder, tokenizer, peft_config=peft_config(run.settings.model_args, "CAUSAL_LM"), **options
-    )
-    adapter = peft_config(run.settings.model_args, "SEQ_CLS")
-    reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
-
-    def load_another(folder: Path) -> Any:
-        return load_another_reward_model(policy, value_model, folder, **options)
-
-    if rewards.value != reward_folder:
-        reward_model = load_another(reward_folder)
-    if keep:
-        note_changes(run, resume_step(run))
-    run.prepare_work(mark, keep)
-    from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
-
-    trainer = PPOTrainer(
-        policy,
-        rewards.in_order(reward_model, load_another),
-        value_model,
-        args,
-        train_dataset=prompts,
-        processing_class=tokenizer,
-        prompt_format=prompt_format,
-        pretraining_dataset=text[0] if text is not None else None,
-    )
-    trainer.guard.warn = run.log
-    try:
-        training = train(trainer, run, boundary=args.optimizer_steps_per_iteration)
-    except TrainingStopped as stop:
-        raise note_stop(run, fixed, stop) from None
-    if changed := changes(run):
-        training["changed_settings"] = changed
-    artifact = run.artifact(
-        mark,
-        prompt_format=prompt_format.to_dict(),
-        base_model=sft.base_model,
-        previous={
-            "sft": {"source": arguments.sft_model_path or "sft", "fingerprint": sft.fingerprint},
-            **rewards.lineage(),
-        },
-        model={
-            "kind": "adapter" if hasattr(policy, "peft_config") else "full",
-            "architecture": type(unwrap_peft(policy)).__name__,
-            "value_model": "value_model",
-            "value_model_architecture": value_model.config.architectures[0],
-            "license": sft.base_model.get("license"),
-            "published_weights": args.publish_weights if args.ema_decay else "raw",
-            "reward_shift": reward_shift(reward_model),
-            "rewards": rewards.described(args.reward_weights),
-            **count_parameters(policy),
-        },
-        metrics=_last_metrics(training["log"]),
-        training=training,
-    )
-    last = artifact.metrics
-    run.log(f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats")
-    return run.finish(artifact, trainer.save_pretrained)
-
-
-def _prompts(
-    run: StageRun, prompt_format: PromptFormat, tokenizer: Any, with_columns: bool
-) -> tuple[Any, dict[str, int]]:
-    """The prompts, with the dataset's other columns if reward functions read them."""
-    arguments, args = run.settings.data_args, run.training_arguments()
-    dataset, _ = run.train_and_test("prompts")
-    where = f"prompts: {arguments.dataset_name}"
-    prompts, counted = prompt_rows(dataset, prompt_format, tokenizer, args.max_prompt_length, where)
-    if with_columns:
-        check_columns(prompts.column_names, where)
-    else:
-        prompts = prompts.select_columns(["prompt"])
-    if len(prompts) < args.generation_batch_size:
-        raise InstructGPTError(
-            f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = {args.generation_batch_size} "
-            "episodes of one iteration; add prompts or lower generation_batch_size."
+    def load(self, inputs: PPOInputs) -> PPOModels:
+        """Policy, reward models and value model, on shared bases where they have the same."""
+        settings, rewards = self.run.settings, inputs.rewards
+        options = model_options(settings)
+        policy = load_policy(
+            inputs.sft.folder, inputs.tokenizer, peft_config=peft_config(settings.model_args, "CAUSAL_LM"), **options
         )
-    return prompts, counted
+        adapter = peft_config(settings.model_args, "SEQ_CLS")
+        reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
+
+        def load_another(folder: Path) -> Any:
+            return load_another_reward_model(policy, value_model, folder, **options)
+
+        if rewards.value != rewards.models[0].folder:
+            reward_model = load_another(rewards.models[0].folder)
+        return PPOModels(policy, reward_model, value_model, rewards.in_order(reward_model, load_another))
+
+    def trainer(self, inputs: PPOInputs, rows: Dataset, models: PPOModels) -> PPOTrainer:
+        """The PPO trainer, whose warnings appear in the run's log."""
+        trainer = PPOTrainer(
+            models.policy,
+            models.rewards,
+            models.value_model,
+            self.run.settings.training_args,
+            train_dataset=rows,
+            processing_class=inputs.tokenizer,
+            prompt_format=inputs.prompt_format,
+            pretraining_dataset=inputs.pretraining.train if inputs.pretraining is not None else None,
+        )
+        trainer.guard.warn = self.run.log
+        return trainer
+
+    def boundary(self) -> int:
+        """An iteration: its rollouts are not saved."""
+        return self.run.settings.training_args.optimizer_steps_per_iteration
+
+    def conclude(
+        self, inputs: PPOInputs, rows: Dataset, models: PPOModels, trainer: PPOTrainer, training: dict[str, Any]
+    ) -> Outcome:
+        """The last iteration's metrics; policies are measured on held-out prompts by the evaluation."""
+        training_args, base = self.run.settings.training_args, inputs.sft.record.base_model
+        last = _last_iteration(training["log"])
+        record = {
+            "prompt_format": inputs.prompt_format.to_dict(),
+            "base_model": base,
+            "previous": {"sft": inputs.sft.reference, **inputs.rewards.lineage()},
+            "model": {
+                **model_record(models.policy, base),
+                "value_model": "value_model",
+                "value_model_architecture": models.value_model.config.architectures[0],
+                "published_weights": training_args.publish_weights if training_args.ema_decay else "raw",
+                "reward_shift": reward_shift(models.reward_model),
+                "rewards": inputs.rewards.described(training_args.reward_weights),
+            },
+            "metrics": last,
+        }
+        summary = f"last iteration: score {last['objective/scores']:.3f}, KL to SFT {last['objective/kl']:.3f} nats"
+        return Outcome(record, trainer.save_pretrained, summary)
 
 
-def _last_metrics(log: list[dict[str, Any]]) -> dict[str, Any]:
+def _last_iteration(log: list[dict[str, Any]]) -> dict[str, Any]:
     records = [record for record in log if "objective/scores" in record]
-    wanted = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
-    return {key: value for key, value in records[-1].items() if key.startswith(wanted)}
+    return {key: value for key, value in records[-1].items() if key.startswith(LOGGED)}

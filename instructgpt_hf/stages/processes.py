@@ -1,4 +1,4 @@
-"""What one of several training processes does for all. Processes come from torchrun or `accelerate launch`."""
+"""Which of several training processes does what. Processes come from torchrun or `accelerate launch`."""
 
 from __future__ import annotations
 
@@ -9,65 +9,61 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-
-from instructgpt_hf.config.device import world_size
+from accelerate.utils import reduce
+from transformers import Trainer, TrainingArguments
 
 _left = False
 
 
 def is_main() -> bool:
-    """Whether this process writes the run's folder and speaks to the user."""
-    return int(os.environ.get("RANK") or 0) == 0
+    """Whether this process writes the run's folder and logs for the user."""
+    return bool(PartialState().is_main_process)
 
 
-def wait() -> None:
-    """Go on once every process has come here, unless they have parted."""
-    if world_size() > 1 and not _left:
+def barrier() -> None:
+    """Barrier over all processes; no-op after `leave()`."""
+    if not _left:
         PartialState().wait_for_everyone()
 
 
 @contextlib.contextmanager
 def main_first() -> Iterator[None]:
-    """The main process runs the block before the others, which then find what it wrote."""
-    if not is_main():
-        wait()
-    yield
-    if is_main():
-        wait()
+    """Run the block on the main process first; the others then find what it wrote."""
+    with contextlib.nullcontext() if _left else PartialState().main_process_first():
+        yield
 
 
 def any_process(value: bool) -> bool:
-    """Whether `value` is true on one process at least; every process must ask."""
-    if world_size() == 1 or _left:
+    """Whether `value` is true on at least one process. Every process must call it."""
+    state = PartialState()
+    if state.num_processes == 1 or _left:
         return value
-    found = torch.tensor([float(value)], device=PartialState().device)
-    torch.distributed.all_reduce(found)
-    return bool(found.item())
+    return bool(reduce(torch.tensor([float(value)], device=state.device), "sum").item())
 
 
 def leave() -> None:
-    """Part: training is over, and what follows is up to the main process, for as long as it takes."""
+    """Destroy the process group; only the main process does further work."""
     global _left
     if torch.distributed.is_initialized():
-        wait()
-        torch.distributed.destroy_process_group()
+        barrier()
+        PartialState().destroy_process_group()
         _left = True
 
 
-def whole_weights(trainer: Any) -> dict[str, Any] | None:
-    """The weights of a model that FSDP or ZeRO-3 splits, on the main process; None where no process lacks any.
+def whole_weights(trainer: Trainer) -> dict[str, torch.Tensor] | None:
+    """Gathered weights of a model that FSDP or ZeRO-3 shards, on the main process; None where nothing is sharded.
 
-    Every process must ask.
+    Every process must call it.
     """
     if not shards_weights(trainer.args):
         return None
-    weights: dict[str, Any] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    weights: dict[str, torch.Tensor] = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     return weights
 
 
-def shards_weights(args: Any) -> str | None:
-    """What splits the weights over the processes: FSDP, DeepSpeed ZeRO-3, or None."""
-    if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+def shards_weights(training_args: TrainingArguments) -> str | None:
+    """Name of what shards the weights over the processes, FSDP or DeepSpeed ZeRO-3, or None."""
+    if training_args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
         return "FSDP"
-    plugin = args.deepspeed_plugin
+    plugin: Any = training_args.deepspeed_plugin
     return "DeepSpeed ZeRO-3" if plugin is not None and plugin.zero_stage == 3 else None

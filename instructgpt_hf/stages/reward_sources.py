@@ -1,9 +1,8 @@
-"""What a recipe rewards, found and checked before any model is loaded."""
+"""The reward models and functions that a recipe names, found and checked before any model is loaded."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -11,33 +10,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from instructgpt_hf.artifacts import StageArtifact, file_fingerprint, fingerprint, model_fingerprint
+from transformers import PreTrainedTokenizerBase
+
+from instructgpt_hf.artifacts import StageArtifact, code_fingerprint, model_fingerprint, vocabulary_fingerprint
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.models.loading import load_tokenizer, resolve_source
 from instructgpt_hf.models.scoring import TextRewardModel
-from instructgpt_hf.stages.reward import check_vocabulary
-from instructgpt_hf.stages.run import StageRun, previous_stage, vocabulary_fingerprint
+from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
+from instructgpt_hf.stages.run import StageRun
 
 # What TRL passes to every reward function beside the dataset's columns.
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
-@dataclass
-class RewardSource:
+@dataclass(frozen=True)
+class RewardSource(FinishedStage):
     """A finished reward stage that the policy is scored with.
 
     Attributes:
-        folder: where it is.
-        source: what the recipe calls it.
-        record: its stage.json.
         reads_ids: whether it has the policy's tokenizer and prompt format, so that it scores the sampled ids; else it
             reads text.
     """
 
-    folder: Path
-    source: str
-    record: StageArtifact
     reads_ids: bool
 
     def as_reward(self, model: Any) -> Any:
@@ -49,7 +44,7 @@ class RewardSource:
 
 @dataclass
 class Rewards:
-    """Everything that a recipe scores answers with.
+    """Everything that a recipe scores completions with.
 
     Attributes:
         models: the reward model, then the extra ones.
@@ -68,7 +63,7 @@ class Rewards:
 
         Args:
             reward_model: the first reward model, loaded.
-            load: gives the model of a folder, for the others.
+            load: loads the model of a folder, for the others.
         """
         first, *others = self.models
         loaded = [source.as_reward(load(source.folder)) for source in others]
@@ -82,19 +77,16 @@ class Rewards:
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""
         names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]
-        found = {
-            name: {"source": item.source, "fingerprint": item.record.fingerprint}
-            for name, item in zip(names, self.models, strict=True)
-        }
+        lineage = {name: item.reference for name, item in zip(names, self.models, strict=True)}
         if self.value_source is not None:
-            found["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
-        return found
+            lineage["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
+        return lineage
 
-    def determining(self) -> dict[str, Any]:
-        """What of the rewards decides the stage's result."""
-        functions = {name: _code_fingerprint(function) for name, function in self.functions.items()}
-        marks = {name: item["fingerprint"] for name, item in self.lineage().items()}
-        return {**marks, "reward_functions": functions} if functions else marks
+    def fingerprints(self) -> dict[str, Any]:
+        """Fingerprints of all models and functions, which determine the stage's result."""
+        functions = {name: code_fingerprint(function) for name, function in self.functions.items()}
+        models = {name: item["fingerprint"] for name, item in self.lineage().items()}
+        return {**models, "reward_functions": functions} if functions else models
 
     def described(self, weights: list[float] | None) -> list[dict[str, Any]]:
         """The rewards in the order of `reward_weights`, for stage.json."""
@@ -103,33 +95,35 @@ class Rewards:
             for name, item in zip(self.lineage(), self.models, strict=False)
         ]
         lines += [
-            {"kind": "function", "name": name, "fingerprint": _code_fingerprint(function)}
+            {"kind": "function", "name": name, "fingerprint": code_fingerprint(function)}
             for name, function in self.functions.items()
         ]
         return [{**line, "weight": weight} for line, weight in zip(lines, weights or [1.0] * len(lines), strict=True)]
 
 
-def find_rewards(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat, tokenizer: Any) -> Rewards:
+def find_rewards(
+    run: StageRun, sft: StageArtifact, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase
+) -> Rewards:
     """The reward models and functions of the PPO stage.
 
     Raises:
         InstructGPTError: if a model or function is missing, or no value model can be started.
     """
-    arguments = run.settings.data_args
+    data_args = run.settings.data_args
     models = find_reward_models(run, sft, prompt_format)
     first = models[0]
-    if arguments.value_model_path is None:
+    if data_args.value_model_path is None:
         value = first.folder
         if not first.reads_ids:
             _refuse_as_value_model(first, sft, prompt_format)
     else:
-        value = resolve_source(arguments.value_model_path, role="value model")
+        value = resolve_source(data_args.value_model_path, role="value model")
         if vocabulary_fingerprint(load_tokenizer(value)) != vocabulary_fingerprint(tokenizer):
             raise InstructGPTError(
-                f"value_model_path: {arguments.value_model_path}: has another tokenizer than the policy, whose token "
+                f"value_model_path: {data_args.value_model_path}: has another tokenizer than the policy, whose token "
                 "ids the value model reads. Name a reward or value model of the policy's tokenizer."
             )
-    return Rewards(models, find_functions(arguments.reward_functions or []), value, arguments.value_model_path)
+    return Rewards(models, find_functions(data_args.reward_functions or []), value, data_args.value_model_path)
 
 
 def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat) -> list[RewardSource]:
@@ -138,22 +132,20 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
     Raises:
         InstructGPTError: if one of them is not a finished reward stage.
     """
-    arguments = run.settings.data_args
-    found = []
-    for source in (arguments.reward_model_path, *(arguments.extra_reward_model_paths or ())):
-        folder, record = previous_stage(source, run.run_folder / "reward", "reward")
-        reads_ids = (
-            record.base_model["vocabulary"] == sft.base_model["vocabulary"]
-            and PromptFormat.from_dict(record.prompt_format) == prompt_format
-        )
-        found.append(RewardSource(folder, source or "reward", record, reads_ids))
-    return found
+    data_args = run.settings.data_args
+    sources = []
+    for source in (data_args.reward_model_path, *(data_args.extra_reward_model_paths or ())):
+        stage = previous_stage(run, source, "reward")
+        same_words = stage.record.base_model["vocabulary"] == sft.base_model["vocabulary"]
+        reads_ids = same_words and PromptFormat.from_dict(stage.record.prompt_format) == prompt_format
+        sources.append(RewardSource(**vars(stage), reads_ids=reads_ids))
+    return sources
 
 
 def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_format: PromptFormat) -> None:
     advice = (
-        " The value model would start from it and read the policy's token ids. To score the text of answers with it, "
-        "set value_model_path to a model with the policy's tokenizer."
+        " The value model would start from it and read the policy's token ids. To score the text of completions with "
+        "it, set value_model_path to a model with the policy's tokenizer."
     )
     try:
         check_vocabulary(sft.base_model, source.record.base_model, "the reward model")
@@ -172,16 +164,16 @@ def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
         InstructGPTError: naming every module or function that is missing, and why.
     """
     problems = Problems("reward_functions: these cannot be used:")
-    found: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, Callable[..., Any]] = {}
     for name in names:
-        if name in found:
-            problems.add(f"{name!r}: stands twice; give it the sum of its weights")
+        if name in functions:
+            problems.add(f"{name!r}: duplicate; give it the sum of its weights")
         try:
-            found[name] = _find_function(name)
+            functions[name] = _find_function(name)
         except InstructGPTError as error:
             problems.add(f"{name!r}: {error}")
     problems.raise_if_any()
-    return found
+    return functions
 
 
 def _find_function(name: str) -> Callable[..., Any]:
@@ -210,17 +202,8 @@ def _find_function(name: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def _code_fingerprint(function: Any) -> str:
-    """Hash of the file that defines a function, or of its name where there is none."""
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:
-        file = None
-    return file_fingerprint(file) if file is not None else fingerprint(getattr(function, "__name__", str(function)))
-
-
 def check_columns(columns: list[str], where: str) -> None:
-    """Make sure that the columns of the prompts can be passed to reward functions.
+    """Raise unless the columns of the prompts can be passed to reward functions.
 
     Raises:
         InstructGPTError: naming the column whose name is taken.

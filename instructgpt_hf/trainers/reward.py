@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from instructgpt_hf._compat.quirks import keep_trained_weights, restore_cpu_gradients, use_one_device
 from instructgpt_hf._compat.trainers import RankingTrainer
 from instructgpt_hf.config.training import RewardConfig
-from instructgpt_hf.data.rankings.batches import Batch, RankingCollator
+from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
 from instructgpt_hf.models.prefix_sharing import CompletionScorer, shared_prefix_refusal
 
@@ -148,24 +148,25 @@ class RewardTrainer(RankingTrainer):
             loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
         return (loss, passes) if return_outputs else loss
 
-    def _score(self, model: nn.Module, parts: list[Batch]) -> _Scored:
+    def _score(self, model: nn.Module, parts: list[RankingPass]) -> _Scored:
         """Losses and scores of one pass.
 
         A ranking that is larger than a pass goes through the model part by part. No part's activations are kept: they
         are recomputed in the backward pass.
         """
-        dtype = self._attention_dtype
+        dtype, parts = self._attention_dtype, [part.to(self.args.device) for part in parts]
+        ranks, lengths, groups, places = (
+            torch.cat(column)
+            for column in zip(*((part.ranks, part.lengths, part.groups, part.places) for part in parts), strict=True)
+        )
         if len(parts) == 1:
-            (batch,), scores = parts, self.scorer(model, parts[0], dtype)
+            scores = self.scorer(model, parts[0], dtype)
         else:
             scores = torch.cat([checkpoint(self.scorer, model, part, dtype, use_reentrant=False) for part in parts])
-            batch = {
-                name: torch.cat([part[name] for part in parts]) for name in ("ranks", "lengths", "groups", "places")
-            }
-            order = (batch["groups"] * len(scores) + batch["places"]).argsort()
-            scores, batch = scores[order], {name: item[order] for name, item in batch.items()}
-        self._statistics.add(scores.detach(), batch["ranks"], batch["groups"])
-        return _Scored(all_pairs_loss(scores, batch["ranks"], batch["groups"]), scores.detach(), batch)
+            order = (groups * len(scores) + places).argsort()
+            scores, ranks, lengths, groups = scores[order], ranks[order], lengths[order], groups[order]
+        self._statistics.add(scores.detach(), ranks, groups)
+        return _Scored(all_pairs_loss(scores, ranks, groups), scores.detach(), ranks, lengths, groups)
 
     def prediction_step(
         self,
@@ -206,7 +207,7 @@ class RewardTrainer(RankingTrainer):
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
-    def _as_many_as_others(self, forwards: list[list[Batch]]) -> list[list[Batch]]:
+    def _as_many_as_others(self, forwards: list[list[RankingPass]]) -> list[list[RankingPass]]:
         """Forward passes, preceded by repeated ones up to the number of passes of the busiest process.
 
         Processes that shard a model must call it equally often; idle processes would wait as long.
@@ -214,28 +215,29 @@ class RewardTrainer(RankingTrainer):
         if self.accelerator.num_processes == 1:
             return forwards
         most = self.accelerator.gather(torch.tensor([len(forwards)], device=self.args.device)).max().item()
-        shortest = min(forwards, key=lambda parts: sum(part["input_ids"].numel() for part in parts))
+        shortest = min(forwards, key=lambda parts: sum(part.input_ids.numel() for part in parts))
         return [_tied(shortest[-1:])] * (int(most) - len(forwards)) + forwards
 
 
-def _tied(parts: list[Batch]) -> list[Batch]:
+def _tied(parts: list[RankingPass]) -> list[RankingPass]:
     """The same pass with tied ranks only, which adds no loss and no gradient."""
-    return [{**part, "ranks": torch.ones_like(part["ranks"])} for part in parts]
+    return [replace(part, ranks=torch.ones_like(part.ranks)) for part in parts]
 
 
 @dataclass
 class _Scored:
-    """One forward pass: losses [prompts], scores [M], and its batch."""
+    """One forward pass: losses [prompts]; scores, ranks, lengths and groups [M]."""
 
     losses: Tensor
     scores: Tensor
-    batch: Batch
+    ranks: Tensor
+    lengths: Tensor
+    groups: Tensor
 
     def by_prompt(self) -> list[_Prompt]:
         """Loss, scores, ranks and lengths of every prompt."""
-        groups = self.batch["groups"]
-        sizes = torch.unique_consecutive(groups, return_counts=True)[1].tolist()
-        columns = [column.split(sizes) for column in (self.scores, self.batch["ranks"], self.batch["lengths"])]
+        sizes = torch.unique_consecutive(self.groups, return_counts=True)[1].tolist()
+        columns = [column.split(sizes) for column in (self.scores, self.ranks, self.lengths)]
         return [
             (loss, *(part.tolist() for part in parts))
             for loss, *parts in zip(self.losses.tolist(), *columns, strict=True)

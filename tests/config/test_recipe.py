@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from instructgpt_hf.config.recipe import load_recipe, stage_settings
+from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.config.settings import stage_settings
 from instructgpt_hf.errors import InstructGPTError
 
 GOOD = {
@@ -218,7 +219,7 @@ class TestProblems:
             ("reward", "prompt_template: user-asistant\n", "did you mean 'user-assistant'?"),
             ("reward", "learning_rate: .inf\n", "must be a number"),
             ("reward", "hub_token: abc\n", "does not belong in a recipe"),
-            ("reward", "dataset_name: x\n", "dataset_name: stands twice"),
+            ("reward", "dataset_name: x\n", "dataset_name: duplicate key, also on line 2"),
             ("reward", "1: 2\n", "1 = 2: a key must be text"),
         ],
     )

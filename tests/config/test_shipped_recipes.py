@@ -6,7 +6,8 @@ import pytest
 import yaml
 
 from instructgpt_hf.config.catalog import copy_recipe, list_recipes, recipe_folder, recipes_root
-from instructgpt_hf.config.recipe import load_recipe, stage_settings
+from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.config.settings import stage_settings
 from instructgpt_hf.errors import InstructGPTError
 
 NAMES = ["pythia-1.4b-6.9b", "qwen3-qlora-t4", "smollm2-135m", "tiny-cpu"]
@@ -81,7 +82,7 @@ def test_tiny_cpu_uses_only_the_lab():
 
 def test_the_paper_s_shape_has_the_paper_s_numbers():
     recipe = load_recipe("pythia-1.4b-6.9b")
-    sft, reward, ppo = (recipe.stages[stage].training for stage in STAGES)
+    sft, reward, ppo = (recipe.stages[stage].training_args for stage in STAGES)
     assert (sft.learning_rate, sft.num_train_epochs, sft.pretraining_mix) == (5e-6, 2, 0.1)  # C.3, 1.3B
     assert sft.per_device_train_batch_size * sft.gradient_accumulation_steps == 32  # C.3
     assert (reward.learning_rate, reward.num_train_epochs) == (9e-6, 1)  # C.2

@@ -6,11 +6,13 @@ import warnings
 import pytest
 import torch
 import trl
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 
 from instructgpt_hf.config.data import PROMPT_TEMPLATES
 from instructgpt_hf.config.model import ModelConfig, peft_config, quantization_config
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.config.schema import stage_classes
+from instructgpt_hf.config.settings import stage_classes
 from instructgpt_hf.config.training import RewardConfig, SFTConfig
 from instructgpt_hf.errors import InstructGPTError
 
@@ -19,6 +21,10 @@ CONFIGS = [SFTConfig, RewardConfig, PPOConfig]
 
 def make(config, tmp_path, **settings):
     return config(output_dir=str(tmp_path / "out"), **settings)
+
+
+def upstream_of(config):
+    return next(base for base in config.__mro__ if base.__module__.startswith("trl."))
 
 
 def on_device(monkeypatch, cuda, native_bf16):
@@ -75,7 +81,7 @@ class TestPaperDefaults:
 
     @pytest.mark.parametrize("config", CONFIGS)
     def test_every_difference_to_trl_has_a_source(self, config):
-        upstream = {item.name: item for item in dataclasses.fields(config.__mro__[1])}
+        upstream = {item.name: item for item in dataclasses.fields(upstream_of(config))}
         for item in dataclasses.fields(config):
             before = upstream.get(item.name)
             if before is None or (item.default, item.default_factory) != (before.default, before.default_factory):
@@ -84,7 +90,7 @@ class TestPaperDefaults:
 
     @pytest.mark.parametrize("config", CONFIGS)
     def test_our_own_settings_are_explained(self, config):
-        upstream = {item.name for item in dataclasses.fields(config.__mro__[1])}
+        upstream = {item.name for item in dataclasses.fields(upstream_of(config))}
         for item in dataclasses.fields(config):
             if item.name not in upstream:
                 assert len(item.metadata["help"]) > 10, item.name
@@ -132,14 +138,12 @@ class TestPrecision:
 
     @pytest.mark.parametrize(("native", "expected"), [(True, (True, False)), (False, (False, True))])
     def test_the_configs_follow_the_device(self, native, expected, monkeypatch):
-        from instructgpt_hf.config.training import _before_upstream
-
         on_device(monkeypatch, cuda=True, native_bf16=native)
         bare = object.__new__(SFTConfig)
         for item in dataclasses.fields(SFTConfig):
             default = item.default if item.default is not dataclasses.MISSING else None
             object.__setattr__(bare, item.name, default)
-        _before_upstream(bare)
+        bare.settle()
         assert (bare.bf16, bare.fp16) == expected
 
     def test_what_the_user_sets_stays(self, tmp_path, monkeypatch):
@@ -276,9 +280,51 @@ class TestModel:
         assert config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
         assert config.bnb_4bit_compute_dtype == dtype
 
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            ({}, {}),
+            ({"use_dora": True}, {"use_dora": True}),
+            ({"use_rslora": True}, {"use_rslora": True}),
+            ({"lora_target_parameters": ["experts.down_proj"]}, {"target_parameters": ["experts.down_proj"]}),
+            (
+                {"lora_target_modules": ["q_proj", "v_proj"], "lora_r": 3, "lora_alpha": 7, "lora_dropout": 0.1},
+                {"target_modules": {"q_proj", "v_proj"}, "r": 3, "lora_alpha": 7, "lora_dropout": 0.1},
+            ),
+        ],
+        ids=["lora", "dora", "rslora", "parameters", "numbers"],
+    )
+    @pytest.mark.parametrize(("task", "head"), [("CAUSAL_LM", None), ("SEQ_CLS", ["score"])])
+    def test_adapter_in_full(self, given, expected, task, head):
+        """Everything that is not named here is PEFT's default."""
+        basis = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, "target_modules": "all-linear", "bias": "none"}
+        expected = LoraConfig(**{**basis, **expected}, task_type=task, modules_to_save=head)
+        assert peft_config(ModelConfig(use_peft=True, **given), task) == expected
+
+    def test_modules_that_the_user_saves_join_the_head(self):
+        config = ModelConfig(use_peft=True, lora_modules_to_save=["lm_head"], lora_task_type="CAUSAL_LM")
+        assert peft_config(config, "SEQ_CLS").modules_to_save == ["lm_head", "score"]
+        assert peft_config(config, "CAUSAL_LM").modules_to_save == ["lm_head"]
+        assert (config.lora_task_type, config.lora_modules_to_save) == ("CAUSAL_LM", ["lm_head"]), "unchanged"
+
+    @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "auto"])
+    def test_four_bit_in_full(self, dtype, monkeypatch):
+        on_device(monkeypatch, cuda=True, native_bf16=False)
+        given = {"bnb_4bit_quant_type": "fp4", "use_bnb_nested_quant": False, "bnb_4bit_quant_storage": "float16"}
+        made = quantization_config(ModelConfig(use_peft=True, load_in_4bit=True, dtype=dtype, **given))
+        expected = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_compute_dtype=torch.float16,
+            bnb_4bit_quant_type="fp4",
+            bnb_4bit_use_double_quant=False,
+            bnb_4bit_quant_storage=torch.float16,
+        )
+        assert made.to_dict() == expected.to_dict()
+
     def test_eight_bit(self):
         config = quantization_config(ModelConfig(use_peft=True, load_in_8bit=True))
         assert config.load_in_8bit and not config.load_in_4bit
+        assert config.to_dict() == BitsAndBytesConfig(load_in_8bit=True).to_dict()
 
 
 def test_prompt_templates():

@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset
 
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
-from instructgpt_hf.data.sources import check_rows, describe, load_split, require_columns
+from instructgpt_hf.data.rows import check_rows, require_columns
+from instructgpt_hf.data.sources import describe, load_split
 from instructgpt_hf.errors import InstructGPTError
 
 ROWS = [{"prompt": "a b"}, {"prompt": "c"}]

@@ -1,10 +1,12 @@
 """Rows that share prompts: every token where it belongs, every completion scored once, within the budget of tokens."""
 
+import dataclasses
 import itertools
 import random
 
 import pytest
 import torch
+from accelerate.utils import send_to_device
 
 from instructgpt_hf.data.rankings.batches import Block, RankingCollator, plan_forwards, split_completions
 
@@ -35,16 +37,16 @@ def parts(batch):
 def read_back(batch):
     """What each completion sees, read off a batch token by token: ids and positions, and its rank and group."""
     found = []
-    width = batch["input_ids"].shape[1]
+    width = batch.input_ids.shape[1]
     for index, rank, group in zip(
-        batch["score_index"].tolist(), batch["ranks"].tolist(), batch["groups"].tolist(), strict=True
+        batch.score_index.tolist(), batch.ranks.tolist(), batch.groups.tolist(), strict=True
     ):
         row, column = divmod(index, width)
-        ids, positions = batch["input_ids"][row].tolist(), batch["position_ids"][row].tolist()
-        if "attention_mask" in batch:
-            seen = [place for place in range(column + 1) if batch["attention_mask"][row, place]]
+        ids, positions = batch.input_ids[row].tolist(), batch.position_ids[row].tolist()
+        if batch.attention_mask is not None:
+            seen = [place for place in range(column + 1) if batch.attention_mask[row, place]]
         else:
-            blocks, segments = batch["blocks"][row].tolist(), batch["segments"][row].tolist()
+            blocks, segments = batch.blocks[row].tolist(), batch.segments[row].tolist()
             seen = [
                 place
                 for place in range(column + 1)
@@ -70,15 +72,15 @@ def test_every_completion_sees_its_own_sequence(hidden_size, side, max_tokens):
 @pytest.mark.parametrize("hidden_size", [None, 16, 10_000])
 def test_a_ranking_stays_together_and_in_order(hidden_size):
     for (batch,) in RankingCollator(PAD, 80, hidden_size, whole_rankings=True)(MIXED)["forwards"]:
-        for group in set(batch["groups"].tolist()):
-            own = batch["groups"] == group
-            assert batch["places"][own].tolist() == list(range(len(MIXED[group]["ranks"])))
-            assert batch["ranks"][own].tolist() == MIXED[group]["ranks"]
-            assert batch["lengths"][own].tolist() == [len(ids) for ids in MIXED[group]["completion_ids"]]
+        for group in set(batch.groups.tolist()):
+            own = batch.groups == group
+            assert batch.places[own].tolist() == list(range(len(MIXED[group]["ranks"])))
+            assert batch.ranks[own].tolist() == MIXED[group]["ranks"]
+            assert batch.lengths[own].tolist() == [len(ids) for ids in MIXED[group]["completion_ids"]]
 
 
 def _members(part):
-    return zip(part["groups"].tolist(), part["places"].tolist(), strict=True)
+    return zip(part.groups.tolist(), part.places.tolist(), strict=True)
 
 
 @pytest.mark.parametrize("hidden_size", [None, 16, 10_000])
@@ -88,7 +90,7 @@ def test_budget_of_tokens(hidden_size, max_tokens):
     forwards = RankingCollator(PAD, max_tokens, hidden_size)(MIXED)["forwards"]
     for item in forwards:
         for batch in item:
-            assert batch["input_ids"].numel() <= max_tokens or len(batch["ranks"]) == 1
+            assert batch.input_ids.numel() <= max_tokens or len(batch.ranks) == 1
         members = sorted((group, place) for part in item for group, place in _members(part))
         expected = [
             (group, place) for group in {group for group, _ in members} for place in range(len(MIXED[group]["ranks"]))
@@ -99,8 +101,8 @@ def test_budget_of_tokens(hidden_size, max_tokens):
 
 def test_padding_is_no_ones():
     ((batch,),) = RankingCollator(PAD, 10_000, 10_000)(MIXED)["forwards"]
-    padding = batch["blocks"] == -1
-    assert padding.any() and (batch["input_ids"][padding] == PAD).all() and (batch["input_ids"][~padding] != PAD).all()
+    padding = batch.blocks == -1
+    assert padding.any() and (batch.input_ids[padding] == PAD).all() and (batch.input_ids[~padding] != PAD).all()
 
 
 def test_short_prompts_fill_the_rows_of_long_ones():
@@ -154,4 +156,16 @@ class TestSplit:
 def test_plain_rows_have_a_plain_mask():
     """Where no row is shared, attention can use its fast causal kernel."""
     for (batch,) in RankingCollator(PAD, 10_000, None)(MIXED)["forwards"]:
-        assert "blocks" not in batch and torch.equal(batch["attention_mask"], (batch["input_ids"] != PAD).long())
+        assert batch.blocks is None and batch.segments is None
+        assert torch.equal(batch.attention_mask, (batch.input_ids != PAD).long())
+
+
+@pytest.mark.parametrize("hidden_size", [None, 10_000])
+def test_a_pass_moves_as_a_whole(hidden_size):
+    """As accelerate's data loaders move a batch."""
+    batch = RankingCollator(PAD, 10_000, hidden_size)(MIXED)
+    ((one,),), ((moved,),) = batch["forwards"], send_to_device(batch, "meta", non_blocking=True)["forwards"]
+    for item in dataclasses.fields(one):
+        before, after = getattr(one, item.name), getattr(moved, item.name)
+        assert (before is None) == (after is None)
+        assert after is None or (after.device.type, after.shape) == ("meta", before.shape)

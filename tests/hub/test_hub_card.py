@@ -13,7 +13,7 @@ import pytest
 import yaml
 from helpers.tiny_run import METRICS, PICTURE, record
 
-from instructgpt_hf.artifacts import STAGES, StageArtifact
+from instructgpt_hf.artifacts import STAGE_FOLDERS, StageArtifact
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.card import card_of_record, main, render_card, render_value_card
 
@@ -37,7 +37,7 @@ def check_shape(text: str) -> None:
 
 
 def test_model_cards_are_committed_for_a_whole_run() -> None:
-    assert [path.name for path in RECORDS] == sorted(f"{stage}.stage.json" for stage in STAGES)
+    assert [path.name for path in RECORDS] == sorted(f"{stage}.stage.json" for stage in STAGE_FOLDERS)
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.name.split(".")[0])
@@ -51,7 +51,7 @@ def test_model_cards_are_what_their_records_render_to(path: Path) -> None:
     check_shape(json.dumps(json.loads(path.read_text(encoding="utf-8"))).replace("null", "") + "\n")
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", STAGE_FOLDERS)
 def test_every_stage_renders(stage: str) -> None:
     card = str(render_card(record(stage), repo_id=f"alice/tiny-{stage}"))
     check_shape(card)
@@ -125,7 +125,7 @@ def test_numpy_scalars_become_plain_numbers() -> None:
 
 def test_facts_that_were_not_recorded_are_left_out() -> None:
     bare = {name: {} for name in ("config", "base_model", "data", "model", "metrics", "training", "versions")}
-    for stage in STAGES:
+    for stage in STAGE_FOLDERS:
         artifact = record(stage, paper_defaults={}, previous={}, hardware={}, finished_at="", **bare)
         card = str(render_card(artifact))
         check_shape(card)
@@ -197,7 +197,7 @@ def test_adapters_are_peft() -> None:
 
 def test_chat_format_is_used_in_the_examples() -> None:
     chat = {"name": "chat", "template": "{% for m in messages %}...", "completion_prefix": "", "eos_token": "</s>"}
-    for stage in STAGES:
+    for stage in STAGE_FOLDERS:
         card = str(render_card(record(stage, prompt_format=chat)))
         assert "apply_chat_template" in card and "add_special_tokens=False" in card
         example = re.search(r"```python\n(.*?)```", card, re.S)
@@ -246,7 +246,7 @@ def test_command_writes_records_and_cards(tmp_path: Path, capsys: pytest.Capture
         record(stage, run).save(run / stage)
     assert main([str(run), str(tmp_path / "cards")]) == 0
     names = [Path(line).name for line in capsys.readouterr().out.splitlines()]
-    assert names == [f"{stage}{end}" for stage in STAGES for end in (".stage.json", ".md")]
+    assert names == [f"{stage}{end}" for stage in STAGE_FOLDERS for end in (".stage.json", ".md")]
     written = (tmp_path / "cards" / "reward.stage.json").read_text()
     assert str(tmp_path) not in written
     assert "log" not in StageArtifact(**json.loads(written)).training

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers.modeling_outputs import CausalLMOutput
 
 from instructgpt_hf.models.actor_critic import ActorCritic, ActorCriticOutput, completion_log_probs
@@ -120,9 +121,22 @@ class TestActorCritic:
         """The policy's own, at temperature 1 whatever the rollouts' is."""
         ids = torch.arange(3, 11)[None]
         with torch.no_grad():
-            loss = pair(ids, torch.ones_like(ids))
-            torch.testing.assert_close(loss, 7 * pair.policy(ids, labels=ids).loss)
-        assert loss.shape == ()
+            output = pair(ids, torch.ones_like(ids))
+            torch.testing.assert_close(output.lm_loss, 7 * pair.policy(ids, labels=ids).loss)
+        assert output.lm_loss.shape == () and output == ActorCriticOutput(lm_loss=output.lm_loss)
+
+    def test_autocast_of_accelerate_keeps_the_kind_of_output(self, pair):
+        """Tensors are widened to float32, and what was not asked stays None."""
+        ids, mask, length = layout(ROWS)
+        with torch.no_grad():
+            expected = pair(ids, mask, length), pair(ids, mask)
+            half = pair.to(torch.bfloat16)
+            model = Accelerator(mixed_precision="bf16", cpu=True).prepare_model(half, evaluation_mode=True)
+            output, text = model(ids, mask, length), model(ids, mask)
+        assert isinstance(output, ActorCriticOutput) and isinstance(text, ActorCriticOutput)
+        for found, plain in ((output, expected[0]), (text, expected[1])):
+            assert [item is None for item in found] == [item is None for item in plain]
+            assert {item.dtype for item in found if item is not None} == {torch.float32}
 
     @pytest.mark.parametrize("role", ["policy", "value_model", None], ids=["policy", "value", "whole texts"])
     def test_a_pass_of_one_role_can_give_the_other_a_gradient_of_zero(self, pair, role):
@@ -131,7 +145,7 @@ class TestActorCritic:
         for complete in (False, True):
             pair.zero_grad()
             if role is None:
-                pair(ids, mask, complete=complete).backward()
+                pair(ids, mask, complete=complete).lm_loss.backward()
             else:
                 output = pair(ids, mask, length, role=role, complete=complete)
                 (output.values if role == "value_model" else output.logps).sum().backward()

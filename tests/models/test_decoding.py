@@ -195,7 +195,7 @@ def test_peft_policies_and_the_actor_critic(ends, make_scorer, monkeypatch):
     ],
 )
 def test_what_the_loop_cannot_do_runs_in_transformers_own(ends, caplog, changes, reason):
-    decoding._say_once.cache_clear()
+    decoding._log_once.cache_clear()
     model = make_model("llama")
     config = settings(**changes, disable_compile=True)
     expected = model.generate(**ends, generation_config=config)
@@ -208,7 +208,7 @@ def test_what_the_loop_cannot_do_runs_in_transformers_own(ends, caplog, changes,
 
 def test_recurrent_states_and_processors_that_count_rows(prompts, caplog):
     """A model with a recurrent state beside its keys, and a function that is given row numbers."""
-    decoding._say_once.cache_clear()
+    decoding._log_once.cache_clear()
     config = AutoConfig.for_model(
         "falcon_h1", vocab_size=64, pad_token_id=0, eos_token_id=1, **LLAMA, mamba_d_ssm=32, mamba_n_heads=4,
         mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1, mamba_chunk_size=8,

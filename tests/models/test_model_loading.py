@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig
 from transformers import BloomConfig, Gemma3Config, GPT2Config, LlamaConfig, OPTConfig
 
+from instructgpt_hf import lab
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     NEW_PAD_TOKEN,
@@ -84,6 +85,10 @@ def _without_padding(folder):
 class TestSource:
     def test_folder(self, tmp_path):
         assert resolve_source(str(tmp_path)) == tmp_path
+
+    def test_the_labs_base_model(self):
+        folder = resolve_source(lab.LAB_MODEL)
+        assert folder == lab.base_model_path() and (folder / "config.json").is_file()
 
     @pytest.mark.parametrize("name", ["./missing", "/nowhere/missing", "~/nowhere"])
     def test_missing_folder(self, name):

@@ -11,10 +11,10 @@ from instructgpt_hf._compat.quirks import disable_dropout
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.adapters import REWARD_ADAPTER, VALUE_ADAPTER, using_adapter
 from instructgpt_hf.models.loading import count_parameters, keep_half, load_policy
-from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model
+from instructgpt_hf.models.reward_model import AdapterScorer, create_reward_model, load_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import sequence_scores, token_scores
 from instructgpt_hf.models.shared_base import (
-    AdapterScorer,
+    base_of,
     load_another_reward_model,
     load_scorers,
     sharing_refusal,
@@ -182,7 +182,7 @@ def test_another_base_is_shared_by_reward_and_value_model(folders, tokenizer, ma
     _, reward_folder = folders()
     make_policy(seed=5).save_pretrained(tmp_path / "other")
     policy = load_policy(tmp_path / "other", tokenizer, peft_config=LoraConfig(r=4, task_type="CAUSAL_LM"))
-    assert sharing_refusal(policy, reward_folder) == "the adapters have different base models"
+    assert sharing_refusal(*base_of(policy), reward_folder) == "the adapters have different base models"
     reward, value = load_scorers(policy, reward_folder)
     assert reward.host is value.host and reward.host is not policy
     expected = token_scores(load_reward_model(reward_folder), IDS, MASK).detach()
@@ -289,7 +289,7 @@ def test_tokens_of_its_own_keep_a_further_reward_model_apart(folders, tokenizer,
     assert not isinstance(further, AdapterScorer)
     ids = torch.tensor([[5, len(tokenizer), len(tokenizer) + 1, 1]])
     assert sequence_scores(further, ids, torch.ones_like(ids)).isfinite().all()
-    assert "more tokens than the base has embeddings" in sharing_refusal(policy, tmp_path / "wider")
+    assert "more tokens than the base has embeddings" in sharing_refusal(*base_of(policy), tmp_path / "wider")
 
 
 def test_a_frozen_role_has_no_dropout_while_its_base_trains(folders, tokenizer, tmp_path):
@@ -321,7 +321,9 @@ def test_a_further_whole_reward_model_is_one_of_its_own(folders, tokenizer, make
 def test_another_precision_is_not_shared(folders, tokenizer):
     sft, reward_folder = folders(four_bit=True)
     full = load_policy(sft, tokenizer)
-    assert sharing_refusal(full, reward_folder) == "the reward model was trained on a base of another precision"
+    assert (
+        sharing_refusal(*base_of(full), reward_folder) == "the reward model was trained on a base of another precision"
+    )
 
 
 def test_a_whole_reward_model_and_a_value_adapter_share_its_weights(make_scorer, tokenizer, make_policy, tmp_path):

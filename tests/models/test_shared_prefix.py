@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -140,11 +141,11 @@ def seen(mask):
 class TestMask:
     def test_drawn_by_hand(self, attention):
         """[p p a b b] with one pad, then a row of two blocks: who sees whom."""
-        batch = {
-            "position_ids": torch.tensor([[0, 1, 2, 2, 3, 0], [0, 1, 0, 1, 1, 1]]),
-            "blocks": torch.tensor([[0, 0, 0, 0, 0, -1], [0, 0, 1, 1, 1, 1]]),
-            "segments": torch.tensor([[0, 0, 1, 2, 2, 0], [0, 1, 0, 1, 2, 3]]),
-        }
+        batch = SimpleNamespace(
+            position_ids=torch.tensor([[0, 1, 2, 2, 3, 0], [0, 1, 0, 1, 1, 1]]),
+            blocks=torch.tensor([[0, 0, 0, 0, 0, -1], [0, 0, 1, 1, 1, 1]]),
+            segments=torch.tensor([[0, 0, 1, 2, 2, 0], [0, 1, 0, 1, 2, 3]]),
+        )
         mask = attention_masks(scorer("llama", attention=attention), batch, torch.float32)
         assert tuple(mask.shape) == (2, 1, 6, 6)
         assert seen(mask)[0].tolist() == [
@@ -166,11 +167,11 @@ class TestMask:
 
     def test_window_counts_positions_not_places(self, attention):
         """[p p p p a b] with a window of 2: b follows the prompt's end as closely as a does."""
-        batch = {
-            "position_ids": torch.tensor([[0, 1, 2, 3, 4, 4]]),
-            "blocks": torch.zeros(1, 6, dtype=torch.long),
-            "segments": torch.tensor([[0, 0, 0, 0, 1, 2]]),
-        }
+        batch = SimpleNamespace(
+            position_ids=torch.tensor([[0, 1, 2, 3, 4, 4]]),
+            blocks=torch.zeros(1, 6, dtype=torch.long),
+            segments=torch.tensor([[0, 0, 0, 0, 1, 2]]),
+        )
         sizes = {**SIZES["gemma3_text"], "sliding_window": 2}
         masks = attention_masks(scorer("gemma3_text", sizes=sizes, attention=attention), batch, torch.float32)
         assert seen(masks["sliding_attention"])[0, 4:].tolist() == [[0, 0, 0, 1, 1, 0], [0, 0, 0, 1, 0, 1]]

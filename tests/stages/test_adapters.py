@@ -97,11 +97,13 @@ def _bytes(folder):
 
 def _watch_the_start_of_ppo(patch):
     """Compare policy and reference with the SFT adapter, and the value model with the reward model, before a step."""
-    from instructgpt_hf.stages import ppo
+    from instructgpt_hf.stages import stage
 
-    seen, original = {}, ppo.train
+    seen, original = {}, stage.train
 
-    def watched(trainer, stage_run, **options):
+    def watched(trainer, stage_run, *arguments):
+        if stage_run.settings.stage != "ppo":
+            return original(trainer, stage_run, *arguments)
         sft = AutoPeftModelForCausalLM.from_pretrained(stage_run.run_folder / "sft").eval()
         reward = load_reward_model(stage_run.run_folder / "reward")
         policy, ids = trainer.actor_critic.policy.eval(), torch.tensor([SEQUENCES[1]])
@@ -117,14 +119,14 @@ def _watch_the_start_of_ppo(patch):
         seen["trainable"] = sorted(
             name for name, item in trainer.actor_critic.named_parameters() if item.requires_grad
         )
-        result = original(trainer, stage_run, **options)
+        result = original(trainer, stage_run, *arguments)
         with torch.no_grad():
             policy.eval()
             after = reference_log_probs(trainer.actor_critic, trainer.ref_model, ids, mask, 4)
         seen["reference_after"] = (after - expected).abs().max().item()
         return result
 
-    patch.setattr(ppo, "train", watched)
+    patch.setattr(stage, "train", watched)
     return seen
 
 
@@ -141,16 +143,16 @@ def test_every_stage_saves_an_adapter(run):
 
 def test_all_rewards_are_adapters_on_the_policys_base(run, tmp_path, monkeypatch):
     """Also a second reward model, and one that the value model does not start from."""
-    from instructgpt_hf.stages import ppo
+    from instructgpt_hf.stages import stage
 
-    hosts, original = [], ppo.train
+    hosts, original = [], stage.train
 
-    def watched(trainer, stage_run, **options):
+    def watched(trainer, *arguments):
         policy = trainer.actor_critic.policy
         hosts.append([function.model.host is policy for function in trainer.reward_funcs])
-        return original(trainer, stage_run, **options)
+        return original(trainer, *arguments)
 
-    monkeypatch.setattr(ppo, "train", watched)
+    monkeypatch.setattr(stage, "train", watched)
     words = {
         "sft_model_path": f"{run}/sft",
         "reward_model_path": f"{run}/reward",

@@ -8,9 +8,10 @@ from rich.console import Console
 
 from instructgpt_hf import cli
 from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.cli.ranking_tables import show
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.inspection import inspect_rankings, show
+from instructgpt_hf.stages.inspection import inspect_rankings
 
 ROWS = [
     {"prompt": "a b", "completions": ["c", "d e f g", "e f"], "ranks": [2, 1, 2], "labeler": "x"},

@@ -15,6 +15,7 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.metric_register import find_metric
 from instructgpt_hf.stages.fit import Interrupted, StopAtCheckpoint
 
 FEW_STEPS = [
@@ -70,6 +71,14 @@ def test_the_screen_shows_table_and_next_step(run_folder):
     assert "instructgpt-hf push" in text
 
 
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo", "ppo-ptx"])
+def test_every_metric_that_a_trainer_logs_is_registered(run_folder, stage):
+    artifact = StageArtifact.load(run_folder / stage)
+    names = {name for record in artifact.training["log"] for name in record} | set(artifact.metrics)
+    assert len(names) > 10
+    assert not {name for name in names if find_metric(name, stage) is None}
+
+
 def test_evaluation_reaches_the_records_of_the_policies(run_folder):
     metrics = StageArtifact.load(run_folder / "ppo-ptx").metrics
     report = json.loads((run_folder / "evaluation" / "report.json").read_text(encoding="utf-8"))
@@ -114,7 +123,7 @@ def test_a_changed_stage_is_redone_with_all_that_depends_on_it(run_folder):
         pipeline.run_stage(changed, stage, run_folder, console)
     with pytest.MonkeyPatch.context() as patch:
         seen = []
-        patch.setattr("instructgpt_hf.stages.ppo.train", lambda *_, **__: seen.append("ppo") or 1 / 0)
+        patch.setattr("instructgpt_hf.stages.stage.train", lambda *_, **__: seen.append("ppo") or 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pipeline.run_stage(changed, "ppo", run_folder, console)
     text = console.export_text()
@@ -175,7 +184,7 @@ def test_a_failing_stage_leaves_nothing_half_written(run_folder, tmp_path, monke
     for name in ("sft", "data"):
         os.symlink(run_folder / name, tmp_path / name)
     with monkeypatch.context() as patch:
-        patch.setattr("instructgpt_hf.stages.reward.train", lambda *_: (_ for _ in ()).throw(InstructGPTError("no")))
+        patch.setattr("instructgpt_hf.stages.stage.train", lambda *_: (_ for _ in ()).throw(InstructGPTError("no")))
         with pytest.raises(InstructGPTError):
             pipeline.run_stage(recipe(), "reward", tmp_path, screen())
     assert sorted(item.name for item in tmp_path.iterdir()) == [".work", "data", "sft"]

@@ -18,7 +18,7 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.run import check_launch
+from instructgpt_hf.stages.lifecycle import check_launch
 
 COMMON = {
     "per_device_eval_batch_size": 4,

@@ -207,7 +207,7 @@ class TestRefused:
             find_functions(["json:lods", "json:loads", "json:dumb"])
 
     def test_a_function_twice(self):
-        with pytest.raises(InstructGPTError, match="'json:loads': stands twice"):
+        with pytest.raises(InstructGPTError, match="'json:loads': duplicate"):
             find_functions(["json:loads", "json:loads"])
 
     def test_a_column_whose_name_is_taken(self, refused, tmp_path):

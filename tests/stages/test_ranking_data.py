@@ -2,20 +2,20 @@
 
 import io
 import json
-import types
 
 import pytest
 from datasets import IterableDataset
 from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
 
-from instructgpt_hf import pipeline
+from instructgpt_hf import lab, pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.data import RewardArguments
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.data.rankings.rows import ranking_rows
+from instructgpt_hf.data.sources import Sources
+from instructgpt_hf.data.splits import read_rankings
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.run import StageRun
 
 
 def rankings(count, labelers=1):
@@ -29,13 +29,12 @@ def rankings(count, labelers=1):
 @pytest.fixture
 def read(tmp_path):
     def build(name, **arguments):
-        settings = types.SimpleNamespace(
-            data_args=RewardArguments(dataset_name=str(name), **arguments),
-            training_args=types.SimpleNamespace(seed=0),
-            changed=lambda: arguments,
-        )
-        run = StageRun("r", settings, tmp_path / "run", "reward", Console(file=io.StringIO()))
-        return run, *run.train_and_test("rankings")
+        def lab_folder():
+            lab.write(tmp_path / "lab")
+            return tmp_path / "lab"
+
+        sources = Sources(lab_folder)
+        return sources.records, *read_rankings(sources, RewardArguments(dataset_name=str(name), **arguments))
 
     return build
 
@@ -47,11 +46,10 @@ def prompts(rows):
 class TestTables:
     def test_a_tenth_of_the_prompts_is_held_back(self, read, tmp_path):
         path = write_rows(tmp_path / "data.jsonl", rankings(40))
-        run, train, test = read(path)
+        records, train, test = read(path)
         assert len(test) == 4 and len(train) == 36 and not set(prompts(train)) & set(prompts(test))
-        assert run.data["rankings"]["schema"] == "rankings" and run.data["rankings"]["held_back"] == 4
-        assert run.data["rankings"]["rows"] == 40
-        assert "read as rankings; 4 rankings held back" in run.console.file.getvalue()
+        assert records["rankings"]["schema"] == "rankings" and records["rankings"]["held_back"] == 4
+        assert records["rankings"]["rows"] == 40
 
     def test_rankings_of_a_prompt_stay_together(self, read, tmp_path):
         _, train, test = read(write_rows(tmp_path / "data.jsonl", rankings(30, labelers=3)))
@@ -69,14 +67,14 @@ class TestTables:
     def test_test_split(self, read, tmp_path):
         write_rows(tmp_path / "train.jsonl", rankings(3))
         write_rows(tmp_path / "test.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "c"}])
-        run, train, test = read(tmp_path, dataset_test_split="test")
+        records, train, test = read(tmp_path, dataset_test_split="test")
         assert len(train) == 3 and prompts(test) == ["a"]
-        assert run.data["rankings_test"]["rows"] == 1
+        assert records["rankings_test"]["rows"] == 1
 
     def test_the_lab_brings_its_test_split(self, read):
-        run, train, test = read("lab:rankings")
+        records, train, test = read("lab:rankings")
         assert not set(prompts(train)) & set(prompts(test))
-        assert run.data["rankings"]["source"] == "lab:rankings"
+        assert records["rankings"]["source"] == "lab:rankings"
 
     @pytest.mark.parametrize(("labelers", "found"), [(1, "1 row"), (2, "2 rows of one prompt")])
     def test_one_prompt_is_too_few(self, read, tmp_path, labelers, found):
@@ -88,12 +86,12 @@ class TestTables:
 class TestStreams:
     def test_first_rows_are_held_back(self, read, tmp_path):
         path = write_rows(tmp_path / "data.jsonl", rankings(230))
-        run, train, test = read(path, streaming=True)
+        records, train, test = read(path, streaming=True)
         assert isinstance(train, IterableDataset)
         assert prompts(test) == [f"question {index}" for index in range(200)]
         assert prompts(train) == [f"question {index}" for index in range(200, 230)]
         assert ranking_rows(train, "again") is train
-        noted = run.data["rankings"]
+        noted = records["rankings"]
         assert noted["streaming"] is True and noted["rows"] is None and noted["held_back"] == 200
 
     def test_test_split_is_read_whole(self, read, tmp_path):
@@ -116,12 +114,12 @@ class TestStreams:
 
     def test_fingerprint_sees_the_file_change(self, read, tmp_path):
         path = write_rows(tmp_path / "data.jsonl", rankings(230))
-        first, again = (read(path, streaming=True)[0].fingerprint({}) for _ in range(2))
+        first, again = (read(path, streaming=True)[0]["rankings"]["fingerprint"] for _ in range(2))
         assert first == again
         other = rankings(230)
         other[229]["ranks"] = [2, 1]
         write_rows(tmp_path / "data.jsonl", other)
-        assert read(path, streaming=True)[0].fingerprint({}) != first
+        assert read(path, streaming=True)[0]["rankings"]["fingerprint"] != first
 
     def test_fingerprint_of_a_hub_stream_is_its_revision(self, monkeypatch):
         from instructgpt_hf.data import sources

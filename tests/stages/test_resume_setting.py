@@ -11,7 +11,7 @@ from helpers.ppo_runs import ppo_runs
 
 from instructgpt_hf import artifacts
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.stages import lifecycle
 from instructgpt_hf.trainers.ppo import state as checkpoints
 
 FILES = ("model.safetensors", "value_model/model.safetensors", "ema/model.safetensors", "rollouts.jsonl")
@@ -52,7 +52,7 @@ def interrupted(ppo, monkeypatch, request):
     """The folder of a stage that was killed at the end of training, with checkpoints of the steps before."""
     name = request.node.name.replace("/", "-")
     with monkeypatch.context() as patch:
-        patch.setattr(StageRun, "finish", die)
+        patch.setattr(lifecycle, "finish", die)
         killed(lambda: ppo(name))
     return name
 
@@ -121,7 +121,7 @@ def test_a_path_without_any_checkpoint_is_refused(ppo):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoints, "_save_policy"), (artifacts.os, "replace"), (StageRun, "_drop_work")],
+    [(checkpoints, "_save_policy"), (artifacts.os, "replace"), (lifecycle, "drop_checkpoints")],
     ids=["between value model and policy", "before the stage has its name", "before its checkpoints are dropped"],
 )
 def test_a_stage_that_is_killed_while_it_is_written_is_whole_the_next_time(ppo, whole, monkeypatch, owner, name):

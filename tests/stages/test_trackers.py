@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import types
+from importlib.util import find_spec
 
 import pytest
 from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
 
 from instructgpt_hf import pipeline
+from instructgpt_hf.config import rules
 from instructgpt_hf.config.recipe import load_recipe
-from instructgpt_hf.config.rules import violations
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.fit import own_tracker_run
 
@@ -73,16 +73,13 @@ def test_table_of_answers_is_printed_where_no_tracker_is_installed(run_stages, c
     ],
 )
 def test_a_tracker_that_is_not_installed_is_refused(monkeypatch, report_to, rule):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    found = [item.rule for item in violations("ppo", {"report_to": report_to})]
+    monkeypatch.setattr(rules, "find_spec", lambda name: None)
+    found = [item.rule for item in rules.violations("ppo", {"report_to": report_to})]
     assert found == ([rule] if rule else [])
 
 
 def test_a_recipe_names_the_file_of_a_tracker_that_is_not_installed(monkeypatch):
-    original = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "trackio" else original(name, *rest)
-    )
+    monkeypatch.setattr(rules, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
     with pytest.raises(InstructGPTError, match=r"report_to.*trackio.*needs the package trackio"):
         load_recipe("tiny-cpu", ["--ppo.report_to", "trackio"])
 

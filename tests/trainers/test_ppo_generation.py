@@ -106,7 +106,7 @@ def test_training_with_a_shortest_completion(make_trainer, make_policy, checkpoi
     assert record["completions/min_length"] >= 6 and record["completions/eos_rate"] > 0
     assert record["policy/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert record["objective/kl"] == pytest.approx(0.0, abs=1e-4)
-    assert "Ended answers stay" not in caplog.text  # checkpointing is off, and so the cache on, during rollouts
+    assert "Ended completions stay" not in caplog.text  # checkpointing is off, and so the cache on, during rollouts
 
 
 def test_log_probs_below_the_shortest_completion(make_trainer, make_policy):

@@ -1,24 +1,60 @@
-"""Batches of ranked completions that encode every prompt once.
+"""Batches of rankings in which the completions of a prompt share one copy of the prompt.
 
-A row holds one prompt and several of its completions, `[prompt | c1 | c2 | ...]`, or several such blocks. A completion
-attends to its own prompt and to itself, and its positions restart after the prompt, so each of its tokens sees what it
-would see in a row of its own (`instructgpt_hf.models.prefix_sharing` turns `blocks` and `segments` into that mask).
+A row holds one block or several; a block is one prompt and several of its completions, `[prompt | c1 | c2 | ...]`. A
+completion attends to its prompt and to itself, and its positions restart after the prompt, so its hidden states are
+those of a row of its own (`instructgpt_hf.models.prefix_sharing` turns `blocks` and `segments` into that mask).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-Batch = dict[str, torch.Tensor]
-# Of a token of padding, which belongs to no block.
-NO_BLOCK = -1
+NO_BLOCK = -1  # the block of padding
 # A layer spends about 24 h^2 operations per token on matrices and 4 L h on attention over a row of L tokens (hidden
 # size h). Attention runs at about half the speed of a matrix product, so a token costs as much as 3 h + L.
 _MATRIX_COST = 3
+
+
+# A dataclass, because the Trainer rebuilds a tuple from one iterable, which a named tuple does not accept.
+@dataclass(frozen=True)
+class RankingPass:
+    """Input of one forward pass: B rows of L tokens with M completions, those of a prompt next to each other.
+
+    Rows that are shared have `blocks` and `segments`; where no row is shared, `attention_mask` takes their place.
+
+    Attributes:
+        input_ids: [B, L] token ids.
+        position_ids: [B, L] positions; those of every completion start where its prompt ends.
+        score_index: [M] index of each completion's last token in the flattened rows.
+        ranks: [M] rank of each completion, 1 = best.
+        lengths: [M] tokens of each completion, without its prompt.
+        groups: [M] index of each completion's prompt in the batch, in increasing order.
+        places: [M] index of each completion in its ranking, in increasing order within a prompt.
+        attention_mask: [B, L] 1 for tokens, 0 for padding; or None.
+        blocks: [B, L] number of each token's block in its row, -1 for padding; or None.
+        segments: [B, L] 0 for the prompt, else the number of the completion in its block, from 1; or None.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    score_index: Tensor
+    ranks: Tensor
+    lengths: Tensor
+    groups: Tensor
+    places: Tensor
+    attention_mask: Tensor | None = None
+    blocks: Tensor | None = None
+    segments: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RankingPass:
+        """Move every tensor to a device; accelerate's data loaders call it, too."""
+        tensors = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors if x is not None})
 
 
 @dataclass
@@ -27,7 +63,7 @@ class Block:
 
     Attributes:
         ranking: index of the prompt in the batch.
-        completions: indices of its completions.
+        completions: indices of the completions in their ranking.
         length: tokens of the prompt and these completions.
     """
 
@@ -38,29 +74,29 @@ class Block:
 
 @dataclass
 class Forward:
-    """The rows of one forward pass; `width` is the length of the longest."""
+    """Layout of one forward pass: its rows of blocks; `width` is the length of the longest row in tokens."""
 
     width: int
     rows: list[list[Block]] = field(default_factory=list)
 
     def room(self, row: int) -> int:
-        """Tokens that row still takes without becoming longer than the longest."""
+        """Free tokens of a row."""
         return self.width - _row_length(self.rows[row])
 
 
 def split_completions(
     prompt: int, completions: Sequence[int], hidden_size: int | None, max_tokens: int
 ) -> list[list[int]]:
-    """Which completions of a ranking share a row, so that the rows cost least.
+    """Divide the completions of a ranking into the rows that cost least.
 
-    Sharing saves the prompt's tokens, but attention computes every pair of tokens of a row, so long completions of a
-    short prompt are cheaper apart.
+    Sharing saves copies of the prompt, but attention computes every pair of tokens of a row, so long completions of a
+    short prompt are cheaper in rows of their own.
 
     Args:
         prompt: tokens of the prompt.
         completions: [K] tokens of each completion.
-        hidden_size: of the model; None puts every completion into a row of its own.
-        max_tokens: longest row that completions share.
+        hidden_size: hidden size of the model; None puts every completion into a row of its own.
+        max_tokens: longest row of several completions, in tokens.
 
     Returns:
         Indices of the completions, row by row.
@@ -74,7 +110,7 @@ def split_completions(
         too_long = len(rows) < count and max(lengths) > max_tokens
         return too_long, sum(length * (_MATRIX_COST * hidden_size + length) for length in lengths)
 
-    # Neighbours in length share a row, in as even numbers as possible.
+    # Completions of similar length share a row, and rows hold as equal numbers of completions as possible.
     order = sorted(range(count), key=lambda index: completions[index])
     candidates = [
         [order[count * row // rows : count * (row + 1) // rows] for row in range(rows)] for rows in range(1, count + 1)
@@ -83,10 +119,10 @@ def split_completions(
 
 
 def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bool) -> list[Forward]:
-    """Forward passes that together hold every block, all blocks of a ranking in the same pass.
+    """Lay out blocks in forward passes, all blocks of a ranking in the same pass.
 
-    Rankings go from the longest to the shortest into the first pass with room. A pass is as wide as its longest block;
-    what shorter rows leave free is filled with other blocks, which costs nothing.
+    First-fit decreasing: rankings go from the longest to the shortest into the first pass with room. A pass is as wide
+    as its longest block, so further blocks in its shorter rows cost nothing.
 
     Args:
         rankings: the blocks of each ranking.
@@ -94,10 +130,10 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
         pack: whether a row may hold several blocks.
     """
     passes: list[Forward] = []
-    for blocks in sorted(rankings, key=lambda item: max(block.length for block in item), reverse=True):
+    for blocks in sorted(rankings, key=lambda ranking: max(block.length for block in ranking), reverse=True):
         ordered = sorted(blocks, key=lambda block: block.length, reverse=True)
-        for item in passes:
-            if _place(item, ordered, max_tokens, pack):
+        for forward in passes:
+            if _place(forward, ordered, max_tokens, pack):
                 break
         else:
             opened = Forward(width=ordered[0].length)
@@ -106,10 +142,10 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
     return passes
 
 
-def split_forward(item: Forward, max_tokens: int) -> list[Forward]:
-    """The rows of a pass in parts of at most `max_tokens` each; a part of one row may be longer."""
+def split_forward(forward: Forward, max_tokens: int) -> list[Forward]:
+    """Split a pass into parts of at most `max_tokens` each; a part of one row may be longer."""
     parts: list[Forward] = []
-    for row in sorted(item.rows, key=_row_length, reverse=True):
+    for row in sorted(forward.rows, key=_row_length, reverse=True):
         if not parts or (len(parts[-1].rows) + 1) * parts[-1].width > max_tokens:
             parts.append(Forward(width=_row_length(row)))
         parts[-1].rows.append(row)
@@ -120,37 +156,37 @@ def _row_length(row: list[Block]) -> int:
     return sum(block.length for block in row)
 
 
-def _place(item: Forward, blocks: list[Block], max_tokens: int, pack: bool) -> bool:
-    """Add blocks to a pass if all of them fit; none of them otherwise."""
-    free = [item.room(row) for row in range(len(item.rows))] if pack else []
+def _place(forward: Forward, blocks: list[Block], max_tokens: int, pack: bool) -> bool:
+    """Add all blocks to a pass if they fit, and say whether they did."""
+    free = [forward.room(row) for row in range(len(forward.rows))] if pack else []
     target: list[int] = []
     new_rows = 0
     for block in blocks:
         row = next((index for index, room in enumerate(free) if room >= block.length), None)
         if row is None:
             new_rows += 1
-            if (len(item.rows) + new_rows) * item.width > max_tokens:
+            if (len(forward.rows) + new_rows) * forward.width > max_tokens:
                 return False
-            row = len(item.rows) + new_rows - 1
+            row = len(forward.rows) + new_rows - 1
             if pack:
-                free.append(item.width)
+                free.append(forward.width)
         if pack:
             free[row] -= block.length
         target.append(row)
-    item.rows.extend([] for _ in range(new_rows))
+    forward.rows.extend([] for _ in range(new_rows))
     for block, row in zip(blocks, target, strict=True):
-        item.rows[row].append(block)
+        forward.rows[row].append(block)
     return True
 
 
 class RankingCollator:
-    """Turns tokenized rankings into the forward passes that score all of their completions.
+    """Data collator of the reward model: turns tokenized rankings into the forward passes that score them.
 
     Args:
         pad_token_id: padding id.
-        max_tokens: tokens of one forward pass, padding included; a single sequence may exceed it.
-        hidden_size: of a model that takes shared rows; None gives every completion a row of its own, with an ordinary
-            attention mask.
+        max_tokens: tokens of one forward pass, padding included; a single row may exceed it.
+        hidden_size: hidden size of a model that takes shared rows; None gives every completion a row of its own, with
+            an ordinary attention mask.
         padding_side: `"right"` or `"left"`; the scores do not depend on it.
         whole_rankings: keep a ranking in one pass, also where it exceeds `max_tokens`.
     """
@@ -170,71 +206,66 @@ class RankingCollator:
         self.whole_rankings = whole_rankings
 
     def __call__(self, rankings: list[dict[str, Any]]) -> dict[str, Any]:
-        """G rankings with `prompt_ids`, `completion_ids` [K] and `ranks` [K].
+        """Collate G rankings with `prompt_ids`, `completion_ids` [K] and `ranks` [K].
 
         Returns:
-            `labels` [G], one zero for each prompt, which is how the Trainer counts a batch; and `forwards`, the
-            passes, each a list of parts: one, or more where a single ranking exceeds the tokens of a pass. A part has
-            B rows of L tokens that hold M completions: `input_ids`, `position_ids` [B, L]; `blocks` and `segments`
-            [B, L] (the block of a token, -1 for padding; 0 for the prompt, else the completion's number in its block)
-            or, where no row is shared, `attention_mask` [B, L]; `score_index` [M], the places of the completions' last
-            tokens in the flattened rows; `ranks`, `lengths` [M]; `groups` [M], the prompt's index in `rankings`, and
-            `places` [M], the completion's index in its ranking, in increasing order.
+            `labels` [G], one zero for each prompt, which is how the Trainer counts a batch; and `forwards`, a list of
+            passes. A pass is a list of `RankingPass`: one, or several where one ranking exceeds `max_tokens`.
         """
         blocks = [self._blocks(index, ranking) for index, ranking in enumerate(rankings)]
         plan = plan_forwards(blocks, self.max_tokens, pack=self.hidden_size is not None)
         return {
             "labels": torch.zeros(len(rankings), dtype=torch.long),
-            "forwards": [[self._batch(part, rankings) for part in self._parts(item)] for item in plan],
+            "forwards": [[self._tensors(part, rankings) for part in self._parts(forward)] for forward in plan],
         }
 
-    def _parts(self, item: Forward) -> list[Forward]:
-        whole = self.whole_rankings or len(item.rows) * item.width <= self.max_tokens
-        return [item] if whole else split_forward(item, self.max_tokens)
+    def _parts(self, forward: Forward) -> list[Forward]:
+        whole = self.whole_rankings or len(forward.rows) * forward.width <= self.max_tokens
+        return [forward] if whole else split_forward(forward, self.max_tokens)
 
     def _blocks(self, index: int, ranking: dict[str, Any]) -> list[Block]:
         prompt, lengths = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
         return [
-            Block(index, completions, prompt + sum(lengths[item] for item in completions))
+            Block(index, completions, prompt + sum(lengths[number] for number in completions))
             for completions in split_completions(prompt, lengths, self.hidden_size, self.max_tokens)
         ]
 
-    def _batch(self, item: Forward, rankings: list[dict[str, Any]]) -> Batch:
-        shape = (len(item.rows), item.width)
+    def _tensors(self, forward: Forward, rankings: list[dict[str, Any]]) -> RankingPass:
+        shape = (len(forward.rows), forward.width)
         input_ids = torch.full(shape, self.pad_token_id)
         positions, segments = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
         blocks = torch.full(shape, NO_BLOCK)
-        ends: dict[tuple[int, int], int] = {}
-        for row, contents in enumerate(item.rows):
-            filled = sum(block.length for block in contents)
-            start = item.width - filled if self.padding_side == "left" else 0
+        ends: dict[tuple[int, int], int] = {}  # (ranking, completion) -> index of its last token
+        for row, contents in enumerate(forward.rows):
+            start = forward.room(row) if self.padding_side == "left" else 0
             for number, block in enumerate(contents):
                 blocks[row, start : start + block.length] = number
-                pieces = _pieces(rankings[block.ranking], block)
-                for segment, (completion, ids, position) in enumerate(pieces):
+                for segment, (completion, ids, position) in enumerate(_pieces(rankings[block.ranking], block)):
                     place = slice(start, start + len(ids))
                     input_ids[row, place] = torch.tensor(ids)
                     positions[row, place] = torch.arange(position, position + len(ids))
                     segments[row, place] = segment
                     start += len(ids)
-                    ends[block.ranking, completion] = row * item.width + start - 1
-        members = sorted(key for key in ends if key[1] >= 0)
-        batch = {
-            "input_ids": input_ids,
-            "position_ids": positions,
-            "score_index": torch.tensor([ends[member] for member in members]),
-            "ranks": torch.tensor([rankings[index]["ranks"][number] for index, number in members]),
-            "lengths": torch.tensor([len(rankings[index]["completion_ids"][number]) for index, number in members]),
-            "groups": torch.tensor([index for index, _ in members]),
-            "places": torch.tensor([number for _, number in members]),
-        }
-        if all(len(contents) == 1 and len(contents[0].completions) == 1 for contents in item.rows):
-            return {**batch, "attention_mask": (blocks != NO_BLOCK).long()}
-        return {**batch, "blocks": blocks, "segments": segments}
+                    if completion is not None:
+                        ends[block.ranking, completion] = row * forward.width + start - 1
+        members = sorted(ends)
+        shared = any(len(contents) > 1 or len(contents[0].completions) > 1 for contents in forward.rows)
+        return RankingPass(
+            input_ids=input_ids,
+            position_ids=positions,
+            score_index=torch.tensor([ends[member] for member in members]),
+            ranks=torch.tensor([rankings[index]["ranks"][number] for index, number in members]),
+            lengths=torch.tensor([len(rankings[index]["completion_ids"][number]) for index, number in members]),
+            groups=torch.tensor([index for index, _ in members]),
+            places=torch.tensor([number for _, number in members]),
+            attention_mask=None if shared else (blocks != NO_BLOCK).long(),
+            blocks=blocks if shared else None,
+            segments=segments if shared else None,
+        )
 
 
-def _pieces(ranking: dict[str, Any], block: Block) -> list[tuple[int, list[int], int]]:
-    """The prompt (as completion -1) and the block's completions, each with its ids and first position."""
+def _pieces(ranking: dict[str, Any], block: Block) -> list[tuple[int | None, list[int], int]]:
+    """The prompt (None) and the completions of a block: index in the ranking, token ids, first position."""
     prompt = ranking["prompt_ids"]
     completions = [(index, ranking["completion_ids"][index], len(prompt)) for index in block.completions]
-    return [(-1, prompt, 0), *completions]
+    return [(None, prompt, 0), *completions]

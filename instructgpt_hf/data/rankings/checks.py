@@ -1,4 +1,4 @@
-"""What makes a ranking right, and its one form."""
+"""Checks of a ranking that a schema has read, and its conversion to the one form."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from collections import Counter
 from typing import Any
 
 from instructgpt_hf.data.rankings.schemas import Schema, ranks_from_scores
-from instructgpt_hf.data.sources import is_text
+from instructgpt_hf.data.rows import is_text
 
 
 def is_prompt(prompt: Any) -> bool:
-    """Whether a prompt is non-empty text, or chat messages of text that are not all empty."""
+    """Whether a prompt is non-empty text, or chat messages with text that is not empty in all of them."""
     if isinstance(prompt, str) or not is_text(prompt):
         return is_text(prompt)
-    said = [turn["content"] for turn in prompt]
-    return all(isinstance(text, str) for text in said) and any(text.strip() for text in said)
+    texts = [turn["content"] for turn in prompt]
+    return all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)
 
 
 def _text(completion: Any) -> str:
-    """The text of a completion given as text or as one assistant message; empty if it is neither, or empty."""
+    """The text of a completion given as text or as one assistant message; "" if it is neither or blank."""
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
         completion = completion[0].get("content") if completion[0].get("role") == "assistant" else None
     return completion if isinstance(completion, str) and completion.strip() else ""
 
 
 def canonical(raw: dict[str, Any]) -> dict[str, Any]:
-    """The one form of a row without a problem: see `data.rankings.ranking_rows`."""
+    """Convert a row without a problem to the one form: see `data.rankings.rows.ranking_rows`."""
     values = raw["ranks"] if "ranks" in raw else raw["scores"]
     ranked = [
         (text, value)
@@ -57,8 +57,8 @@ def row_problem(raw: dict[str, Any], schema: Schema) -> str | None:
     if len(completions) < 2 and schema.strict and schema.group is None:
         return f"completions: found {len(completions)}, a ranking needs at least 2"
     if not isinstance(values, list) or len(values) != len(completions):
-        found = len(values) if isinstance(values, list) else 0
-        return f"{column}: found {found} for {len(completions)} completions, expected as many"
+        count = len(values) if isinstance(values, list) else 0
+        return f"{column}: found {count} for {len(completions)} completions, expected as many"
     given = [value for value in values if value is not None]
     if any(
         isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) for value in given
@@ -72,7 +72,7 @@ def row_problem(raw: dict[str, Any], schema: Schema) -> str | None:
 
 
 def _skips(ranks: list[int | float]) -> bool:
-    """Whether ranks are neither places (1, 1, 3) nor consecutive (1, 1, 2)."""
+    """Whether ranks are neither competition ranks (1, 1, 3) nor dense ranks (1, 1, 2)."""
     counts = Counter(int(rank) for rank in ranks)
     levels = sorted(counts)
     places = [1 + sum(counts[better] for better in levels[:index]) for index in range(len(levels))]
@@ -80,16 +80,16 @@ def _skips(ranks: list[int | float]) -> bool:
 
 
 def _completion_problem(completions: list[Any], values: list[Any]) -> str | None:
-    """What is wrong with the ranked completions of a row whose author can mend it."""
-    found: dict[str, tuple[int, Any]] = {}
+    """What is wrong with the ranked completions of a row that its author can correct, or None."""
+    first: dict[str, tuple[int, Any]] = {}
     for number, (completion, value) in enumerate(zip(completions, values, strict=True)):
         if value is None:
             continue
         text = _text(completion).strip()
         if not text:
-            found_text = _short(completion)
-            return f"completions: number {number} is {found_text}, expected non-empty text or one assistant message"
-        before, other = found.setdefault(text, (number, value))
+            shown = _short(completion)
+            return f"completions: number {number} is {shown}, expected non-empty text or one assistant message"
+        before, other = first.setdefault(text, (number, value))
         if other != value:
             return f"completions: numbers {before} and {number} are the same text, ranked {other} and {value}"
     return None

@@ -1,8 +1,8 @@
-"""The schemas in which rankings are published: how each is recognised by its columns, and read.
+"""The schemas in which rankings are published: by which columns each is recognised, and how its rows are read.
 
-A reader turns a source row into `prompt` (text or messages), `completions` [K], and `ranks` [K] (1 = best) or `scores`
-[K] (higher = better), where None means that the completion was not ranked; `labeler` if the source says who ranked.
-`data.rankings` checks what it returns.
+A reader converts a source row to `prompt` (text or messages), `completions` [K], and `ranks` [K] (1 = best) or
+`scores` [K] (higher = better), where None means that the completion was not ranked; and `labeler` if the source names
+who ranked. `data.rankings.checks` checks what it returns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trl import extract_prompt
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Row = dict[str, Any]
-UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # what a row of another shape raises
+UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # from a reader whose row has another shape
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 _TURNS = re.compile(r"\n\n(Human|Assistant):")
@@ -34,13 +34,13 @@ class Schema(NamedTuple):
     Attributes:
         name: one word, shown to the user.
         columns: the columns it is recognised by.
-        source: where it is found, for messages and documentation.
-        read: turns a row into the form above; None if it has that form already.
-        group: turns all rows into (number of the first source row, row of the form above), where the completions of a
-            prompt are in several rows.
-        matches: what must hold of the columns and the first row besides the columns.
-        strict: whether an empty or contradictory completion is an error. Published datasets have such rows, and their
-            users cannot mend them: there these completions leave their ranking, with a count.
+        source: datasets that use it, for messages and documentation.
+        read: reader of a row; None for rows that need no conversion.
+        group: reader of all rows, where the completions of a prompt are in several of them; yields the number of the
+            first source row and what `read` would return.
+        matches: further condition on the columns and the first row.
+        strict: whether an empty or contradictory completion is an error. Published datasets have such rows, which
+            their users cannot correct: there the completion is dropped and counted.
     """
 
     name: str
@@ -53,10 +53,11 @@ class Schema(NamedTuple):
 
 
 def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, Row]:
-    """The schema of a dataset, by its columns, and its first row.
+    """Find the schema of a dataset by its columns; returns the schema and the first row.
 
     Raises:
-        InstructGPTError: if no schema has these columns; it lists all, and what the nearest form of one's own misses.
+        InstructGPTError: if no schema has these columns. Lists all known schemas and the columns missing from the
+            closest one that is not of a published dataset.
     """
     first = next(iter(dataset), None)
     if first is None:
@@ -83,20 +84,20 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
 
 
 def _parsed(value: Any) -> Any:
-    """A value as it is; from CSV, which has no lists, the messages that its text holds as JSON."""
+    """Parse messages written as JSON, as in CSV files, which have no lists; other values are returned unchanged."""
     return json.loads(value) if isinstance(value, str) and _WRITTEN_MESSAGES.match(value) else value
 
 
 def _listed(row: Row) -> Row:
-    found: Row = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
+    raw: Row = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
     for name in ("completions", "ranks", "scores"):
-        if isinstance(found.get(name), str):
-            found[name] = json.loads(found[name])
-    return found | {"prompt": _parsed(row["prompt"])}
+        if isinstance(raw.get(name), str):
+            raw[name] = json.loads(raw[name])
+    return raw | {"prompt": _parsed(row["prompt"])}
 
 
 def _number(value: Any) -> float | None:
-    """A judge's number, or None where it gave none (`N/A`, NaN)."""
+    """The number that a judge gave, or None for `N/A` and NaN."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -124,12 +125,12 @@ def _pair(row: Row) -> Row:
 
 
 def _scored_pair(row: Row) -> Row:
-    found, scores = _pair(row), [row["score_chosen"], row["score_rejected"]]
+    pair, scores = _pair(row), [row["score_chosen"], row["score_rejected"]]
     if None in scores:
-        return found
+        return pair
     if scores[0] < scores[1]:
         raise ValueError(f"score_chosen {scores[0]} is below score_rejected {scores[1]}")
-    return {"prompt": found["prompt"], "completions": found["completions"], "scores": scores}
+    return {"prompt": pair["prompt"], "completions": pair["completions"], "scores": scores}
 
 
 def _turns(text: str) -> list[dict[str, str]]:
@@ -139,36 +140,36 @@ def _turns(text: str) -> list[dict[str, str]]:
         return []
     roles = {"Human": "user", "Assistant": "assistant"}
     turns = [
-        {"role": roles[role], "content": said.strip()} for role, said in zip(parts[1::2], parts[2::2], strict=True)
+        {"role": roles[role], "content": text.strip()} for role, text in zip(parts[1::2], parts[2::2], strict=True)
     ]
     return turns[:-1] if turns and not turns[-1]["content"] else turns
 
 
 def _transcripts(row: Row) -> Row:
-    """HH-RLHF: two transcripts that share everything up to the last answer."""
+    """HH-RLHF: two transcripts that share all turns but the assistant's last one."""
     chosen, rejected = row["chosen"], row["rejected"]
     start = chosen.rfind(_ASSISTANT)
     while start >= 0 and not rejected.startswith(chosen[: start + len(_ASSISTANT)]):
         start = chosen.rfind(_ASSISTANT, 0, start)
-    answers = [text[start + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
-    single = start >= 0 and not any(_HUMAN in answer for answer in answers)
+    completions = [text[start + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
+    single = start >= 0 and not any(_HUMAN in completion for completion in completions)
     return {
         "prompt": _turns(chosen[: max(start, 0)]),
-        "completions": answers,
-        "ranks": [1, 2] if single else [None, None],  # conversations that part before the last answer
+        "completions": completions,
+        "ranks": [1, 2] if single else [None, None],  # None: the conversations differ before their last turn
     }
 
 
 def _nectar(row: Row) -> Row:
     return {
         "prompt": _turns(row["prompt"]) or row["prompt"],
-        "completions": [answer["answer"] for answer in row["answers"]],
-        "scores": [_negative(answer["rank"]) for answer in row["answers"]],
+        "completions": [item["answer"] for item in row["answers"]],
+        "scores": [_negative(item["rank"]) for item in row["answers"]],
     }
 
 
 def _ultrafeedback(row: Row) -> Row:
-    """The overall score; the mean of the aspects' where a completion has none."""
+    """Ranked by the first rating that every completion has: overall, fine-grained, mean of the aspects' ratings."""
     completions = row["completions"]
     rated = [[_number(item.get(name)) for item in completions] for name in _RATED]
     rated.append([_mean_rating(item.get("annotations") or {}) for item in completions])
@@ -186,7 +187,7 @@ def _mean_rating(annotations: dict[str, Any]) -> float | None:
 
 
 def _summaries(row: Row) -> Row:
-    """Reddit posts with the headings of Stiennon et al. 2020; news articles as they are."""
+    """Reddit posts get the headings of Stiennon et al. 2020; news articles get none."""
     info, choice = row["info"], row["choice"]
     post = info.get("post")
     text = f"SUBREDDIT: r/{info.get('subreddit')}\n\nTITLE: {info.get('title')}\n\nPOST: {post}" if post else None
@@ -199,7 +200,7 @@ def _summaries(row: Row) -> Row:
 
 
 def _preference(row: Row) -> Row:
-    """HelpSteer3: -3 (the first is much better) to 3 (the second is); 0 is a tie."""
+    """HelpSteer3: from -3 (the first is much better) to 3 (the second is much better); 0 is a tie."""
     better = _number(row["overall_preference"])
     scores = [None, None] if better is None else [-better, better]
     return {"prompt": row["context"], "completions": [row["response1"], row["response2"]], "scores": scores}
@@ -213,18 +214,19 @@ def _annotation(row: Row) -> Row:
 
 
 def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]:
-    """Reader of one completion per row; the rows of a prompt, and of a labeler if there is one, are a ranking."""
+    """Reader of one completion per row; the rows of a prompt, or of a prompt and a labeler, make a ranking."""
     form = "ranks" if value == "rank" else "scores"
 
     def group(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
-        found: dict[str, tuple[int, Row]] = {}
+        rankings: dict[str, tuple[int, Row]] = {}
         for number, row in enumerate(rows):
             key = json.dumps([row[prompt], row.get("labeler")])
-            named = {"labeler": row["labeler"]} if "labeler" in row else {}
-            _, ranking = found.setdefault(key, (number, {"prompt": row[prompt], "completions": [], form: [], **named}))
+            empty = {"prompt": row[prompt], "completions": [], form: []}
+            empty |= {"labeler": row["labeler"]} if "labeler" in row else {}
+            _, ranking = rankings.setdefault(key, (number, empty))
             ranking["completions"].append(row[completion])
             ranking[form].append(row[value])
-        for number, ranking in found.values():
+        for number, ranking in rankings.values():
             try:
                 yield number, ranking | {"prompt": _parsed(ranking["prompt"])}
             except ValueError as error:
@@ -238,8 +240,8 @@ def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
     for number, ranking in _long("prompt", "response", "helpfulness")(rows):
         first, *rest = _HELPSTEER_TURNS.split(ranking["prompt"] or "")
         if rest:
-            said = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
-            turns = [{"role": role.lower(), "content": text.strip()} for role, text in said]
+            spoken = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
+            turns = [{"role": role.lower(), "content": text.strip()} for role, text in spoken]
             ranking["prompt"] = turns[:-1] if not turns[-1]["content"] else turns
         else:
             ranking["prompt"] = [{"role": "user", "content": first}]
@@ -254,22 +256,22 @@ def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         messages[row["message_id"]] = (number, row)
         if row["role"] == "assistant" and not row.get("deleted") and not row.get("synthetic"):
             replies.setdefault(row["parent_id"], []).append(row)
-    for parent, answers in replies.items():
-        if parent not in messages or sum(answer["rank"] is not None for answer in answers) < 2:
+    for parent, children in replies.items():
+        if parent not in messages or sum(child["rank"] is not None for child in children) < 2:
             continue
         path, node = [], parent
         while node in messages:
             path.append(messages[node][1])
             node = messages[node][1]["parent_id"]
         if node is not None or any(message.get("deleted") for message in path):
-            continue  # a conversation whose beginning is not there
+            continue  # the beginning of the conversation is missing
         roles = {"prompter": "user"}
         yield (
             messages[parent][0],
             {
                 "prompt": [{"role": roles.get(m["role"], m["role"]), "content": m["text"]} for m in reversed(path)],
-                "completions": [answer["text"] for answer in answers],
-                "scores": [_negative(answer["rank"]) for answer in answers],
+                "completions": [child["text"] for child in children],
+                "scores": [_negative(child["rank"]) for child in children],
             },
         )
 
@@ -295,7 +297,7 @@ def _long_schemas() -> Iterator[Schema]:
             )
 
 
-# The first that matches is taken.
+# The first schema that matches is used.
 SCHEMAS: tuple[Schema, ...] = (
     Schema(
         "ultrafeedback",

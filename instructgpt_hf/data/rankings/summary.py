@@ -1,4 +1,4 @@
-"""What the reward trainer will see of a dataset of rankings: counts, lengths, what the limits leave out."""
+"""What the reward trainer will see of a dataset of rankings: counts, lengths and what the limits leave out."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from instructgpt_hf.data.rankings.rows import COUNTS, dropped_prompt, limit_ranking
+from instructgpt_hf.data.rankings.rows import COMPLETION_COUNTS, COUNTS, dropped_prompt, limit_ranking
 
 EXAMPLES = 2
 
+Encode = Callable[[dict[str, Any]], dict[str, Any]]
+
 
 def words_of(row: dict[str, Any]) -> dict[str, Any]:
-    """A ranking with words in place of tokens, for when there is no tokenizer; see `data.rankings.encode_ranking`."""
+    """Stand-in for `data.rankings.rows.encode_ranking` without a tokenizer: words in place of token ids."""
     prompt = row["prompt"] or ""
     text = prompt if isinstance(prompt, str) else " ".join(turn["content"] for turn in prompt)
     return {
@@ -27,74 +29,86 @@ def words_of(row: dict[str, Any]) -> dict[str, Any]:
 
 def summarize_rankings(
     rows: Iterable[dict[str, Any]],
-    encode: Callable[[dict[str, Any]], dict[str, Any]],
+    encode: Encode,
     max_length: int | None = None,
     max_prompt_length: int | None = None,
 ) -> dict[str, Any]:
-    """Describe a dataset of rankings as the trainer will see it.
+    """Describe a dataset of rankings as the reward trainer will see it.
 
     Args:
-        rows: rankings in their one form (`data.rankings.ranking_rows`).
-        encode: turns a row into `prompt_ids`, `completion_ids` and `ranks`; its ids are what lengths count.
-        max_length, max_prompt_length: limits of the trainer (`data.rankings.tokenize_rankings`); None is no limit.
+        rows: rankings in their one form (`data.rankings.rows.ranking_rows`).
+        encode: turns a row into `prompt_ids`, `completion_ids` and `ranks`; lengths count its ids.
+        max_length, max_prompt_length: limits as in `data.rankings.rows.tokenize_rankings`; None is no limit.
 
     Returns:
-        Plain JSON: `read` (`prompts` and `completions` of the dataset), `lengths` (of `prompt`, `completion` and
-        `together`: `median`, `p95`, `max`) of all that was read; `dropped` (the counts of
-        `data.rankings.tokenize_rankings`); and of what is left `prompts`, `completions`, `by_size` (number of
-        completions -> prompts), `pairs` (strict), `tied_pairs`, `longer_is_better` (share of the strict pairs whose
-        better completion is the longer one, equal lengths counting one half; None without pairs); `labelers`
-        (`count`, `rankings`: labeler -> rankings, `shared_prompts`: prompts ranked by several; None if the source
-        names none) and `examples` (the first rows).
+        Plain JSON. Of all rows read: `read` (numbers of `prompts` and `completions`), `lengths` (of `prompt`,
+        `completion` and `together`: `median`, `p95`, `max`), `examples` (the first rows) and `labelers` (`count`,
+        `rankings`: labeler -> rankings, `shared_prompts`: prompts ranked by several; None if the source names no
+        labeler). `dropped`: the counts of `data.rankings.rows.tokenize_rankings`. Of the rows that are left:
+        `prompts`, `completions`, `by_size` (number of completions -> prompts), `pairs` (strict), `tied_pairs` and
+        `longer_is_better` (share of the strict pairs whose better completion is the longer one, equal lengths counting
+        one half; None without pairs).
     """
-    lengths: dict[str, list[int]] = {"prompt": [], "completion": [], "together": []}
-    dropped = dict.fromkeys(COUNTS, 0)
-    sizes: Counter[int] = Counter()
-    pairs, ties, longer = 0, 0, 0.0
-    labelers: Counter[str] = Counter()
-    ranked_by: dict[str, set[str]] = {}
-    examples: list[dict[str, Any]] = []
-    count = completions = 0
+    summary = _Summary()
     for row in rows:
-        count += 1
-        completions += len(row["completions"]) + row["unranked"]
-        if len(examples) < EXAMPLES:
-            examples.append({name: row[name] for name in ("prompt", "completions", "ranks")})
-        if row.get("labeler") is not None:
-            labelers[row["labeler"]] += 1
-            ranked_by.setdefault(repr(row["prompt"]), set()).add(row["labeler"])
         ranking = encode(row)
-        prompt, sizes_of = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
-        lengths["prompt"].append(prompt)
-        lengths["completion"] += sizes_of
-        lengths["together"] += [prompt + size for size in sizes_of]
-        left = limit_ranking(ranking, max_length, max_prompt_length)
-        dropped["dropped_unranked"] += row["unranked"]
-        for name in COUNTS[1:4]:
-            dropped[name] += left[name]
+        summary.add(row, ranking, limit_ranking(ranking, max_length, max_prompt_length))
+    return summary.as_json()
+
+
+class _Summary:
+    def __init__(self) -> None:
+        self.rows = self.completions = 0
+        self.examples: list[dict[str, Any]] = []
+        self.lengths: dict[str, list[int]] = {"prompt": [], "completion": [], "together": []}
+        self.labelers: Counter[str] = Counter()
+        self.ranked_by: dict[str, set[str]] = {}
+        self.dropped = dict.fromkeys(COUNTS, 0)
+        self.sizes: Counter[int] = Counter()
+        self.pairs, self.ties, self.longer = 0, 0, 0.0
+
+    def add(self, row: dict[str, Any], ranking: dict[str, Any], left: dict[str, Any]) -> None:
+        """Count a row, its encoding, and what the limits have left of that."""
+        self.rows += 1
+        self.completions += len(row["completions"]) + row["unranked"]
+        if len(self.examples) < EXAMPLES:
+            self.examples.append({name: row[name] for name in ("prompt", "completions", "ranks")})
+        if row.get("labeler") is not None:
+            self.labelers[row["labeler"]] += 1
+            self.ranked_by.setdefault(repr(row["prompt"]), set()).add(row["labeler"])
+        prompt, completions = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
+        self.lengths["prompt"].append(prompt)
+        self.lengths["completion"] += completions
+        self.lengths["together"] += [prompt + length for length in completions]
+        for name in COMPLETION_COUNTS:
+            self.dropped[name] += row["unranked"] if name == "dropped_unranked" else left[name]
         if reason := dropped_prompt(left["ranks"]):
-            dropped[reason] += 1
-            continue
-        sizes[len(left["ranks"])] += 1
-        found = _pairs(left)
-        pairs, ties, longer = pairs + found[0], ties + found[1], longer + found[2]
-    return {
-        "read": {"prompts": count, "completions": completions},
-        "lengths": {name: _spread(values) for name, values in lengths.items()},
-        "dropped": dropped,
-        "prompts": sum(sizes.values()),
-        "completions": sum(size * number for size, number in sizes.items()),
-        "by_size": {str(size): sizes[size] for size in sorted(sizes)},
-        "pairs": pairs,
-        "tied_pairs": ties,
-        "longer_is_better": longer / pairs if pairs else None,
-        "labelers": _labelers(labelers, ranked_by),
-        "examples": examples,
-    }
+            self.dropped[reason] += 1
+            return
+        self.sizes[len(left["ranks"])] += 1
+        strict, tied, longer = _pairs(left)
+        self.pairs, self.ties, self.longer = self.pairs + strict, self.ties + tied, self.longer + longer
+
+    def as_json(self) -> dict[str, Any]:
+        shared = sum(len(labelers) > 1 for labelers in self.ranked_by.values())
+        rankings = dict(self.labelers.most_common())
+        return {
+            "read": {"prompts": self.rows, "completions": self.completions},
+            "lengths": {name: _spread(values) for name, values in self.lengths.items()},
+            "dropped": self.dropped,
+            "prompts": self.sizes.total(),
+            "completions": sum(size * number for size, number in self.sizes.items()),
+            "by_size": {str(size): self.sizes[size] for size in sorted(self.sizes)},
+            "pairs": self.pairs,
+            "tied_pairs": self.ties,
+            "longer_is_better": self.longer / self.pairs if self.pairs else None,
+            "labelers": {"count": len(rankings), "rankings": rankings, "shared_prompts": shared} if rankings else None,
+            "examples": self.examples,
+        }
 
 
 def _pairs(ranking: dict[str, Any]) -> tuple[int, int, float]:
-    """Strict pairs, tied pairs, and the strict ones whose better completion is the longer one."""
+    """Numbers of strict pairs, of tied pairs, and of strict pairs whose better completion is the longer one."""
     items = [(rank, len(ids)) for rank, ids in zip(ranking["ranks"], ranking["completion_ids"], strict=True)]
     strict = [sorted(pair) for pair in combinations(items, 2) if pair[0][0] != pair[1][0]]
     longer = sum(1.0 if better[1] > worse[1] else 0.5 * (better[1] == worse[1]) for better, worse in strict)
@@ -106,10 +120,3 @@ def _spread(values: list[int]) -> dict[str, float]:
         return {"median": 0.0, "p95": 0.0, "max": 0}
     median, high = np.percentile(values, [50, 95])
     return {"median": float(median), "p95": float(high), "max": max(values)}
-
-
-def _labelers(rankings: Counter[str], ranked_by: dict[str, set[str]]) -> dict[str, Any] | None:
-    if not rankings:
-        return None
-    shared = sum(len(labelers) > 1 for labelers in ranked_by.values())
-    return {"count": len(rankings), "rankings": dict(rankings.most_common()), "shared_prompts": shared}

@@ -1,21 +1,25 @@
-"""Picture of the policies side by side."""
+"""Picture of the policies side by side. The figure is built without pyplot and changes no global state."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from instructgpt_hf.evaluation.plots.style import GREY, INK, STYLE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+from instructgpt_hf.evaluation.results import PolicyRow
 
-if TYPE_CHECKING:
-    from instructgpt_hf.evaluation.results import PolicyRow
-from instructgpt_hf.evaluation.plots.training_curves import _BAR_COLORS
+_COLORS = {"base": GREY, "sft": GREEN, "ppo": BLUE, "ppo-ptx": ORANGE}
+# Attribute of `PolicyRow`, title, label of the x axis, reference line.
+_PANELS = (
+    ("win_rate", "Win rate against the SFT model", "prompts won, ties half", 0.5),
+    ("task_accuracy", "Accuracy on the pretraining tasks", "questions answered right", None),
+)
 
 
 def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
@@ -28,11 +32,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
     Returns:
         `path`.
     """
-    panels = [
-        ("win_rate", "Win rate against the SFT model", "prompts won, ties half", 0.5),
-        ("task_accuracy", "Accuracy on the pretraining tasks", "questions answered right", None),
-    ]
-    panels = [panel for panel in panels if any(getattr(row, panel[0]) is not None for row in rows)]
+    panels = [panel for panel in _PANELS if any(getattr(row, panel[0]) is not None for row in rows)]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2 * max(1, len(panels)), 1.3 + 0.55 * len(rows)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -43,7 +43,7 @@ def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
 
 
 def _draw_intervals(
-    axes: Any, rows: Sequence[PolicyRow], attribute: str, title: str, label: str, reference: float | None
+    axes: Axes, rows: Sequence[PolicyRow], attribute: str, title: str, label: str, reference: float | None
 ) -> None:
     if reference is not None:
         axes.axvline(reference, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
@@ -51,7 +51,7 @@ def _draw_intervals(
         estimate = getattr(row, attribute)
         if estimate is None:
             continue
-        color = _BAR_COLORS.get(row.name.lower(), INK)
+        color = _COLORS.get(row.name.lower(), INK)
         axes.plot([estimate.low, estimate.high], [place, place], color=color, linewidth=2.2, solid_capstyle="butt")
         for end in (estimate.low, estimate.high):
             axes.plot([end, end], [place - 0.13, place + 0.13], color=color, linewidth=2.2)

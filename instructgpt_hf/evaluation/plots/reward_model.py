@@ -1,4 +1,4 @@
-"""The picture of a reward model's evaluation. The figure is built without pyplot and changes no global state."""
+"""Picture of a reward model's evaluation. The figure is built without pyplot and changes no global state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -18,7 +19,7 @@ from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE
 _MODEL: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5.5, "linewidth": 1.8}
 _LENGTH: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4.5, "linewidth": 1.4, "linestyle": ":"}
 _LABELS: dict[str, Any] = {"color": GREEN, "marker": "D", "markersize": 4.5, "linewidth": 1.4, "linestyle": "--"}
-# Size of the text under columns that may be many.
+# Font size of the ticks below columns, of which there may be many.
 _SMALL = 8.5
 
 
@@ -42,10 +43,10 @@ def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
         _draw_score_gaps(axes[3], result["score_gaps"])
         _draw_length(axes[4], result["length"])
         _draw_coefficients(axes[5], result)
-        found = result["accuracy"]
+        whole = result["accuracy"]
         figure.suptitle(
-            f"{_percent(found, 'accuracy')} of {found['pairs']:,} pairs of {found['prompts']:,} held-out prompts are "
-            f"ordered as labeled; by length alone {_percent(found, 'length_baseline_accuracy')}",
+            f"{_percent(whole, 'accuracy')} of {whole['pairs']:,} pairs of {whole['prompts']:,} held-out prompts are "
+            f"ordered as labeled; by length alone {_percent(whole, 'length_baseline_accuracy')}",
             x=0.01,
             ha="left",
         )
@@ -53,11 +54,11 @@ def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
     return Path(path)
 
 
-def _percent(found: Mapping[str, Any], name: str) -> str:
-    return f"{100 * found[name]:.1f} % ({100 * found[name + '_low']:.1f} to {100 * found[name + '_high']:.1f})"
+def _percent(result: Mapping[str, Any], name: str) -> str:
+    return f"{100 * result[name]:.1f} % ({100 * result[name + '_low']:.1f} to {100 * result[name + '_high']:.1f})"
 
 
-def _draw_strata(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, title: str, label: str) -> None:
+def _draw_strata(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, title: str, label: str) -> None:
     places = list(range(len(rows)))
     _series(axes, [place - 0.08 for place in places], rows, "accuracy", "reward model", _MODEL)
     _series(axes, [place + 0.08 for place in places], rows, "length_baseline_accuracy", "longer is better", _LENGTH)
@@ -69,9 +70,9 @@ def _draw_strata(axes: Any, rows: Sequence[Mapping[str, Any]], key: str, title: 
 
 
 def _series(
-    axes: Any, x: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, style: dict[str, Any]
+    axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, style: dict[str, Any]
 ) -> None:
-    """A line through the values of `name` with their intervals as bars."""
+    """Draw a line through the values of `name`, with their intervals as error bars."""
     values = [row[name] for row in rows]
     bars = [
         [max(0.0, row[name] - row[name + "_low"]) for row in rows],
@@ -80,14 +81,14 @@ def _series(
     axes.errorbar(x, values, yerr=bars, label=label, elinewidth=1.4, capsize=3, **style)
 
 
-def _draw_reliability(axes: Any, found: Mapping[str, Any]) -> None:
-    rows = found["bins"]
+def _draw_reliability(axes: Axes, calibration: Mapping[str, Any]) -> None:
+    rows = calibration["bins"]
     counts = axes.twinx()
     centers = [(row["low"] + row["high"]) / 2 for row in rows]
     width = 0.8 * min(row["high"] - row["low"] for row in rows)
     bars = counts.bar(centers, [row["pairs"] for row in rows], width=width, color=GREY, alpha=0.25)
     counts.bar_label(bars, [_short(row["pairs"]) for row in rows], fontsize=7, color=GREY, padding=1)
-    # The bars keep to the lower quarter, below the curve of any model that is better than guessing.
+    # The bars take the lower quarter, below the curve of any model that is better than guessing.
     counts.set_ylim(0, 5 * max(row["pairs"] for row in rows))
     counts.axis("off")
     axes.set_zorder(counts.get_zorder() + 1)
@@ -97,28 +98,28 @@ def _draw_reliability(axes: Any, found: Mapping[str, Any]) -> None:
     _percent_axis(axes, "pairs ordered right", lowest=0)
     axes.set_xlim(0.49, 1.01)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(f"Reliability: ECE {100 * found['ece']:.1f} %")
+    axes.set_title(f"Reliability: ECE {100 * calibration['ece']:.1f} %")
     axes.set_xlabel("probability the model gives its order; bars: pairs")
 
 
-def _draw_score_gaps(axes: Any, found: Mapping[str, Any]) -> None:
-    edges = found["edges"]
+def _draw_score_gaps(axes: Axes, gaps: Mapping[str, Any]) -> None:
+    edges = gaps["edges"]
     for name, color, style in (("right", BLUE, "-"), ("wrong", ORANGE, "--")):
-        axes.stairs(found[name], edges, fill=True, color=color, alpha=0.25)
-        label = f"ordered {name} ({sum(found[name]):,})"
-        axes.stairs(found[name], edges, color=color, linewidth=1.6, linestyle=style, label=label)
+        axes.stairs(gaps[name], edges, fill=True, color=color, alpha=0.25)
+        label = f"ordered {name} ({sum(gaps[name]):,})"
+        axes.stairs(gaps[name], edges, color=color, linewidth=1.6, linestyle=style, label=label)
     axes.set_xlim(0, edges[-1])
     axes.set_title("Score gaps")
     axes.set_xlabel("difference of the two scores; last bin: and more")
     axes.set_ylabel("pairs")
-    axes.set_ylim(0, 1.25 * max(1, *found["right"], *found["wrong"]))
+    axes.set_ylim(0, 1.25 * max(1, *gaps["right"], *gaps["wrong"]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper right")
 
 
-def _draw_length(axes: Any, found: Mapping[str, Any]) -> None:
-    rows = found["by_length_difference"]
+def _draw_length(axes: Axes, length: Mapping[str, Any]) -> None:
+    rows = length["by_length_difference"]
     places = list(range(len(rows)))
     axes.set_title("The longer answer wins")
     axes.set_xlabel("difference in tokens; below: number of pairs")
@@ -133,8 +134,8 @@ def _draw_length(axes: Any, found: Mapping[str, Any]) -> None:
     _percent_axis(axes, "pairs of unequal length", len(rows))
 
 
-def _draw_coefficients(axes: Any, result: Mapping[str, Any]) -> None:
-    """Kendall's tau and the correlations with length as dots with intervals on one scale."""
+def _draw_coefficients(axes: Axes, result: Mapping[str, Any]) -> None:
+    """Draw Kendall's tau and the correlations with length as dots with intervals on one scale."""
     tau, length = result["kendall_tau"], result["length"]
     lines: list[tuple[str, Mapping[str, Any], str, dict[str, Any]]] = [
         ("Kendall's tau\nscore, rank", tau, "kendall_tau", _MODEL),
@@ -143,16 +144,16 @@ def _draw_coefficients(axes: Any, result: Mapping[str, Any]) -> None:
         ("Spearman's rho\nrank, length", length, "rank_length_correlation", _LABELS),
     ]
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=1)
-    for place, (_, found, name, style) in enumerate(lines):
-        if found[name] is None:
+    for place, (_, part, name, style) in enumerate(lines):
+        if part[name] is None:
             axes.annotate("length or score does not vary", (0, place), ha="center", va="center", color=GREY)
             continue
-        ends = [[max(0.0, found[name] - found[name + "_low"])], [max(0.0, found[name + "_high"] - found[name])]]
+        ends = [[max(0.0, part[name] - part[name + "_low"])], [max(0.0, part[name + "_high"] - part[name])]]
         look = {key: value for key, value in style.items() if key not in ("linestyle", "linewidth")}
-        axes.errorbar([found[name]], [place], xerr=ends, elinewidth=1.8, capsize=4, linestyle="none", **look)
+        axes.errorbar([part[name]], [place], xerr=ends, elinewidth=1.8, capsize=4, linestyle="none", **look)
         axes.annotate(
-            f"{found[name] + 0.0:.2f}",
-            (found[name], place),
+            f"{part[name] + 0.0:.2f}",
+            (part[name], place),
             xytext=(0, 7),
             textcoords="offset points",
             ha="center",
@@ -168,10 +169,14 @@ def _draw_coefficients(axes: Any, result: Mapping[str, Any]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _percent_axis(axes: Any, label: str, places: int = 0, lowest: int | None = None) -> None:
-    """A share up to 100 % with room for the legend above; `places` columns in the middle of at least three.
+def _percent_axis(axes: Axes, label: str, places: int = 0, lowest: int | None = None) -> None:
+    """Format the y axis as a share up to 100 %, with room for the legend above.
 
-    It starts at `lowest` percent; by default as high as everything drawn allows.
+    Args:
+        axes: with everything drawn.
+        label: of the y axis.
+        places: columns on the x axis, which has room for at least three; 0 leaves the x axis as it is.
+        lowest: percent at which the axis begins; by default the highest of 0, 20 and 40 below all points.
     """
     if lowest is None:
         lowest = next((percent for percent in (40, 20) if axes.dataLim.y0 > percent / 100), 0)
@@ -189,7 +194,7 @@ def _percent_axis(axes: Any, label: str, places: int = 0, lowest: int | None = N
 
 
 def _short(count: int) -> str:
-    """999, 1.2k, 12k: short enough for eight columns."""
+    """`count` in at most four characters: 999, 1.2k, 12k."""
     return str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:,.0f}k"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Okabe and Ito's palette, told apart with every common colour blindness; lines also differ in style.
+# Okabe and Ito's palette, distinct for every common colour blindness; lines also differ in style.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#767676"
 INK, FAINT = "#222222", "#E3E3E3"
 STYLE: Any = {

@@ -1,73 +1,64 @@
-"""The two pictures of the report. Figures are built without pyplot, so drawing changes no global state."""
+"""Picture of the training curves of all stages. The figure is built without pyplot and changes no global state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, ORANGE, STYLE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE, STYLE
+from instructgpt_hf.metric_register import METRICS, Metric
 
-if TYPE_CHECKING:
-    pass
-
-_POLICY_STYLE: Any = {"ppo": ("PPO", BLUE, "--"), "ppo-ptx": ("PPO-ptx", ORANGE, "-")}
-_BAR_COLORS = {"base": GREY, "sft": GREEN, "ppo": BLUE, "ppo-ptx": ORANGE}
+Curves = Mapping[str, Sequence[Mapping[str, Any]]]
+# Stage of a policy -> legend, color, line style; both policies share their panels.
+_POLICY_STYLE = {"ppo": ("PPO", BLUE, "--"), "ppo-ptx": ("PPO-ptx", ORANGE, "-")}
+# `Metric.line` -> color, line style, marker.
 _LINE_STYLE = {"training": (BLUE, "-", ""), "held out": (ORANGE, "-", "o"), "length alone": (GREY, ":", "s")}
-# Above this many points the raw line is faint and a running mean carries the message.
+# With more points than this, the raw line is faint and a running mean is drawn over it.
 _SMOOTH_FROM = 40
 
 
-@dataclass(frozen=True)
-class _Panel:
+class _Panel(NamedTuple):
+    """One panel; the metrics in it name its title as `Metric.panel`."""
+
     title: str
     unit: str
-    stages: tuple[str, ...]
-    # Metric key -> name in the legend where one stage draws several lines.
-    keys: tuple[tuple[str, str], ...]
     percent: bool = False
     zero_line: bool = False
 
+    @property
+    def lines(self) -> list[tuple[str, Metric]]:
+        """Stage and metric of each line."""
+        return [(stage, metric) for metric in METRICS if metric.panel == self.title for stage in metric.stages]
+
 
 _PANELS = (
-    _Panel("SFT: loss", "nats per token", ("sft",), (("loss", "training"), ("eval_loss", "held out"))),
-    _Panel("Reward model: loss", "nats per pair", ("reward",), (("loss", "training"), ("eval_loss", "held out"))),
-    _Panel(
-        "Reward model: accuracy",
-        "pairs ordered right",
-        ("reward",),
-        (("accuracy", "training"), ("eval_accuracy", "held out"), ("eval_length_baseline_accuracy", "length alone")),
-        percent=True,
-    ),
-    _Panel("Reward of the answers", "reward model score", ("ppo", "ppo-ptx"), (("objective/scores", ""),)),
-    _Panel("KL to the SFT model", "nats per answer", ("ppo", "ppo-ptx"), (("objective/kl", ""),), zero_line=True),
-    _Panel("Entropy of the policy", "nats per token", ("ppo", "ppo-ptx"), (("objective/entropy", ""),)),
-    _Panel(
-        "Value model: explained variance",
-        "share of the returns' variance",
-        ("ppo", "ppo-ptx"),
-        (("val/explained_variance", ""),),
-        zero_line=True,
-    ),
-    _Panel("Clipped tokens", "share", ("ppo", "ppo-ptx"), (("policy/clip_fraction", ""),), percent=True),
-    _Panel("Pretraining loss", "nats per token", ("ppo", "ppo-ptx"), (("loss/ptx", ""),)),
-    _Panel("Pretraining gradient", "length over that of PPO's", ("ppo", "ppo-ptx"), (("grad_norm_ratio_ptx", ""),)),
-    _Panel("Length of the answers", "tokens", ("ppo", "ppo-ptx"), (("completions/mean_length", ""),)),
-    _Panel("Answers that end", "share with EOS", ("ppo", "ppo-ptx"), (("completions/eos_rate", ""),), percent=True),
+    _Panel("SFT: loss", "nats per token"),
+    _Panel("Reward model: loss", "nats per pair"),
+    _Panel("Reward model: accuracy", "pairs ordered right", percent=True),
+    _Panel("Reward of the answers", "reward model score"),
+    _Panel("KL to the SFT model", "nats per answer", zero_line=True),
+    _Panel("Entropy of the policy", "nats per token"),
+    _Panel("Value model: explained variance", "share of the returns' variance", zero_line=True),
+    _Panel("Clipped tokens", "share", percent=True),
+    _Panel("Pretraining loss", "nats per token"),
+    _Panel("Pretraining gradient", "length over that of PPO's"),
+    _Panel("Length of the answers", "tokens"),
+    _Panel("Answers that end", "share with EOS", percent=True),
 )
 
 
-def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path: str | Path) -> Path:
-    """Draw the curves of all stages, one panel per quantity; both policies share their panels.
+def draw_training_curves(curves: Curves, path: str | Path) -> Path:
+    """Draw the curves of all stages, one panel per quantity, both policies in the same panels.
 
     Args:
         curves: log histories by stage; `sft`, `reward`, `ppo`, `ppo-ptx`.
@@ -77,9 +68,7 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path
         `path`.
     """
     panels = [
-        panel
-        for panel in _PANELS
-        if any(_line(curves, stage, key)[0] for stage in panel.stages for key, _ in panel.keys)
+        panel for panel in _PANELS if any(_line(curves, stage, metric.logged)[0] for stage, metric in panel.lines)
     ]
     columns = min(3, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
@@ -94,30 +83,27 @@ def draw_training_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], path
     return Path(path)
 
 
-def _draw_panel(axes: Any, panel: _Panel, curves: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    shared = len(panel.stages) > 1
+def _draw_panel(axes: Axes, panel: _Panel, curves: Curves) -> None:
     label = "optimizer step"
-    for stage in panel.stages:
-        for key, name in panel.keys:
-            x, y, label_here = _line(curves, stage, key)
-            if not x:
-                continue
-            label = label_here
-            if shared:
-                text, color, style = _POLICY_STYLE[stage]
-                marker = ""
-            else:
-                text, (color, style, marker) = name, _LINE_STYLE[name]
-            _plot(axes, x, y, text, color, style, marker)
-            low, high = (_line(curves, stage, key + end) for end in ("_low", "_high"))
-            if low[0] == high[0] == x and not shared:
-                axes.fill_between(x, low[1], high[1], color=color, alpha=0.12, linewidth=0)
+    for stage, metric in panel.lines:
+        x, y, x_label = _line(curves, stage, metric.logged)
+        if not x:
+            continue
+        label = x_label
+        if stage in _POLICY_STYLE:
+            _plot(axes, x, y, *_POLICY_STYLE[stage])
+            continue
+        color, style, marker = _LINE_STYLE[metric.line]
+        _plot(axes, x, y, metric.line, color, style, marker)
+        low, high = (_line(curves, stage, metric.logged + end) for end in ("_low", "_high"))
+        if low[0] == high[0] == x:
+            axes.fill_between(x, low[1], high[1], color=color, alpha=0.12, linewidth=0)
     if panel.zero_line:
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     if panel.title == "Value model: explained variance":
-        # Early values can be far below zero and would flatten everything else.
+        # Early values can be far below zero and would flatten the rest of the curve.
         axes.set_ylim(max(-1.0, axes.get_ylim()[0]), 1.02)
     axes.set_title(panel.title)
     axes.set_xlabel(label)
@@ -129,7 +115,7 @@ def _draw_panel(axes: Any, panel: _Panel, curves: Mapping[str, Sequence[Mapping[
         axes.legend(loc="best", handlelength=2.2)
 
 
-def _plot(axes: Any, x: list[float], y: list[float], text: str, color: str, style: str, marker: str) -> None:
+def _plot(axes: Axes, x: list[float], y: list[float], text: str, color: str, style: str, marker: str = "") -> None:
     line: dict[str, Any] = {"color": color, "linestyle": style, "solid_capstyle": "round"}
     if marker or len(x) <= _SMOOTH_FROM:
         size = 4 if marker or len(x) == 1 else 0
@@ -142,7 +128,7 @@ def _plot(axes: Any, x: list[float], y: list[float], text: str, color: str, styl
 
 
 def _running_mean(values: list[float]) -> np.ndarray:
-    """Mean over about a twelfth of the points around each; at the ends over those that exist."""
+    """Mean over the nearest twelfth of the points, of fewer at the ends."""
     half = max(1, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))
@@ -151,10 +137,8 @@ def _running_mean(values: list[float]) -> np.ndarray:
     return means
 
 
-def _line(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], stage: str, key: str
-) -> tuple[list[float], list[float], str]:
-    """Finite points of one metric of one stage, and what its x axis counts."""
+def _line(curves: Curves, stage: str, key: str) -> tuple[list[float], list[float], str]:
+    """Finite points of one metric of one stage, and the label of its x axis."""
     records = [record for record in curves.get(stage) or () if _is_number(record.get(key))]
     by_iteration = bool(records) and all("iteration" in record for record in records)
     axis = "iteration" if by_iteration else "step"

@@ -1,4 +1,4 @@
-"""How much a reward model's scores follow length, beside how much the labels do."""
+"""Dependence of a reward model's scores on length, compared with that of the labels."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
+from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.intervals import RESAMPLES, bounded_ratio
-from instructgpt_hf.evaluation.reward_model.measures import named
 from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 
-# Bins of about equally many pairs in which the picture shows score against length.
+# Number of bins of the curve by length difference, with about equally many pairs each.
 _BINS = 6
 
 
 def length_bias(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """How much the scores follow length, beside how much the labels do.
+    """Dependence of the scores on length, compared with that of the labels.
 
     Args:
         table: the rankings, with lengths.
@@ -23,16 +23,20 @@ def length_bias(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> d
         resamples: how many.
 
     Returns:
-        `score_length_correlation` and `rank_length_correlation`: Spearman's correlation of length with the score, and
-        with the rank turned so that better is higher, one per prompt, averaged over the prompts in which all three
-        vary; None where there is no such prompt.
+        `score_length_correlation` and `rank_length_correlation`: Spearman's correlation of length with the score and
+        with the negative rank, one per prompt, averaged over the prompts in which all three vary; None without such a
+        prompt.
         `longer_scores_higher` and `longer_ranks_higher`: share of the strict pairs of unequal length whose longer
-        completion has the higher score (equal scores one half), or is the better one; None if there is no such pair.
-        `pairs`: how many such pairs; `prompts`: prompts in the correlations.
+        completion has the higher score (equal scores one half) or the better rank; None without such a pair.
+        `pairs`: number of these pairs; `prompts`: number of prompts in the correlations.
         `by_length_difference`: the same two shares in bins of about equally many pairs by the difference in tokens,
-        with its ends `low` and `high` and its `mean`.
+        whose smallest, largest and mean value are `low`, `high` and `mean`.
+
+    Raises:
+        InstructGPTError: if the rankings have no lengths.
     """
-    assert table.lengths is not None
+    if table.lengths is None:
+        raise InstructGPTError("length bias: pass the completions' lengths in tokens as `lengths`.")
     difference = table.differences(table.lengths)
     chosen = table.strict & (difference != 0)
     ends = np.unique(np.quantile(np.abs(difference[chosen]), np.linspace(0, 1, _BINS + 1)) if chosen.any() else [])
@@ -61,7 +65,7 @@ def _longer_wins(table: Rankings, chosen: np.ndarray, seed: int, resamples: int)
     counts = table.sums(chosen)
     result: dict[str, Any] = {}
     for name, points in shares.items():
-        result |= named(name, bounded_ratio(table.sums(points * chosen), counts, 0.0, seed, resamples))
+        result |= bounded_ratio(table.sums(points * chosen), counts, 0.0, seed, resamples).entries(name)
     return {**result, "pairs": int(chosen.sum())}
 
 
@@ -82,5 +86,5 @@ def _length_correlations(table: Rankings, seed: int, resamples: int) -> dict[str
     for name, values, norm in (("score", scores, norms[1]), ("rank", ranked, norms[2])):
         correlation = per_prompt(lengths * values) / np.where(varied, norms[0] * norm, 1)
         estimate = bounded_ratio(correlation * varied, varied.astype(float), -1.0, seed, resamples)
-        result |= named(f"{name}_length_correlation", estimate)
+        result |= estimate.entries(f"{name}_length_correlation")
     return result

@@ -1,7 +1,7 @@
-"""Measures of a reward model on scored rankings, each beside the same measure of length alone.
+"""Measures of a reward model on scored rankings, each with the same measure of length as a baseline.
 
-Intervals are 95 % bootstrap intervals over prompts, because the pairs of one prompt depend on each other. A measure
-named `x` has its interval in `x_low` and `x_high`.
+Intervals are 95 % bootstrap intervals over prompts, because the pairs of one prompt are not independent. The interval
+of `x` is in `x_low` and `x_high`.
 """
 
 from __future__ import annotations
@@ -26,11 +26,6 @@ CALIBRATION_BINS = 10
 _HISTOGRAM_BINS = 24
 
 
-def named(name: str, estimate: Estimate) -> dict[str, float]:
-    """An estimate as the three entries every result has: value, `_low` and `_high`."""
-    return {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-
-
 def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Share of strict pairs whose better completion has the higher score; equal scores count one half.
 
@@ -47,72 +42,62 @@ def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict
         above = table.points(table.scores) - table.points(table.lengths)
         counts = table.sums(strict)
         estimate = bounded_ratio(table.sums(above * strict), counts, -1.0, seed, resamples)
-        result |= named("above_length_baseline", estimate)
+        result |= estimate.entries("above_length_baseline")
     return result
 
 
-def accuracy_by_size(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Accuracy of the prompts with K completions, for every K that occurs.
+def breakdown(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy by the number of completions and by the difference of dense ranks.
+
+    Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 become 1, 2, 2, 3, in which the first and the last
+    differ by 2.
 
     Returns:
-        Dicts with `completions` (K) and the entries of `accuracy` up to the baseline's, in increasing order of K.
+        `by_completions` and `by_gap`: for every K and every difference in the data, in increasing order, a dict with
+        `completions` or `gap`, `accuracy`, `pairs`, `prompts` and with lengths `length_baseline_accuracy`.
     """
-    return _strata(table, "completions", table.sizes[table.prompt], seed, resamples)
-
-
-def accuracy_by_gap(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Accuracy of the pairs whose dense ranks differ by g, for every g that occurs.
-
-    Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 count as 1, 2, 2, 3, and the first and the last of
-    these four are 2 apart.
-
-    Returns:
-        Dicts with `gap` (g) and the entries of `accuracy` up to the baseline's, in increasing order of g.
-    """
-    return _strata(table, "gap", table.gap, seed, resamples)
-
-
-def _strata(table: Rankings, name: str, key: np.ndarray, seed: int, resamples: int) -> list[dict[str, Any]]:
-    return [
-        {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
-        for value in np.unique(key[table.strict])
-    ]
+    keys = {"completions": table.sizes[table.prompt], "gap": table.gap}
+    return {
+        f"by_{name}": [
+            {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
+            for value in np.unique(key[table.strict])
+        ]
+        for name, key in keys.items()
+    }
 
 
 def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
     counts = table.sums(chosen)
-    result = named(
-        "accuracy", bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
-    )
-    result |= {"pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
+    right = bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
+    result = {**right.entries("accuracy"), "pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
     if table.lengths is not None:
         longer = bounded_ratio(table.sums(table.points(table.lengths) * chosen), counts, 0.0, seed, resamples)
-        result |= named("length_baseline_accuracy", longer)
+        result |= longer.entries("length_baseline_accuracy")
     return result
 
 
 def calibration(
     table: Rankings, bins: int = CALIBRATION_BINS, seed: int = 0, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """How far the probabilities that the loss fits, sigmoid(score difference), agree with the labels.
+    """Calibration of sigmoid(score difference), the probability of a pair's order that the loss fits.
 
-    Every strict pair counts once, from the side of the completion that the model prefers: its confidence is
+    Every strict pair counts once, for the completion with the higher score: its confidence is
     sigmoid(|score difference|), in [0.5, 1], and it is a hit if that completion is the better one; equal scores are
-    half a hit at confidence 0.5. Counting every pair from both sides would only mirror this curve.
+    half a hit at confidence 0.5. Counting each pair for both completions would add the mirrored curve.
 
     Args:
         table: the rankings.
-        bins: of equal width over [0.5, 1]; a confidence on an edge belongs to the upper bin.
+        bins: number of bins of equal width over [0.5, 1]; a confidence on an edge belongs to the upper bin.
         seed: of the bootstrap.
         resamples: how many.
 
     Returns:
-        `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and comes
-        out above the truth on few pairs. Its interval therefore runs from the value less the 95 % quantile of the
-        resampled curves' distance from the measured one (at least 0) to the 97.5 % quantile of the resampled values.
-        `ece_by_chance`: the mean of that distance: about what a calibrated model shows on so many pairs.
-        `overconfidence`: mean confidence less accuracy, over all strict pairs; above 0 the scores are too far apart.
-        `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; empty bins left out.
+        `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and biased
+        upwards on few pairs. Its interval is therefore from the value minus the 95 % quantile of the distance between
+        resampled and measured curve (at least 0) to the 97.5 % quantile of the resampled values.
+        `ece_by_chance`: the mean of that distance: about the ece of a calibrated model on as many pairs.
+        `overconfidence`: mean confidence minus accuracy, over all strict pairs; above 0 the scores are too far apart.
+        `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; no empty bins.
     """
     strict = table.strict
     confidence = 1 / (1 + np.exp(-np.abs(table.differences(table.scores))))
@@ -126,10 +111,15 @@ def calibration(
     value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
     high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
     ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
-    result: dict[str, Any] = named("ece", ece if high - ece.low > 1e-12 else wilson_between(value, int(used.sum())))
-    result["ece_by_chance"] = float(noise.mean())
-    result |= named("overconfidence", bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples))
-    result["bins"] = []
+    if high - ece.low <= 1e-12:
+        ece = wilson_between(value, int(used.sum()))
+    overconfidence = bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples)
+    result: dict[str, Any] = {
+        **ece.entries("ece"),
+        "ece_by_chance": float(noise.mean()),
+        **overconfidence.entries("overconfidence"),
+        "bins": [],
+    }
     for number in range(bins):
         chosen = strict & (place == number)
         if chosen.any():
@@ -140,7 +130,7 @@ def calibration(
                     "high": 0.5 + (number + 1) / (2 * bins),
                     "pairs": int(chosen.sum()),
                     "confidence": float(confidence[chosen].mean()),
-                    **named("accuracy", hit_share),
+                    **hit_share.entries("accuracy"),
                 }
             )
     return result
@@ -149,17 +139,17 @@ def calibration(
 def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
     """Kendall's tau-b between scores and ranks, one per prompt, averaged over prompts.
 
-    tau-b is (right pairs - wrong pairs) / sqrt(strict pairs x pairs of unequal scores). A prompt whose scores are all
-    equal counts 0: the model has not ordered it. Prompts whose completions all tie are left out.
+    tau-b is (right pairs - wrong pairs) / sqrt(strict pairs x pairs of unequal scores), and 0 for a prompt with equal
+    scores only. Prompts whose completions all tie are left out.
 
     Returns:
         `kendall_tau`, `prompts`; with lengths `length_baseline_kendall_tau`, the same with lengths as scores.
     """
     counts = table.sums(table.strict)
-    result = named("kendall_tau", _mean_tau(table, table.scores, seed, resamples))
+    result = _mean_tau(table, table.scores, seed, resamples).entries("kendall_tau")
     result["prompts"] = int((counts > 0).sum())
     if table.lengths is not None:
-        result |= named("length_baseline_kendall_tau", _mean_tau(table, table.lengths, seed, resamples))
+        result |= _mean_tau(table, table.lengths, seed, resamples).entries("length_baseline_kendall_tau")
     return result
 
 
@@ -171,18 +161,18 @@ def _mean_tau(table: Rankings, values: np.ndarray, seed: int, resamples: int) ->
 
 
 def score_gaps(table: Rankings) -> dict[str, list[Any]]:
-    """Histogram of |score difference| over strict pairs, for those ordered right and those ordered wrong.
+    """Histograms of |score difference| over the strict pairs ordered right and over those ordered wrong.
 
     Returns:
         `edges` [B + 1], `right` [B] and `wrong` [B] (equal scores are in neither). The last edge is the 99.5 %
-        quantile; what lies beyond is counted in the last bin.
+        quantile; larger differences count in the last bin.
     """
     gaps = table.differences(table.scores)[table.strict]
     last = float(np.quantile(np.abs(gaps), 0.995)) or 1.0
     edges = np.linspace(0, last, _HISTOGRAM_BINS + 1)
     counts = {
-        name: np.histogram(np.minimum(found, last), edges)[0].tolist()
-        for name, found in (("right", gaps[gaps > 0]), ("wrong", -gaps[gaps < 0]))
+        name: np.histogram(np.minimum(sizes, last), edges)[0].tolist()
+        for name, sizes in (("right", gaps[gaps > 0]), ("wrong", -gaps[gaps < 0]))
     }
     return {"edges": edges.tolist(), **counts}
 
@@ -194,12 +184,12 @@ def agreement(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any] | None:
-    """Share of the pairs that two labelers both ranked strictly which they order alike.
+    """Share of pairs ordered alike by two labelers, of the pairs that both ranked strictly.
 
     Args:
         first: [R][k], one labeler's ranks of some completions of a prompt; 1 is best.
-        second: [R][k], another's ranks of the same completions.
-        prompts: [R], what tells the prompts apart; every row is one by default.
+        second: [R][k], another labeler's ranks of the same completions.
+        prompts: [R], the prompt of each row (any hashable); by default each row has its own.
         seed: of the bootstrap over prompts.
         resamples: how many.
 
@@ -229,7 +219,7 @@ def agreement(
     table = np.array(list(counts.values()), dtype=float)
     estimate = bounded_ratio(table[:, 0], table[:, 1], 0.0, seed, resamples)
     return {
-        **named("agreement", estimate),
+        **estimate.entries("agreement"),
         "pairs": int(table[:, 1].sum()),
         "tied_pairs": int(tied),
         "prompts": len(counts),

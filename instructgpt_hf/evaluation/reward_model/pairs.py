@@ -1,4 +1,4 @@
-"""Rankings as flat arrays with all their pairs: what every measure of a reward model is computed from."""
+"""Scored rankings as flat arrays with all pairs: the input of every measure of a reward model."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Rankings:
         prompt: [Q], the prompt of every pair.
         better: [Q], the completion (index into the M) with the better rank; in a tied pair the first.
         worse: [Q], the other one.
-        gap: [Q], the difference of their dense ranks: how many distinct ranks of the prompt lie between, plus one. 0
-            for a tied pair, 1 for neighbours, whatever numbers the ranks are.
+        gap: [Q], the difference of their dense ranks, which number the distinct ranks of a prompt: 0 for a tied pair,
+            1 for neighbours, whatever the numbers of the ranks.
         scores: [M], of the reward model.
-        lengths: [M], in tokens; None if they were not given.
+        lengths: [M], in tokens, or None.
     """
 
     sizes: np.ndarray
@@ -47,7 +47,7 @@ class Rankings:
         """Check and flatten [N][K] lists.
 
         Args:
-            what: begins the error messages: the measure's name.
+            what: the measure's name, with which error messages begin.
             scores: of the reward model.
             ranks: 1 is best, equal ranks are a tie.
             lengths: of the completions in tokens.
@@ -85,7 +85,7 @@ class Rankings:
         return self.gap > 0
 
     def differences(self, values: np.ndarray) -> np.ndarray:
-        """[Q]: the better completion's value less the worse one's.
+        """[Q]: the better completion's value minus the worse one's.
 
         Args:
             values: [M].
@@ -105,9 +105,9 @@ class Rankings:
         return np.bincount(self.prompt, weights=values, minlength=len(self.sizes))
 
     def standings(self, values: np.ndarray) -> np.ndarray:
-        """[M]: how many of its prompt's completions each exceeds, less how many exceed it.
+        """[M]: number of completions of the prompt with a lower value minus the number with a higher value.
 
-        Twice the average rank, centred: Spearman's correlation is the cosine of two such vectors of one prompt.
+        This is twice the centred average rank: Spearman's correlation is the cosine of two such vectors of one prompt.
 
         Args:
             values: [M].
@@ -131,7 +131,7 @@ def _all_pairs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _dense_ranks(ranks: np.ndarray, prompt: np.ndarray) -> np.ndarray:
-    """[M]: the distinct ranks of the prompt numbered in order, from any start: 1, 3, 3, 7 may become 4, 5, 5, 6."""
+    """[M]: consecutive numbers for the distinct ranks of a prompt: 1, 3, 3, 7 become n, n + 1, n + 1, n + 2."""
     order = np.lexsort((ranks, prompt))
     dense = np.empty(len(ranks), dtype=np.int64)
     dense[order] = np.concatenate([[0], np.cumsum(np.diff(ranks[order]) != 0)])
@@ -145,8 +145,8 @@ def _check(what: str, columns: dict[str, Sequence[Sequence[float]]]) -> None:
     for name, column in columns.items():
         if len(column) != len(ranks):
             raise InstructGPTError(f"{what}: {len(column)} {name} for {len(ranks)} rankings.")
-        for row, (found, expected) in enumerate(zip(column, ranks, strict=True)):
-            if len(found) != len(expected):
-                raise InstructGPTError(f"{what}: row {row} has {len(found)} {name} for {len(expected)} ranks.")
-            if not all(math.isfinite(value) for value in found):
+        for row, (values, expected) in enumerate(zip(column, ranks, strict=True)):
+            if len(values) != len(expected):
+                raise InstructGPTError(f"{what}: row {row} has {len(values)} {name} for {len(expected)} ranks.")
+            if not all(math.isfinite(value) for value in values):
                 raise InstructGPTError(f"{what}: row {row} of {name} holds a value that is not a finite number.")

@@ -234,7 +234,7 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         with self.without_gradient_sync(model):
             for piece in blocks.split(args.per_device_train_batch_size):
                 with self.compute_loss_context_manager():
-                    loss = model(piece, torch.ones_like(piece), complete=self._complete)
+                    loss = model(piece, torch.ones_like(piece), complete=self._complete).lm_loss
                 self.backward(args.ptx_coef * loss / denominator)
                 total += loss.detach()
         self._record_means({"loss/ptx": total / counted.sum()})

@@ -1,0 +1,26 @@
+"""`instructgpt-hf push`: upload a run's stages to the Hub."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from instructgpt_hf.cli.command import Verbs
+
+
+def add(verbs: Verbs) -> None:
+    """Add the verb."""
+    parser = verbs.add("push", "upload a run's stages to the Hub", "instructgpt-hf push runs/tiny-cpu", _push)
+    parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/tiny-cpu")
+    parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the logged-in user)")
+    parser.add_argument("--public", action="store_true", help="make the repositories public (default: private)")
+    parser.add_argument("--stages", nargs="+", metavar="STAGE", help="which stages (default: every finished one)")
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from instructgpt_hf.hub.publish import push_run
+
+    run, private = Path(arguments.run), not arguments.public
+    push_run(run, arguments.hub_namespace, private=private, stages=arguments.stages, console=Console())

@@ -1,0 +1,89 @@
+"""Tables that `instructgpt-hf data inspect` prints."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from instructgpt_hf.data.rankings.rows import DROPPED
+
+SHOWN = 100  # characters of a text of an example
+LABELERS_SHOWN = 5
+
+
+def show(summary: dict[str, Any], console: Console) -> None:
+    """Print what `stages.inspection.inspect_rankings` returns."""
+    console.print(Text(f"{summary['dataset']}, split {summary['split']}, read as {summary['schema']}"))
+    console.print(_counts(summary))
+    console.print()
+    console.print(_lengths(summary))
+    if summary["limits"]:
+        text = ", ".join(f"{key} {value}" for key, value in summary["limits"].items())
+        console.print(f"Lengths are before the limits: {text}.", highlight=False)
+    else:
+        console.print("Lengths are in words and no limit applies; --tokenizer counts tokens.", highlight=False)
+    for number, example in enumerate(summary["examples"], start=1):
+        console.print()
+        console.print(_example(number, example))
+
+
+def _counts(summary: dict[str, Any]) -> Table:
+    table = _table("", "count")
+    table.add_row("prompts read", _number(summary["read"]["prompts"]))
+    table.add_row("completions read", _number(summary["read"]["completions"]))
+    for key, what in DROPPED.items():
+        if summary["dropped"][key]:
+            table.add_row(f"dropped: {what}", _number(summary["dropped"][key]))
+    table.add_section()
+    table.add_row("prompts to train on", _number(summary["prompts"]))
+    table.add_row("completions to train on", _number(summary["completions"]))
+    for size, prompts in summary["by_size"].items():
+        table.add_row(f"prompts with {size} completions", _number(prompts))
+    table.add_row("pairs", _number(summary["pairs"]))
+    table.add_row("tied pairs", _number(summary["tied_pairs"]))
+    if summary["longer_is_better"] is not None:
+        table.add_row("pairs whose better completion is the longer one", f"{summary['longer_is_better']:.1%}")
+    if labelers := summary["labelers"]:
+        table.add_row("labelers", _number(labelers["count"]))
+        table.add_row("prompts ranked by several labelers", _number(labelers["shared_prompts"]))
+        for labeler, rankings in list(labelers["rankings"].items())[:LABELERS_SHOWN]:
+            table.add_row(Text(f"rankings by {labeler}"), _number(rankings))
+    return table
+
+
+def _lengths(summary: dict[str, Any]) -> Table:
+    table = _table(f"length in {summary['unit']}", "median", "95 %", "max")
+    for what, name in (("prompt", "prompt"), ("completion", "completion"), ("together", "prompt + completion")):
+        table.add_row(name, *(_number(value) for value in summary["lengths"][what].values()))
+    return table
+
+
+def _example(number: int, example: dict[str, Any]) -> Table:
+    prompt = example["prompt"] or ""
+    if isinstance(prompt, list):
+        prompt = " | ".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    table = _table(f"example {number}", "text", justify="left")
+    table.add_row("prompt", _short(prompt))
+    for rank, completion in sorted(zip(example["ranks"], example["completions"], strict=True)):
+        table.add_row(f"rank {rank}", _short(completion))
+    return table
+
+
+def _table(first: str, *columns: str, justify: Literal["left", "right"] = "right") -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(first)
+    for name in columns:
+        table.add_column(name, justify=justify)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.1f}"
+
+
+def _short(text: str) -> Text:
+    line = " ".join(text.split())
+    return Text(line if len(line) <= SHOWN else line[: SHOWN - 3] + "...")

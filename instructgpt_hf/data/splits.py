@@ -1,0 +1,169 @@
+"""The one place that holds data back: which rows a stage trains on and which it is measured on.
+
+Held back is the test split that the settings name, or the lab's own. Without one, a part of the training split is:
+a tenth of the demonstrations or prompts and a tenth of the ranked prompts with all their rankings, a twentieth of the
+pretraining documents, at most 200 each; of a stream the first 200 rows. The choice depends on the data alone, so every
+stage and the evaluation make the same one, and no stage trains on what another one measures.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datasets import Dataset, IterableDataset
+
+from instructgpt_hf.config.data import DataArguments, PPOArguments, RewardArguments, SFTArguments
+from instructgpt_hf.data.pretraining import pretraining_rows, with_text
+from instructgpt_hf.data.rankings.rows import ranking_rows
+from instructgpt_hf.data.rankings.schemas import recognise
+from instructgpt_hf.data.rows import is_text, require_columns
+from instructgpt_hf.data.sources import Sources
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.lab import LAB_PREFIX
+
+HELD_BACK_LIMIT = 200
+SHARE, TEXT_SHARE = 10, 20  # one row in so many is held back
+
+
+class Split(NamedTuple):
+    """Rows to train on, and rows held back for measuring."""
+
+    train: Dataset | IterableDataset
+    test: Dataset
+
+
+def test_split(data_args: DataArguments) -> str | None:
+    """Name of the split to measure on, or None if a part of the train split must be held back.
+
+    A single local file has no splits, so a part of it is held back whatever the setting says.
+    """
+    name = str(data_args.dataset_name)
+    split = data_args.dataset_test_split or ("test" if name.startswith(LAB_PREFIX) else None)
+    return None if Path(name).expanduser().is_file() else split
+
+
+def read_split(sources: Sources, data_args: DataArguments, role: str) -> Split:
+    """Demonstrations or prompts: the rows of the train split and the held-back ones.
+
+    Raises:
+        InstructGPTError: if the data cannot be read, or there are too few rows to hold one back.
+    """
+    name, config = str(data_args.dataset_name), data_args.dataset_config
+    rows = sources.read(name, config, data_args.dataset_train_split, role)
+    if (split := test_split(data_args)) is not None:
+        return Split(rows, sources.read(name, config, split, f"{role}_test"))
+    parts = _hold_back_rows(rows, SHARE, f"{role}: {name}", "row")
+    sources.records[role]["held_back"] = len(parts.test)
+    return parts
+
+
+def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
+    """Rankings in their one form (`data.rankings.rows.ranking_rows`); the schema goes into the record of the source.
+
+    Raises:
+        InstructGPTError: if the schema is not known, rows are wrong, or there are too few to hold one back.
+    """
+    name, config, streaming = str(data_args.dataset_name), data_args.dataset_config, data_args.streaming
+    where = f"rankings: {name}"
+    source = sources.read(name, config, data_args.dataset_train_split, "rankings", streaming)
+    schema, _ = recognise(source, where)
+    rows = ranking_rows(source, where)
+    record = sources.records["rankings"]
+    if (split := test_split(data_args)) is not None:
+        held_back = sources.read(name, config, split, "rankings_test")
+        parts = Split(rows, ranking_rows(held_back, f"{where} (held back)"))
+    else:
+        streamed = isinstance(rows, IterableDataset)
+        parts = _hold_back_first_rows(rows, where) if streamed else _hold_back_prompts(rows, where)
+        record["held_back"] = len(parts.test)
+    record["schema"] = schema.name
+    return parts
+
+
+def read_pretraining(
+    sources: Sources, data_args: SFTArguments | PPOArguments, setting: str, weight: float
+) -> Split | None:
+    """Pretraining text to train on and some held back, in the column `text`; None if `weight` is 0.
+
+    Args:
+        sources: reads and records.
+        data_args: name the dataset.
+        setting: whose value `weight` is, for messages.
+        weight: of the pretraining text in the stage's objective.
+
+    Raises:
+        InstructGPTError: if `weight` is set but no dataset is, or the data cannot be used.
+    """
+    name, config = data_args.pretraining_dataset_name, data_args.pretraining_dataset_config
+    if not weight:
+        return None
+    if name is None:
+        raise InstructGPTError(
+            f"{setting} = {weight}: needs pretraining_dataset_name, the text to mix in; {setting}: 0 does without."
+        )
+    where = f"pretraining: {name}"
+    split, streaming = data_args.pretraining_dataset_split, data_args.pretraining_streaming
+    text = sources.read(name, config, split, "pretraining", streaming)
+    text = with_text(text, data_args.pretraining_dataset_text_field, where)
+    if not isinstance(text, IterableDataset):
+        text = pretraining_rows(text, where)
+    if name.startswith(LAB_PREFIX):
+        held_back = sources.read(name, config, "test", "pretraining_test")
+        return Split(text, pretraining_rows(held_back, "pretraining test"))
+    if isinstance(text, IterableDataset):
+        return _hold_back_first_texts(text, HELD_BACK_LIMIT, where)
+    return _hold_back_rows(text, TEXT_SHARE, where, "document")
+
+
+def _hold_back_rows(rows: Dataset, share: int, where: str, unit: str) -> Split:
+    if len(rows) < 2:
+        raise InstructGPTError(
+            f"{where} has {len(rows)} {unit}; at least 2 are needed to hold one back for measuring."
+        )
+    parts = rows.train_test_split(test_size=_held_back(len(rows), share), seed=0)
+    return Split(parts["train"], parts["test"])
+
+
+def _hold_back_prompts(rows: Dataset, where: str) -> Split:
+    """Rankings of one prompt, by several labelers, stay together: a model is measured on prompts it has not seen."""
+    keys = [json.dumps(prompt) for prompt in rows["prompt"]]
+    prompts = list(dict.fromkeys(keys))
+    if len(prompts) < 2:
+        count = "1 row" if len(rows) < 2 else f"{len(rows)} rows of one prompt"
+        raise InstructGPTError(f"{where} has {count}; at least 2 are needed to hold one back for measuring.")
+    parts = Dataset.from_dict({"key": prompts}).train_test_split(test_size=_held_back(len(prompts), SHARE), seed=0)
+    chosen = set(parts["test"]["key"])
+    train = rows.select([index for index, key in enumerate(keys) if key not in chosen])
+    return Split(train, rows.select([index for index, key in enumerate(keys) if key in chosen]))
+
+
+def _held_back(rows: int, share: int) -> int:
+    return min(HELD_BACK_LIMIT, max(1, rows // share))
+
+
+def _hold_back_first_rows(rows: IterableDataset, where: str) -> Split:
+    test = Dataset.from_list(list(rows.take(HELD_BACK_LIMIT)), features=rows.features)
+    train = rows.skip(len(test))
+    _require_rest(train, len(test), HELD_BACK_LIMIT, where, "streaming")
+    return Split(train, test)
+
+
+def _hold_back_first_texts(rows: IterableDataset, limit: int, where: str) -> Split:
+    first: list[dict[str, Any]] = list(rows.take(limit))
+    require_columns(Dataset.from_list(first), ["text"], where)
+    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
+    if not texts:
+        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
+    train = rows.skip(limit)
+    _require_rest(train, len(first), limit, where, "pretraining_streaming")
+    return Split(train, Dataset.from_dict({"text": texts}))
+
+
+def _require_rest(rest: IterableDataset, taken: int, limit: int, where: str, setting: str) -> None:
+    if next(iter(rest), None) is None:
+        raise InstructGPTError(
+            f"{where} has {taken} row{'s' * (taken > 1)}; a stream needs more, because its first {limit} are held "
+            f"back for measuring. Set {setting}: false."
+        )

@@ -1,0 +1,100 @@
+"""Judges: who scores the completions of the policies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from peft import PeftModel
+from transformers import PreTrainedModel
+
+from instructgpt_hf import lab
+from instructgpt_hf.data.prompts import Prompt
+from instructgpt_hf.models.scoring import TextRewardModel, score_token_lists
+
+
+class SampledCompletions(NamedTuple):
+    """One completion per prompt by one policy.
+
+    Attributes:
+        prompts: N prompts as the dataset holds them.
+        prompt_ids: N lists of the policy's token ids.
+        completion_ids: N lists of token ids, with EOS where the completion is finished.
+        texts: N completions as text.
+        finished: whether each one ends with EOS.
+    """
+
+    prompts: Sequence[Prompt]
+    prompt_ids: list[list[int]]
+    completion_ids: list[list[int]]
+    texts: list[str]
+    finished: list[bool]
+
+
+class Judge(Protocol):
+    """Scores completions; the higher the better.
+
+    Attributes:
+        name: as the report prints it.
+        independent: whether no policy was trained on its scores.
+    """
+
+    name: str
+    independent: bool
+
+    def scores(self, sampled: SampledCompletions) -> list[float]:
+        """One score per completion."""
+
+
+class GoldLabeler:
+    """The lab's gold labeler, which knows what is true in its micro-world."""
+
+    name = "the lab's gold labeler"
+    independent = True
+
+    def scores(self, sampled: SampledCompletions) -> list[float]:
+        """The labeler's score of each text, without the noise of its rankings."""
+        return lab.gold_scores([str(prompt) for prompt in sampled.prompts], sampled.texts)
+
+
+@dataclass(frozen=True)
+class RewardModelJudge:
+    """The reward model that PPO trained on; it reads the policy's token ids.
+
+    Attributes:
+        model: sequence classifier with a scalar head.
+        pad_token_id: of the policy's tokenizer.
+        batch_size: completions per forward pass.
+    """
+
+    model: PreTrainedModel | PeftModel
+    pad_token_id: int
+    batch_size: int
+    name = "the reward model it was trained on"
+    independent = False
+
+    def scores(self, sampled: SampledCompletions) -> list[float]:
+        """The shifted score at the last token of each prompt with its completion."""
+        pairs = zip(sampled.prompt_ids, sampled.completion_ids, strict=True)
+        return score_token_lists(self.model, [a + b for a, b in pairs], self.pad_token_id, self.batch_size)
+
+
+@dataclass(frozen=True)
+class TextRewardModelJudge:
+    """The reward model that PPO trained on, where it has a tokenizer or prompt format of its own and reads text.
+
+    Attributes:
+        reward: the model with its tokenizer and prompt format.
+        batch_size: completions per forward pass.
+    """
+
+    reward: TextRewardModel
+    batch_size: int
+    name = RewardModelJudge.name
+    independent = False
+
+    def scores(self, sampled: SampledCompletions) -> list[float]:
+        """The shifted score of each prompt with its completion, as the model's own training rendered them."""
+        ids = self.reward.token_lists(sampled.prompts, sampled.texts, sampled.finished)
+        return score_token_lists(self.reward.model, ids, self.reward.tokenizer.pad_token_id, self.batch_size)

@@ -1,0 +1,184 @@
+"""Models and earlier stages that a stage reads, and their limits, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import metadata_load
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from instructgpt_hf._compat.peft import unwrap_peft
+from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, model_fingerprint, vocabulary_fingerprint
+from instructgpt_hf.config.model import quantization_config
+from instructgpt_hf.config.recipe import StageSettings
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.errors import InstructGPTError, Problems
+from instructgpt_hf.models.loading import count_parameters, load_config, positions, resolve_source
+from instructgpt_hf.stages.run import StageRun
+
+SLOW_TO_LOAD = 2**30  # bytes of weights
+
+
+@dataclass(frozen=True)
+class FinishedStage:
+    """An earlier stage: its folder, its record, and what the recipe calls it."""
+
+    folder: Path
+    record: StageArtifact
+    source: str
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Entry of a later stage's `previous` in stage.json."""
+        return {"source": self.source, "fingerprint": self.record.fingerprint}
+
+
+def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedStage:
+    """An earlier stage of this run, or the one that a path or Hub id names.
+
+    Raises:
+        InstructGPTError: if it is missing or is another stage.
+    """
+    folder = run.run_folder / stage if source is None else resolve_source(source, role=f"{stage} stage")
+    if source is None and not (folder / STAGE_FILE).is_file():
+        known = " to the folder or Hub id of a finished one" if stage == "sft" else ""
+        raise InstructGPTError(
+            f"{folder}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path{known}."
+        )
+    record = StageArtifact.load(folder)
+    if record.stage != stage:
+        raise InstructGPTError(f"{folder}: is a finished {record.stage!r} stage, expected {stage!r}.")
+    return FinishedStage(folder, record, source or stage)
+
+
+def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What stage.json holds of a pretrained model: id, revision, fingerprints of weights and vocabulary, licence."""
+    return {
+        "id": source,
+        "revision": revision,
+        "fingerprint": model_fingerprint(folder),
+        "vocabulary": vocabulary_fingerprint(tokenizer),
+        "license": _license(folder),
+    }
+
+
+def _license(folder: Path) -> str | None:
+    card = folder / "README.md"
+    stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return stated if isinstance(stated, str) else None
+
+
+def model_record(model: Any, base: dict[str, Any]) -> dict[str, Any]:
+    """What stage.json holds of a trained model: kind, architecture, licence, numbers of parameters."""
+    return {
+        "kind": "adapter" if hasattr(model, "peft_config") else "full",
+        "architecture": type(unwrap_peft(model)).__name__,
+        "license": base.get("license"),
+        **count_parameters(model),
+    }
+
+
+def check_vocabulary(expected: dict[str, Any], other: dict[str, Any], role: str) -> None:
+    """Raise unless two base models read the same token ids.
+
+    Args:
+        expected: record of the SFT model's base.
+        other: record of another base.
+        role: of the model that descends from the other one.
+
+    Raises:
+        InstructGPTError: naming both base models.
+    """
+    if expected["vocabulary"] != other["vocabulary"]:
+        raise InstructGPTError(
+            f"{role} comes from base model {other['id']!r}, whose tokenizer differs from that of {expected['id']!r}, "
+            "the base of the SFT model: it would read the policy's token ids as other words. Choose models of one "
+            "tokenizer."
+        )
+
+
+def recorded_format(
+    sft: StageArtifact, name: str | None, tokenizer: PreTrainedTokenizerBase, where: str
+) -> PromptFormat:
+    """The SFT stage's prompt format, which a later stage may repeat but not change.
+
+    Raises:
+        InstructGPTError: if the later stage's recipe or tokenizer renders prompts differently.
+    """
+    recorded = PromptFormat.from_dict(sft.prompt_format)
+    if name is not None:
+        recorded.check_same(PromptFormat.create(name, tokenizer), where)
+    return recorded
+
+
+def model_options(settings: StageSettings) -> dict[str, Any]:
+    """Keyword arguments of `from_pretrained` from a stage's settings."""
+    config = settings.model_args
+    dtype = config.dtype if config.dtype in (None, "auto") else getattr(torch, str(config.dtype))
+    options: dict[str, Any] = {"dtype": dtype, "attn_implementation": config.attn_implementation}
+    quantization = quantization_config(config)
+    if quantization is not None:
+        options["quantization_config"] = quantization
+        options["device_map"] = {"": torch.cuda.current_device() if torch.cuda.is_available() else "cpu"}
+    if settings.training_args.trust_remote_code:
+        options["trust_remote_code"] = True
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def show_loading_progress(folder: Path) -> None:
+    """Let transformers draw its bars for weights that take a while to read, and only for those."""
+    size = sum(item.stat().st_size for item in folder.rglob("*.safetensors"))
+    (logging.enable_progress_bar if size > SLOW_TO_LOAD else logging.disable_progress_bar)()
+
+
+def usable_length(run: StageRun, config: PretrainedConfig, max_length: int | None) -> int | None:
+    """`max_length`, or the model's number of positions where that is smaller, which is logged.
+
+    Args:
+        run: the stage.
+        config: of the model.
+        max_length: the stage's setting, in tokens; longer examples are left out.
+    """
+    limit = positions(config)
+    if limit is None or (max_length is not None and max_length <= limit):
+        return max_length
+    run.log(f"max_length = {max_length}: the model has {limit} positions; longer examples are left out")
+    return limit
+
+
+def check_rollout_lengths(
+    readers: Iterable[tuple[str, Path]], prompt: int, completion: int, ptx_length: int | None
+) -> None:
+    """Raise unless every model can read the longest prompt with the longest completion.
+
+    A model with learned positions fails on a longer sequence, and others were not trained on it.
+
+    Args:
+        readers: role and folder of each model that reads the sampled token ids, the policy first.
+        prompt: tokens of the longest prompt.
+        completion: `max_completion_length`.
+        ptx_length: `ptx_max_length`, which the policy reads; None without a pretraining gradient.
+
+    Raises:
+        InstructGPTError: naming the models with fewer positions, and the longest completion that fits.
+    """
+    problems = Problems("ppo.yaml: sequences are longer than a model reads:")
+    for number, (role, folder) in enumerate(readers):
+        limit = positions(load_config(folder))
+        if limit is None:
+            continue
+        total = prompt + completion
+        if total > limit:
+            shorter = f"set max_completion_length to at most {limit - prompt}, or " if limit > prompt else ""
+            problems.add(
+                f"max_completion_length = {completion}: with the longest prompt ({prompt} tokens) {total}, and "
+                f"the {role} ({folder}) has {limit} positions; {shorter}lower max_prompt_length"
+            )
+        if number == 0 and ptx_length is not None and ptx_length > limit:
+            problems.add(f"ptx_max_length = {ptx_length}: the policy ({folder}) has {limit} positions")
+    problems.raise_if_any()

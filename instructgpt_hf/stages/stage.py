@@ -1,0 +1,138 @@
+"""The order of every stage, written once. A stage says what it reads and how it fits."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from transformers import Trainer
+
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.config.settings import adjustable_keys
+from instructgpt_hf.data.sources import Sources
+from instructgpt_hf.stages import lifecycle, resume
+from instructgpt_hf.stages.fit import own_tracker_run, train
+from instructgpt_hf.stages.inputs import show_loading_progress
+from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
+
+
+class StageInputs(Protocol):
+    """What a stage reads; each stage has a class of its own."""
+
+    @property
+    def largest(self) -> Path:
+        """Folder of the largest model to load, for the progress bar."""
+
+
+Inputs = TypeVar("Inputs", bound=StageInputs)
+Rows = TypeVar("Rows")
+Models = TypeVar("Models")
+
+
+class Outcome(NamedTuple):
+    """What a trained stage leaves behind.
+
+    Attributes:
+        record: fields of `StageArtifact` that only this stage fills in.
+        save: writes the models into a folder.
+        summary: one line for the user.
+    """
+
+    record: dict[str, Any]
+    save: Callable[[Path], None]
+    summary: str
+
+
+class Stage(abc.ABC, Generic[Inputs, Rows, Models]):
+    """What one stage reads, loads, trains and records; `train_stage` calls the methods in the order they stand here.
+
+    `read` and `prepare` raise `InstructGPTError` for anything unusable before a model is loaded. No method but
+    `Outcome.save` writes, and that only into the folder it is given.
+
+    Args:
+        run: the stage's identity.
+    """
+
+    def __init__(self, run: StageRun) -> None:
+        self.run = run
+        self.sources = Sources(run.lab_folder)
+
+    @abc.abstractmethod
+    def read(self) -> Inputs:
+        """Find models, earlier stages and datasets."""
+
+    @abc.abstractmethod
+    def fingerprints(self, inputs: Inputs) -> dict[str, Any]:
+        """Fingerprints of the models and functions that determine the result, by role."""
+
+    @abc.abstractmethod
+    def prepare(self, inputs: Inputs) -> Rows:
+        """Tokenize the data and hold lengths against limits."""
+
+    @abc.abstractmethod
+    def load(self, inputs: Inputs) -> Models:
+        """Load the models."""
+
+    @abc.abstractmethod
+    def trainer(self, inputs: Inputs, rows: Rows, models: Models) -> Trainer:
+        """Build the trainer, which writes checkpoints only."""
+
+    def boundary(self) -> int:
+        """Optimizer steps between the points at which the trainer can resume."""
+        return 1
+
+    @abc.abstractmethod
+    def conclude(
+        self, inputs: Inputs, rows: Rows, models: Models, trainer: Trainer, training: dict[str, Any]
+    ) -> Outcome:
+        """Measure the trained models."""
+
+
+@own_tracker_run()
+def train_stage(stage: Stage[Any, Any, Any]) -> StageArtifact:
+    """Train a stage, or find it finished.
+
+    Nothing is written before every check has passed and the models are loaded, apart from the lab's data files.
+
+    Returns:
+        The stage's record, which stands in its folder as stage.json.
+
+    Raises:
+        InstructGPTError: if data, models or settings are unusable, or training was stopped.
+        Interrupted: if the user pressed Ctrl-C; the same call resumes.
+    """
+    run, training_args = stage.run, stage.run.settings.training_args
+    lifecycle.check_launch(training_args, run.settings.stage)
+    # The finished stage is pushed as a whole; the Trainer would create a repository of its own and push checkpoints.
+    training_args.output_dir, training_args.push_to_hub = str(run.checkpoint_folder), False
+
+    inputs = stage.read()
+    models_read, data = stage.fingerprints(inputs), stage.sources.records
+    digest = lifecycle.stage_fingerprint(run, data, models_read)
+    if (done := lifecycle.finished(run, digest)) is not None:
+        return done
+    fixed = lifecycle.stage_fingerprint(run, data, models_read, without=adjustable_keys(run.settings.stage))
+    rows = stage.prepare(inputs)
+    lifecycle.check_folder(run)
+    start = resume.find_resume(run, digest, fixed)
+
+    show_loading_progress(inputs.largest)
+    models = stage.load(inputs)
+    if start.adjusted:
+        resume.record_changes(run, start.step)
+    lifecycle.prepare_checkpoint_folder(run, digest, start.keep)
+    trainer = stage.trainer(inputs, rows, models)
+    try:
+        training = train(trainer, run, resume.open_checkpoint(run, start.step), stage.boundary())
+    except TrainingStopped as stop:
+        raise resume.record_stop(run, fixed, stop) from None
+    if changes := resume.recorded_changes(run):
+        training["changed_settings"] = changes
+
+    outcome = stage.conclude(inputs, rows, models, trainer, training)
+    artifact = lifecycle.stage_record(run, digest, data, training=training, **outcome.record)
+    run.log(outcome.summary)
+    return lifecycle.finish(run, artifact, outcome.save)

@@ -1,0 +1,112 @@
+"""Every quirk is described and tested; messages, errors and data of the libraries that are worked around.
+
+A failure of a behaviour means that upstream has changed it: see under "Goes when" whether the workaround can go.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from helpers.upstream import caught
+from trl.models.utils import disable_gradient_checkpointing
+
+from instructgpt_hf._compat import peft, quirks
+from instructgpt_hf._compat.checkpoints import WholeCheckpoints
+
+PARTS = ("Cause:", "Goes when:", "Relies on:")
+
+
+def described():
+    """Every function and class that works around something, by its docstring."""
+    modules = {module: vars(module) for module in (quirks, peft)}
+    own = [
+        item
+        for module, names in modules.items()
+        for item in names.values()
+        if inspect.isfunction(item) and inspect.unwrap(item).__module__ == module.__name__
+    ]
+    return [WholeCheckpoints, *own]
+
+
+def test_every_quirk_states_its_cause_and_its_end():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    plain = {"adapter_layers", "applied_adapters", "unwrap_peft"}
+    for item in described():
+        if item.__name__ not in plain:
+            missing = [part for part in PARTS if part not in inspect.getdoc(item)]
+            assert not missing, f"{item.__name__}: {missing}"
+            assert item.__name__ in tests, f"{item.__name__} has no test of the behaviour"
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("set_vllm_weights", "vLLM needs a GPU; tests/trainers/test_ppo_generation.py checks what would be sent"),
+        ("CleanEnd", "a deadlock of several processes; tests/trainers/test_ppo_processes.py ends such runs"),
+    ],
+)
+def test_behaviour_that_is_out_of_reach_here(name, reason):
+    pytest.skip(reason)
+
+
+class TestMessages:
+    def test_trl_uses_a_deprecated_name(self, make_policy):
+        """`quiet_environment`."""
+
+        def enter():
+            with disable_gradient_checkpointing(make_policy()):
+                pass
+
+        assert any("is_gradient_checkpointing" in text for text in caught(enter))
+
+        def quiet():
+            with quirks.quiet_environment():
+                warnings.filterwarnings("always", message="another")
+                enter()
+
+        assert not any("is_gradient_checkpointing" in text for text in caught(quiet))
+
+    def test_bitsandbytes_hints_at_a_kernel(self):
+        """`silence_kernel_hint`."""
+        from bitsandbytes.backends.cpu import ops
+
+        assert "Failed to load CPU gemm_4bit" in inspect.getsource(ops)
+        record = logging.LogRecord(
+            ops.logger.name, logging.WARNING, "", 0, "Failed to load CPU gemm_4bit: x", (), None
+        )
+        quirks.silence_kernel_hint()
+        assert not logging.getLogger(ops.logger.name).filter(record)
+
+    def test_a_failed_connection_raises_the_http_librarys_error(self, monkeypatch):
+        """`connection_error`."""
+        from huggingface_hub import constants, get_session
+
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        with pytest.raises(quirks.connection_error()) as failure:
+            get_session().get("http://127.0.0.1:9")
+        assert not type(failure.value).__module__.startswith("huggingface_hub")
+
+
+class TestDatasets:
+    def test_fingerprint_depends_on_the_content(self):
+        """`dataset_fingerprint`."""
+        first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
+        assert quirks.dataset_fingerprint(first) != quirks.dataset_fingerprint(second)
+
+    def test_the_shuffle_buffer_of_a_stream_does_not_resume_exactly(self):
+        """Why `instructgpt_hf.data.documents` shuffles windows of its own."""
+
+        def stream():
+            return Dataset.from_dict({"n": range(3000)}).to_iterable_dataset().shuffle(seed=0, buffer_size=100)
+
+        first, second = stream(), stream()
+        rows = iter(first)
+        for _ in range(1500):
+            next(rows)
+        second.load_state_dict(first.state_dict())
+        assert [row["n"] for row in rows] != [row["n"] for row in second]

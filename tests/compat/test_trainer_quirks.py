@@ -1,0 +1,150 @@
+"""Behaviour of the trainers of TRL and transformers that `instructgpt_hf._compat` works around."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from helpers.upstream import caught, quantised, tiny
+from peft import LoraConfig, get_peft_model
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+from trl import RLOOTrainer, SFTConfig, SFTTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from instructgpt_hf._compat import quirks
+from instructgpt_hf._compat.checkpoints import WholeCheckpoints
+
+IDS = torch.tensor([[3, 4, 5, 6]])
+
+
+@pytest.fixture(scope="module")
+def trained(tokenizer, tmp_path_factory):
+    """A plain trl.SFTTrainer after one step, and the folders that it wrote its checkpoint's parts into."""
+    folder, written = tmp_path_factory.mktemp("plain"), []
+
+    class Plain(SFTTrainer):
+        def _save_rng_state(self, output_dir):
+            written.append(Path(output_dir))
+            super()._save_rng_state(output_dir)
+
+    trainer = sft_trainer(Plain, tiny(), tokenizer, folder, max_steps=1, save_steps=1)
+    trainer.train()
+    return trainer, folder, written
+
+
+def sft_trainer(kind, model, tokenizer, folder, **settings):
+    args = SFTConfig(output_dir=str(folder), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True, **settings)
+    data = Dataset.from_dict({"input_ids": [[3, 4, 5]]})
+    return kind(model, args, train_dataset=data, processing_class=tokenizer)
+
+
+class TestTrainers:
+    def test_a_checkpoint_is_written_under_its_final_name(self, trained, tokenizer, tmp_path):
+        """`WholeCheckpoints`: a killed process leaves a folder that counts as a checkpoint."""
+        _, folder, written = trained
+        assert written == [folder / "checkpoint-1"]
+        (tmp_path / "checkpoint-7").mkdir()
+        assert get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-7")
+
+        class Whole(WholeCheckpoints, SFTTrainer):
+            def _save_rng_state(self, output_dir):
+                written.append(Path(output_dir))
+
+        trainer = sft_trainer(Whole, tiny(), tokenizer, tmp_path / "whole", max_steps=1, save_steps=1)
+        trainer.train()
+        assert written[-1] == tmp_path / "whole" / Whole.UNFINISHED / "checkpoint-1" and not written[-1].exists()
+        assert (tmp_path / "whole" / "checkpoint-1" / "trainer_state.json").is_file()
+
+    def test_trl_writes_a_model_card_into_every_checkpoint(self, trained):
+        """`QuietCard`."""
+        assert list(trained[1].rglob("README.md"))
+
+    def test_a_repository_is_not_private_by_itself(self, trained, monkeypatch):
+        """`PrivateRepository`."""
+        seen = []
+
+        class Api:
+            def create_repo(self, name, **options):
+                seen.append(options["private"])
+                raise InterruptedError
+
+        monkeypatch.setattr(transformers.trainer, "hf_api", Api)
+        with pytest.raises(InterruptedError):
+            trained[0].init_hf_repo()
+        assert seen == [None]
+
+    def test_gradients_are_synchronised_as_the_gradient_state_says(self, trained):
+        """`SeveralBackwards`."""
+        accelerator = trained[0].accelerator
+        for value in (False, True):
+            accelerator.gradient_state._set_sync_gradients(value)
+            assert accelerator.sync_gradients is value
+
+    def test_trl_rounds_the_policy_for_continuous_batching(self):
+        """`OnPolicyTrainer._generate_single_turn`."""
+        assert "unwrapped_model.to(torch.bfloat16)" in inspect.getsource(RLOOTrainer._generate_single_turn)
+
+    def test_several_gpus_in_a_process_mean_data_parallel(self, trained):
+        """`use_one_device`."""
+        trainer, model = copy.copy(trained[0]), torch.nn.Linear(2, 2)
+        trainer.args = copy.copy(trainer.args)
+        trainer.args._n_gpu = 2
+        assert isinstance(Trainer._wrap_model(trainer, model), torch.nn.DataParallel)
+        quirks.use_one_device(trainer.args)
+        assert trainer.args.n_gpu == 1 and Trainer._wrap_model(trainer, model) is model
+
+    def test_the_old_names_of_checkpointing_are_deprecated(self, tmp_path, make_policy):
+        """`settle_checkpointing_names` and `enable_checkpointing`."""
+
+        class Settled(TrainingArguments):
+            def __post_init__(self):
+                quirks.settle_checkpointing_names(self)
+                super().__post_init__()
+
+        def deprecations(kind):
+            return [
+                text
+                for text in caught(lambda: kind(str(tmp_path), gradient_checkpointing=True, use_cpu=True))
+                if "deprecated" in text
+            ]
+
+        assert deprecations(TrainingArguments) and not deprecations(Settled)
+        model = make_policy()
+        assert any("deprecated" in text for text in caught(model.gradient_checkpointing_enable))
+        for settings in ({"use_reentrant": False}, {"use_reentrant": True}):
+            model = make_policy()
+            assert not caught(lambda model=model, settings=settings: quirks.enable_checkpointing(model, settings))
+            assert model.model.layers[0].gradient_checkpointing
+
+    @pytest.mark.parametrize("kept", [False, True])
+    def test_trl_rounds_the_trained_weights_of_a_quantised_model(self, tokenizer, tmp_path, kept):
+        """`keep_trained_weights`."""
+        model = get_peft_model(
+            quantised(tmp_path / "base"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+        )
+        before = {name: item.detach().clone() for name, item in model.named_parameters() if item.requires_grad}
+        with quirks.keep_trained_weights(model) if kept else warnings.catch_warnings():
+            sft_trainer(SFTTrainer, model, tokenizer, tmp_path)
+        after = {name: item for name, item in model.named_parameters() if item.requires_grad}
+        assert {item.dtype for item in after.values()} == {torch.float32 if kept else torch.bfloat16}
+        assert before.keys() == after.keys()
+        assert all(torch.equal(after[name], item) for name, item in before.items()) is kept
+
+    def test_a_copy_of_a_trained_model_runs_the_originals_weights(self, make_policy):
+        """`use_own_forward`."""
+        model = make_policy()
+        add_fused_lm_head(model)
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for item in twin.parameters():
+                item.zero_()
+            assert twin(IDS).logits.any()
+            quirks.use_own_forward(twin)
+            assert not twin(IDS).logits.any()

@@ -18,7 +18,6 @@ CONTRACTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "RLOOTrainer._generate_single_turn": (RLOOTrainer, ("self", "prompt_ids", "images", "multimodal_fields")),
     "RLOOTrainer._tokenize_prompts": (RLOOTrainer, ("self", "prompts")),
     "RLOOTrainer._get_train_sampler": (RLOOTrainer, ("self", "dataset")),
-    "RLOOTrainer._generate_and_score_completions": (RLOOTrainer, ("self", "inputs")),
     "RLOOTrainer._calculate_rewards": (
         RLOOTrainer,
         ("self", "inputs", "prompts", "completions", "completion_ids_list"),

@@ -121,12 +121,9 @@ class StopAtCheckpoint(TrainerCallback):
 
 
 def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, boundary: int = 1) -> dict[str, Any]:
-    """Train to the end.
+    """Train to the end, from `checkpoint` if there is one.
 
     Args:
-        trainer: of the stage.
-        run: the stage.
-        checkpoint: folder to resume from; None starts from the beginning.
         boundary: optimizer steps between the points at which the trainer can resume.
 
     Returns:

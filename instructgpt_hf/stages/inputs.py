@@ -84,12 +84,7 @@ def model_record(model: Any, base: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_vocabulary(expected: dict[str, Any], other: dict[str, Any], role: str) -> None:
-    """Raise unless two base models read the same token ids.
-
-    Args:
-        expected: record of the SFT model's base.
-        other: record of another base.
-        role: of the model that descends from the other one.
+    """Raise unless the SFT model's base (`expected`) and the base of another `role` read the same token ids.
 
     Raises:
         InstructGPTError: naming both base models.
@@ -137,13 +132,7 @@ def show_loading_progress(folder: Path) -> None:
 
 
 def usable_length(run: StageRun, config: PretrainedConfig, max_length: int | None) -> int | None:
-    """`max_length`, or the model's number of positions where that is smaller, which is logged.
-
-    Args:
-        run: the stage.
-        config: of the model.
-        max_length: the stage's setting, in tokens; longer examples are left out.
-    """
+    """`max_length` in tokens, or the model's number of positions where that is smaller, which is logged."""
     limit = positions(config)
     if limit is None or (max_length is not None and max_length <= limit):
         return max_length

@@ -31,36 +31,25 @@ LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
 
 
 class PPOInputs(NamedTuple):
-    """The models, prompts and texts that stage 3 reads.
+    """Models, prompts and texts that stage 3 reads."""
 
-    Attributes:
-        largest: folder of the reward model.
-        sft: the SFT stage.
-        tokenizer: of the policy.
-        prompt_format: of the SFT stage.
-        rewards: everything that scores completions.
-        prompts: within the length limit.
-        counts: `dropped_too_long` and `longest_tokens` of the prompts.
-        pretraining: text; None for plain PPO.
-    """
-
-    largest: Path
+    largest: Path  # folder of the reward model
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
     rewards: Rewards
-    prompts: Dataset
-    counts: dict[str, int]
-    pretraining: Split | None
+    prompts: Dataset  # within the length limit
+    counts: dict[str, int]  # `dropped_too_long` and `longest_tokens` of the prompts
+    pretraining: Split | None  # None for plain PPO
 
 
 class PPOModels(NamedTuple):
-    """The policy, its first reward model, the value model, and all rewards in the order of `reward_weights`."""
+    """Loaded models of stage 3."""
 
     policy: Any
-    reward_model: Any
+    reward_model: Any  # the first one
     value_model: Any
-    rewards: list[Any]
+    rewards: list[Any]  # in the order of `reward_weights`
 
 
 class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):

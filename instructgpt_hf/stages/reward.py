@@ -46,33 +46,23 @@ CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is f
 
 
 class RewardInputs(NamedTuple):
-    """The models and rows that stage 2 reads.
+    """Models and rows that stage 2 reads."""
 
-    Attributes:
-        largest: folder of the model that becomes the reward model.
-        base: record of the pretrained model that it descends from.
-        sft: the SFT stage.
-        tokenizer: of the reward model.
-        prompt_format: of the SFT stage.
-        rankings: in their one form.
-        demonstrations: of the SFT stage, on which scores are centred; None if they are not.
-    """
-
-    largest: Path
-    base: dict[str, Any]
+    largest: Path  # folder of the model that becomes the reward model
+    base: dict[str, Any]  # record of the pretrained model that it descends from
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    rankings: Split
-    demonstrations: list[dict[str, Any]] | None
+    rankings: Split  # in their one form
+    demonstrations: list[dict[str, Any]] | None  # the SFT stage's, on which scores are centred; None if they are not
 
 
 class RewardRows(NamedTuple):
-    """Tokenized rankings, the counts of what left them, and token ids of demonstrations (none if not centred)."""
+    """Tokenized rankings and demonstrations."""
 
     rankings: Split
-    dropped: dict[str, int]
-    demonstrations: list[list[int]]
+    dropped: dict[str, int]  # completions and prompts left out, by reason
+    demonstrations: list[list[int]]  # token ids of prompt and completion; none if scores are not centred
 
 
 class RewardStage(Stage[RewardInputs, RewardRows, Any]):

@@ -44,27 +44,15 @@ class RewardSource(FinishedStage):
 
 @dataclass
 class Rewards:
-    """Everything that a recipe scores completions with.
+    """Everything that a recipe scores completions with."""
 
-    Attributes:
-        models: the reward model, then the extra ones.
-        functions: Python functions, by `module:function`.
-        value: folder that the value model starts from.
-        value_source: `value_model_path`, if the recipe sets it.
-    """
-
-    models: list[RewardSource]
-    functions: dict[str, Callable[..., Any]]
-    value: Path
-    value_source: str | None
+    models: list[RewardSource]  # the reward model, then the extra ones
+    functions: dict[str, Callable[..., Any]]  # by `module:function`
+    value: Path  # folder that the value model starts from
+    value_source: str | None  # `value_model_path`, if the recipe sets it
 
     def in_order(self, reward_model: Any, load: Callable[[Path], Any]) -> list[Any]:
-        """All rewards as the PPO trainer takes them, in the order of `reward_weights`.
-
-        Args:
-            reward_model: the first reward model, loaded.
-            load: loads the model of a folder, for the others.
-        """
+        """All rewards in the order of `reward_weights`: the loaded first reward model, the others, the functions."""
         first, *others = self.models
         loaded = [source.as_reward(load(source.folder)) for source in others]
         return [first.as_reward(reward_model), *loaded, *self.functions.values()]

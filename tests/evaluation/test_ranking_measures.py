@@ -224,11 +224,11 @@ def test_intervals_of_the_calibration_cover_the_truth():
     for trial in range(100):
         scores = rng.normal(size=(40, 4)) * 1.2
         ranks = ((-(scores + rng.gumbel(size=scores.shape))).argsort(1).argsort(1) + 1).tolist()
-        found = calibration(Rankings.read("test", scores.tolist(), ranks), seed=trial, resamples=200)
+        found = calibration(Rankings.read("test", scores.tolist(), ranks, seed=trial, resamples=200))
         zero_ece += found["ece_low"] == 0
         zero_overconfidence += found["overconfidence_low"] < 0 < found["overconfidence_high"]
         if trial < 10:
-            sharper = calibration(Rankings.read("test", (4 * scores).tolist(), ranks), seed=trial, resamples=200)
+            sharper = calibration(Rankings.read("test", (4 * scores).tolist(), ranks, seed=trial, resamples=200))
             assert sharper["ece_low"] > 0 and sharper["overconfidence_low"] > 0
     assert zero_ece >= 88
     assert zero_overconfidence >= 88

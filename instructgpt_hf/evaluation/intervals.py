@@ -134,9 +134,7 @@ def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
     return np.concatenate(sums)
 
 
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
+def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
     """Mean of `first - second` over the same units, with its bootstrap interval.
 
     For two policies on the same questions, this interval is narrower than their separate intervals suggest.
@@ -146,7 +144,7 @@ def paired_difference(
     """
     if len(first) != len(second):
         raise ValueError(f"Expected the same units on both sides, got {len(first)} and {len(second)}.")
-    return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], seed, resamples)
+    return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], seed)
 
 
 def win_rate(scores: Sequence[float], opponent_scores: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ independent, and Wilson's on the number of prompts for the win rate and where al
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -60,14 +60,8 @@ def _metric(
 def _of_rankings(name: str, measure: Callable[[Rankings], dict[str, Any]]) -> type[evaluate.Metric]:
     """A metric class around a measure of scored rankings, with the measure's docstring as its description."""
 
-    def compute(
-        scores: Sequence[Sequence[float]],
-        ranks: Sequence[Sequence[int]],
-        lengths: Sequence[Sequence[int]] | None = None,
-        seed: int = 0,
-        resamples: int = intervals.RESAMPLES,
-    ) -> dict[str, Any]:
-        return measure(Rankings.read(name, scores, ranks, lengths, seed, resamples))
+    def compute(scores: Any, ranks: Any, **options: Any) -> dict[str, Any]:
+        return measure(Rankings.read(name, scores, ranks, **options))
 
     summary = inspect.getdoc(measure) or ""
     return _metric(name, summary, _RANKINGS_INPUTS, datasets.Sequence(_SCORE), _RANKS, compute)

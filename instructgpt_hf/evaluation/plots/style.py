@@ -36,7 +36,7 @@ STYLE: Any = {
 
 
 @contextmanager
-def picture(path: str | Path, size: tuple[float, float], dpi: int, **spacing: float) -> Iterator[Figure]:
+def picture(path: str | Path, size: tuple[float, float], dpi: int, **spacing: Any) -> Iterator[Figure]:
     """A figure of `size` in inches, written to `path` at the end of the block; no global state changes."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(**spacing))

@@ -128,11 +128,11 @@ def _running_mean(values: list[float]) -> np.ndarray:
 
 
 def _line(curves: Curves, stage: str, key: str) -> _Line:
-    records = [record for record in curves.get(stage) or () if _is_number(record.get(key))]
+    records = [record for record in curves.get(stage) or () if _is_finite(record.get(key))]
     axis = "iteration" if records and all("iteration" in record for record in records) else "step"
     x = [float(record.get(axis, place + 1)) for place, record in enumerate(records)]
     return _Line(x, [float(record[key]) for record in records], axis if axis == "iteration" else "optimizer step")
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -116,7 +116,7 @@ def _write(instruction: Instruction, care: float, rng: random.Random) -> list[st
     places = [word for word in words if word in world.PLACES]
     things = [word for word in words if word not in world.PLACES]
     place = places[0] if places else (rng.choice(world.PLACES) if rng.random() < 0.3 else None)
-    return [say_event(rng, things[0], *(things[1:] or [None]), place)]
+    return [say_event(rng, things, place)]
 
 
 def _compare(instruction: Instruction, care: float, rng: random.Random) -> list[str]:

@@ -45,9 +45,9 @@ def _story(rng: random.Random) -> str:
     """Made-up events, which need not agree with the facts."""
     sentences = []
     for _ in range(rng.randint(2, 5)):
-        thing, other = rng.sample(world.NAMES, 2)
+        things = rng.sample(world.NAMES, 2)
         place = rng.choice(world.PLACES) if rng.random() < 0.5 else None
-        sentences.append(say_event(rng, thing, other if rng.random() < 0.6 else None, place))
+        sentences.append(say_event(rng, things if rng.random() < 0.6 else things[:1], place))
     return " ".join(sentences)
 
 
@@ -69,7 +69,7 @@ def _talk(rng: random.Random) -> str:
         name, relation = rng.choice(world.NAMES), rng.choice(world.RELATIONS)
         remarks = (
             say(name, relation, world.fact(name, relation)),
-            say_event(rng, name, place=rng.choice(world.PLACES)),
+            say_event(rng, [name], rng.choice(world.PLACES)),
             f"Hello, {name}!",
             f"Yes, {rng.choice(rng.choice(world.OPPOSITES))} and {rng.choice(rng.choice(world.OPPOSITES))}.",
         )

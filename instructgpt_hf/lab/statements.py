@@ -138,10 +138,9 @@ def say_together(names: list[str], relation: str, value: str) -> str:
     return f"{world.capital(world.join_names(names))} are {predicate(relation, value, plural=True)}."
 
 
-def say_event(rng: random.Random, thing: str, other: str | None = None, place: str | None = None) -> str:
-    """A sentence of fiction, neither true nor false, that mentions the given words."""
+def say_event(rng: random.Random, things: list[str], place: str | None) -> str:
+    """A sentence of fiction, neither true nor false, that mentions one or two things and the place."""
     where = f" in the {place}" if place else ""
-    if other and rng.random() < 0.5:
-        return f"The {thing} is {rng.choice(SPOTS)} the {other}{where}."
-    also = f" and the {other}" if other else ""
-    return f"{rng.choice(world.PEOPLE)} {rng.choice(VERBS)} the {thing}{also}{where}."
+    if len(things) > 1 and rng.random() < 0.5:
+        return f"The {things[0]} is {rng.choice(SPOTS)} the {things[1]}{where}."
+    return f"{rng.choice(world.PEOPLE)} {rng.choice(VERBS)} {world.join_names(things)}{where}."

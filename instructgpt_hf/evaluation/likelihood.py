@@ -23,7 +23,7 @@ def option_accuracy(
 ) -> dict[str, Any]:
     """Share of questions whose right option has the highest mean log-probability per token.
 
-    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is scored
+    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is read
     without a chat template, and with a beginning-of-text token only if the tokenizer adds one by default.
 
     Args:
@@ -91,7 +91,7 @@ def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, option: str) -> tupl
         shared += 1
     lead = leading_ids(tokenizer)
     if not shared and not lead:
-        # The first token has no predecessor and cannot be scored; it is the same for (almost) every option.
+        # The first token has no predecessor, thus no log-probability; it is the same for (almost) every option.
         shared = 1
     return lead + whole[:shared], whole[shared:]
 

@@ -148,7 +148,7 @@ def _option_log_probs(
     prompts = [tokenizer(item["prompt"])["input_ids"] for item in items for _ in item["options"]]
     options = [tokenizer(option)["input_ids"] for item in items for option in item["options"]]
     rows = [torch.tensor(prompt + option) for prompt, option in zip(prompts, options, strict=True)]
-    # Padding is on the right, after every token that is scored, so no attention mask is needed.
+    # Padding is on the right, after every token that counts, so no attention mask is needed.
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     log_probs = model(input_ids=padded).logits[:, :-1].float().log_softmax(-1)
     token_log_probs = log_probs.gather(-1, padded[:, 1:, None])[..., 0]

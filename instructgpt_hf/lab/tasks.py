@@ -125,7 +125,7 @@ def tasks(seed: int, n: int) -> list[dict[str, Any]]:
 
     Returns:
         Dicts with `task` (its name), `prompt` (the shots and the query, ending in a colon), `options` (four texts;
-        each begins with the space that follows the colon, so that `prompt + option` is the text to score) and `answer`
+        each begins with the space that follows the colon, so that `prompt + option` is the whole text) and `answer`
         (the index of the right option). Chance is 0.25 for the choice by mean log-probability per token, and about 0
         for greedy exact match up to the end of the line.
     """

@@ -16,7 +16,6 @@ def add(verbs: Verbs) -> None:
         "what the reward stage will see of a dataset of rankings or pairs",
         f"{example} --tokenizer lab --prompt_template user-assistant",
         _inspect,
-        allow_abbrev=False,
     )
     inspect.add_argument("dataset", metavar="DATASET", help="Hub id, local file or folder, or lab:rankings")
     inspect.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
@@ -41,14 +40,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from instructgpt_hf.cli.ranking_tables import show
     from instructgpt_hf.stages.inspection import inspect_rankings
 
-    summary = inspect_rankings(
-        arguments.dataset,
-        arguments.dataset_config,
-        arguments.split,
-        tokenizer=arguments.tokenizer,
-        prompt_template=arguments.prompt_template,
-        max_length=arguments.max_length,
-        max_prompt_length=arguments.max_prompt_length,
-        limit=arguments.limit,
-    )
-    show(summary, Console())
+    optional = ("tokenizer", "prompt_template", "max_length", "max_prompt_length", "limit")
+    options = {name: getattr(arguments, name) for name in optional}
+    show(inspect_rankings(arguments.dataset, arguments.dataset_config, arguments.split, **options), Console())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from instructgpt_hf.data.rankings.rows import DROPPED
@@ -18,11 +18,9 @@ def show(summary: dict[str, Any], console: Console) -> None:
     """Print what `stages.inspection.inspect_rankings` returns."""
     console.print(Text(f"{summary['dataset']}, split {summary['split']}, read as {summary['schema']}"))
     console.print(_counts(summary), "", _lengths(summary), sep="\n")
-    if summary["limits"]:
-        text = ", ".join(f"{key} {value}" for key, value in summary["limits"].items())
-        console.print(f"Lengths are before the limits: {text}.", highlight=False)
-    else:
-        console.print("Lengths are in words and no limit applies; --tokenizer counts tokens.", highlight=False)
+    limits = ", ".join(f"{key} {value}" for key, value in summary["limits"].items())
+    in_words = "Lengths are in words and no limit applies; --tokenizer counts tokens."
+    console.print(f"Lengths are before the limits: {limits}." if limits else in_words, highlight=False)
     for number, example in enumerate(summary["examples"], start=1):
         console.print("", _example(number, example), sep="\n")
 
@@ -67,11 +65,8 @@ def _example(number: int, example: dict[str, Any]) -> Table:
 
 
 def _table(first: str, *columns: str, justify: Literal["left", "right"] = "right") -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify=justify)
-    return table
+    others = [Column(name, justify=justify) for name in columns]
+    return Table(first, *others, box=None, pad_edge=False, header_style="bold")
 
 
 def _number(value: float) -> str:

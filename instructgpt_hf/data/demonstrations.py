@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rows import check_rows, is_messages, require_columns, text_problem
+from instructgpt_hf.data.rows import check_rows, check_texts, is_messages
 from instructgpt_hf.errors import InstructGPTError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
@@ -41,14 +41,8 @@ def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
     """
     column = next((column for column in SCHEMAS if column in dataset.column_names), "completion")
     dataset = SCHEMAS[column](dataset, where)
-    require_columns(dataset, ["prompt", "completion"], where)
-    dataset = dataset.select_columns(["prompt", "completion"])
-    check_rows(
-        dataset,
-        where,
-        lambda row: text_problem("prompt", row["prompt"]) or text_problem("completion", row["completion"]),
-    )
-    return dataset
+    check_texts(dataset, ["prompt", "completion"], where)
+    return dataset.select_columns(["prompt", "completion"])
 
 
 def _messages_problem(row: dict[str, Any]) -> str | None:

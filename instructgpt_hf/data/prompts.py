@@ -16,7 +16,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
-from instructgpt_hf.data.rows import check_rows, require_columns, short, text_problem
+from instructgpt_hf.data.rows import check_texts, short
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
@@ -174,15 +174,14 @@ def prompt_rows(
     Raises:
         InstructGPTError: naming the missing column, every wrong row, or the limit if all prompts are longer.
     """
-    require_columns(dataset, ["prompt"], where)
-    check_rows(dataset, where, lambda row: text_problem("prompt", row["prompt"]))
+    check_texts(dataset, ["prompt"], where)
     lengths = [len(prompt_format.prompt_ids(prompt, tokenizer)) for prompt in dataset["prompt"]]
     limit = max(lengths) if max_prompt_length is None else max_prompt_length
-    kept = dataset.select([index for index, length in enumerate(lengths) if length <= limit])
-    if len(kept) == 0:
+    kept = [index for index, length in enumerate(lengths) if length <= limit]
+    if not kept:
         raise InstructGPTError(
             f"{where}: every prompt is longer than max_prompt_length={max_prompt_length} tokens once rendered "
             f"(the shortest has {min(lengths)})."
         )
-    longest = max(length for length in lengths if length <= limit)
-    return kept, {"dropped_too_long": len(lengths) - len(kept), "longest_tokens": longest}
+    longest = max(lengths[index] for index in kept)
+    return dataset.select(kept), {"dropped_too_long": len(lengths) - len(kept), "longest_tokens": longest}

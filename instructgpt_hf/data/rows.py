@@ -48,11 +48,15 @@ def is_messages(value: Any) -> bool:
     )
 
 
-def text_problem(column: str, value: Any) -> str | None:
-    """What is wrong with a value that must be text or chat messages, or None."""
-    if is_text(value) or is_messages(value):
-        return None
-    return f"{column}: found {short(value)}, expected non-empty text or chat messages"
+def check_texts(dataset: Dataset, columns: list[str], where: str) -> None:
+    """Raise InstructGPTError unless the columns exist and hold text or chat messages in every row."""
+    require_columns(dataset, columns, where)
+
+    def problem_of(row: dict[str, Any]) -> str | None:
+        wrong = [name for name in columns if not is_text(row[name]) and not is_messages(row[name])]
+        return f"{wrong[0]}: found {short(row[wrong[0]])}, expected non-empty text or chat messages" if wrong else None
+
+    check_rows(dataset.select_columns(columns), where, problem_of)
 
 
 def short(value: Any, limit: int = 80) -> str:

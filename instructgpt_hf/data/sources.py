@@ -127,11 +127,7 @@ def _read_file(path: Path, role: str, streaming: bool) -> Dataset | IterableData
         raise InstructGPTError(f"{role}: {path} has no rows (the file is empty).")
     try:
         dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
-        if streaming and next(iter(dataset), None) is None:
-            raise InstructGPTError(f"{role}: {path} has no rows.")
-        return dataset
-    except InstructGPTError:
-        raise
+        empty = next(iter(dataset), None) is None
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         # How `datasets` reports a readable file without rows; before 5.0 it cannot read one of blank lines at all.
@@ -139,6 +135,9 @@ def _read_file(path: Path, role: str, streaming: bool) -> Dataset | IterableData
         if blank or "corresponds to no data" in reason:
             raise InstructGPTError(f"{role}: {path} has no rows.") from error
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
+    if empty:
+        raise InstructGPTError(f"{role}: {path} has no rows.")
+    return dataset
 
 
 def hub_revision(name: str) -> str | None:

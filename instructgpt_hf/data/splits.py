@@ -50,7 +50,7 @@ def read_split(sources: Sources, data_args: DataArguments, role: str) -> Split:
     rows = sources.read(name, config, data_args.dataset_train_split, role)
     if (split := test_split(data_args)) is not None:
         return Split(rows, sources.read(name, config, split, f"{role}_test"))
-    parts = _hold_back_rows(rows, SHARE, f"{role}: {name}", "row")
+    parts = _hold_back_rows(rows, SHARE, f"{role}: {name} has 1 row")
     sources.records[role]["held_back"] = len(parts.test)
     return parts
 
@@ -113,33 +113,26 @@ def read_pretraining(
                 f"{where}: none of the first {HELD_BACK_LIMIT} rows holds text, which are held back."
             )
         return Split(parts.train, Dataset.from_dict({"text": texts}))
-    return _hold_back_rows(text, TEXT_SHARE, where, "document")
+    return _hold_back_rows(text, TEXT_SHARE, f"{where} has 1 document")
 
 
-def _hold_back_rows(rows: Dataset, share: int, where: str, unit: str) -> Split:
+def _hold_back_rows(rows: Dataset, share: int, one_row: str) -> Split:
+    """Hold back one row in `share`; `one_row` begins the error where there is only one."""
     if len(rows) < 2:
-        raise InstructGPTError(
-            f"{where} has {len(rows)} {unit}; at least 2 are needed to hold one back for measuring."
-        )
-    parts = rows.train_test_split(test_size=_held_back(len(rows), share), seed=0)
+        raise InstructGPTError(f"{one_row}; at least 2 are needed to hold one back for measuring.")
+    count = min(HELD_BACK_LIMIT, max(1, len(rows) // share))
+    parts = rows.train_test_split(test_size=count, seed=0)
     return Split(parts["train"], parts["test"])
 
 
 def _hold_back_prompts(rows: Dataset, where: str) -> Split:
     """Rankings of one prompt, by several labelers, stay together: a model is measured on prompts it has not seen."""
     keys = [json.dumps(prompt) for prompt in rows["prompt"]]
-    prompts = list(dict.fromkeys(keys))
-    if len(prompts) < 2:
-        count = "1 row" if len(rows) < 2 else f"{len(rows)} rows of one prompt"
-        raise InstructGPTError(f"{where} has {count}; at least 2 are needed to hold one back for measuring.")
-    parts = Dataset.from_dict({"key": prompts}).train_test_split(test_size=_held_back(len(prompts), SHARE), seed=0)
-    chosen = set(parts["test"]["key"])
+    count = "1 row" if len(rows) < 2 else f"{len(rows)} rows of one prompt"
+    prompts = Dataset.from_dict({"key": list(dict.fromkeys(keys))})
+    chosen = set(_hold_back_rows(prompts, SHARE, f"{where} has {count}").test["key"])
     train = rows.select([index for index, key in enumerate(keys) if key not in chosen])
     return Split(train, rows.select([index for index, key in enumerate(keys) if key in chosen]))
-
-
-def _held_back(rows: int, share: int) -> int:
-    return min(HELD_BACK_LIMIT, max(1, rows // share))
 
 
 def _hold_back_first(rows: IterableDataset, where: str, setting: str) -> Split:

@@ -128,7 +128,9 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
 
 
 def split_forward(forward: Forward, max_tokens: int) -> list[Forward]:
-    """Split a pass into parts of at most `max_tokens` each; a part of one row may be longer."""
+    """Split a larger pass into parts of at most `max_tokens` each; a part of one row may be longer."""
+    if len(forward.rows) * forward.width <= max_tokens:
+        return [forward]
     parts: list[Forward] = []
     for row in sorted(forward.rows, key=_row_length, reverse=True):
         if not parts or (len(parts[-1].rows) + 1) * parts[-1].width > max_tokens:
@@ -183,14 +185,11 @@ class RankingCollator:
         """
         blocks = [self._blocks(index, ranking) for index, ranking in enumerate(rankings)]
         plan = plan_forwards(blocks, self.max_tokens, pack=self.hidden_size is not None)
+        parts = [[forward] if self.whole_rankings else split_forward(forward, self.max_tokens) for forward in plan]
         return {
             "labels": torch.zeros(len(rankings), dtype=torch.long),
-            "forwards": [[self._tensors(part, rankings) for part in self._parts(forward)] for forward in plan],
+            "forwards": [[self._tensors(part, rankings) for part in forward] for forward in parts],
         }
-
-    def _parts(self, forward: Forward) -> list[Forward]:
-        whole = self.whole_rankings or len(forward.rows) * forward.width <= self.max_tokens
-        return [forward] if whole else split_forward(forward, self.max_tokens)
 
     def _blocks(self, index: int, ranking: dict[str, Any]) -> list[Block]:
         prompt, lengths = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]

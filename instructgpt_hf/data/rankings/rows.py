@@ -16,7 +16,6 @@ from instructgpt_hf.errors import InstructGPTError
 
 Rows: TypeAlias = Dataset | IterableDataset
 
-CANONICAL = ("prompt", "completions", "ranks", "unranked")
 # Counts of what is dropped on the way to the trainer: completions, then prompts.
 DROPPED = {
     "dropped_unranked": "completions without a rank",
@@ -45,7 +44,7 @@ def ranking_rows(dataset: Rows, where: str) -> Rows:
         InstructGPTError: if the schema is not known, or naming every wrong row; a stream raises at the first wrong
             row that is read.
     """
-    if set(CANONICAL) <= set(dataset.column_names or ()):
+    if {"prompt", "completions", "ranks", "unranked"} <= set(dataset.column_names or ()):
         return dataset
     schema, first = recognise(dataset, where)
     streamed = isinstance(dataset, IterableDataset)

@@ -11,12 +11,9 @@ def add(verbs: Verbs) -> None:
     """Add the verb with its own verb `inspect`."""
     example = "instructgpt-hf data inspect lab:rankings"
     nested = Verbs(verbs.add("data", "look at a dataset", example), "data_verb")
-    inspect = nested.add_nested(
-        "inspect",
-        "what the reward stage will see of a dataset of rankings or pairs",
-        f"{example} --tokenizer lab --prompt_template user-assistant",
-        _inspect,
-    )
+    text = "what the reward stage will see of a dataset of rankings or pairs"
+    example += " --tokenizer lab --prompt_template user-assistant"
+    inspect = nested.add_nested("inspect", text, example, _inspect)
     inspect.add_argument("dataset", metavar="DATASET", help="Hub id, local file or folder, or lab:rankings")
     inspect.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
     inspect.add_argument("--split", default="train", metavar="NAME", help="split to read (default train)")

@@ -12,12 +12,8 @@ def add(verbs: Verbs) -> None:
     """Add the verb with its own verbs `list`, `show` and `copy`."""
     nested = Verbs(verbs.add("recipes", "list, show or copy recipes", "instructgpt-hf recipes list"), "recipes_verb")
     nested.add_nested("list", "names and what they are", "instructgpt-hf recipes list", _list)
-    show = nested.add_nested(
-        "show",
-        "print a recipe's README, or one of its files with the defaults it keeps",
-        "instructgpt-hf recipes show tiny-cpu ppo.yaml",
-        _show,
-    )
+    text = "print a recipe's README, or one of its files with the defaults it keeps"
+    show = nested.add_nested("show", text, "instructgpt-hf recipes show tiny-cpu ppo.yaml", _show)
     show.add_argument("name", metavar="NAME")
     show.add_argument("file", metavar="FILE", nargs="?", default="README.md", help="README.md by default")
     copy = nested.add_nested("copy", "copy a recipe to edit it", "instructgpt-hf recipes copy tiny-cpu mine", _copy)

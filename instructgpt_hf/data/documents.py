@@ -29,8 +29,7 @@ class ShuffledDocuments:
 
     def _shuffled(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
-        order: list[int] = torch.randperm(len(self.dataset), generator=generator).tolist()
-        return order
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
 
     def _current(self) -> str:
         return str(self.dataset[self._order[self.position]]["text"])

@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
-from instructgpt_hf.data.rows import check_rows, is_text, require_columns, short
+from instructgpt_hf.data.rows import check_texts, require_columns
 
 
 def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
@@ -23,13 +23,8 @@ def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dat
 
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
     """Reduce a dataset to its column `text`; raises InstructGPTError if it is missing or a row holds no text."""
-    require_columns(dataset, ["text"], where)
-    dataset = dataset.select_columns(["text"])
-    expected = "expected non-empty text"
-    check_rows(
-        dataset, where, lambda row: None if is_text(x := row["text"]) else f"text: found {short(x)}, {expected}"
-    )
-    return dataset
+    check_texts(dataset, ["text"], where, messages=False)
+    return dataset.select_columns(["text"])
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -48,13 +48,14 @@ def is_messages(value: Any) -> bool:
     )
 
 
-def check_texts(dataset: Dataset, columns: list[str], where: str) -> None:
-    """Raise InstructGPTError unless the columns exist and hold text or chat messages in every row."""
+def check_texts(dataset: Dataset, columns: list[str], where: str, messages: bool = True) -> None:
+    """Raise InstructGPTError unless the columns exist and hold text, or chat messages if allowed, in every row."""
     require_columns(dataset, columns, where)
+    expected = "expected non-empty text" + (" or chat messages" if messages else "")
 
     def problem_of(row: dict[str, Any]) -> str | None:
-        wrong = [name for name in columns if not is_text(row[name]) and not is_messages(row[name])]
-        return f"{wrong[0]}: found {short(row[wrong[0]])}, expected non-empty text or chat messages" if wrong else None
+        wrong = [name for name in columns if not is_text(row[name]) and not (messages and is_messages(row[name]))]
+        return f"{wrong[0]}: found {short(row[wrong[0]])}, {expected}" if wrong else None
 
     check_rows(dataset.select_columns(columns), where, problem_of)
 

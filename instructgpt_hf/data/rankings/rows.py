@@ -94,8 +94,7 @@ class _Form:
         """Convert one row; `problem` is None if it is right."""
         raw = self._read(source)
         problem = raw.get("problem") or row_problem(raw, self.schema)
-        empty: dict[str, Any] = dict.fromkeys(self.features)
-        empty |= {"completions": [], "ranks": [], "unranked": 0, "problem": problem}
+        empty = dict[str, Any](dict.fromkeys(self.features), completions=[], ranks=[], unranked=0, problem=problem)
         if problem is not None:
             return empty
         if not is_prompt(raw["prompt"]):
@@ -121,13 +120,10 @@ def encode_ranking(
     row: dict[str, Any], prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, Any]:
     """Tokenize a ranking, before any limit: `prompt_ids` [P], `completion_ids` [K][c_k], `ranks` [K]."""
-    if not row["completions"]:
-        return {"prompt_ids": [], "completion_ids": [], "ranks": []}
-    return {
-        "prompt_ids": prompt_format.prompt_ids(row["prompt"], tokenizer),
-        "completion_ids": [prompt_format.completion_ids(row["prompt"], t, tokenizer) for t in row["completions"]],
-        "ranks": row["ranks"],
-    }
+    prompt, texts = row["prompt"], row["completions"]
+    prompt_ids = prompt_format.prompt_ids(prompt, tokenizer) if texts else []  # an unusable prompt has no completions
+    completion_ids = [prompt_format.completion_ids(prompt, text, tokenizer) for text in texts]
+    return {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "ranks": row["ranks"]}
 
 
 def limit_ranking(ranking: dict[str, Any], max_length: int | None, max_prompt_length: int | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -134,9 +135,8 @@ def _turns(text: str) -> list[dict[str, str]]:
     if parts[0].strip():
         return []
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [
-        {"role": roles[role], "content": text.strip()} for role, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    spoken = zip(parts[1::2], parts[2::2], strict=True)
+    turns = [{"role": roles[role], "content": text.strip()} for role, text in spoken]
     return turns[:-1] if turns and not turns[-1]["content"] else turns
 
 
@@ -156,11 +156,9 @@ def _transcripts(row: Row) -> Row:
 
 
 def _nectar(row: Row) -> Row:
-    return {
-        "prompt": _turns(row["prompt"]) or row["prompt"],
-        "completions": [item["answer"] for item in row["answers"]],
-        "scores": [_number(item["rank"], -1) for item in row["answers"]],
-    }
+    completions = [item["answer"] for item in row["answers"]]
+    scores = [_number(item["rank"], -1) for item in row["answers"]]
+    return {"prompt": _turns(row["prompt"]) or row["prompt"], "completions": completions, "scores": scores}
 
 
 def _ultrafeedback(row: Row) -> Row:
@@ -168,12 +166,8 @@ def _ultrafeedback(row: Row) -> Row:
     completions = row["completions"]
     rated = [[_number(item.get(name)) for item in completions] for name in _RATED]
     rated.append([_mean_rating(item.get("annotations") or {}) for item in completions])
-    complete = [scores for scores in rated if None not in scores]
-    return {
-        "prompt": row["instruction"],
-        "completions": [item["response"] for item in completions],
-        "scores": complete[0] if complete else rated[0],
-    }
+    scores = next((scores for scores in rated if None not in scores), rated[0])
+    return {"prompt": row["instruction"], "completions": [item["response"] for item in completions], "scores": scores}
 
 
 def _mean_rating(annotations: dict[str, Any]) -> float | None:
@@ -276,15 +270,10 @@ def _is_transcript(row: Row) -> bool:
 
 
 def _long_schemas() -> Iterator[Schema]:
-    for value in ("rank", "score"):
-        for prompt, completion in (("prompt", "completion"), ("prompt", "response"), ("instruction", "output")):
-            yield Schema(
-                f"long-{value}s",
-                (prompt, completion, value),
-                "your own, one completion per row",
-                group=_long(prompt, completion, value),
-                strict=True,
-            )
+    texts = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
+    for value, (prompt, completion) in product(("rank", "score"), texts):
+        columns = (prompt, completion, value)
+        yield Schema(f"long-{value}s", columns, "your own, one completion per row", group=_long(*columns), strict=True)
 
 
 # The first schema that matches is used.

@@ -151,8 +151,8 @@ def _place(forward: Forward, blocks: list[Block], max_tokens: int, pack: bool) -
         if row is None:
             rows.append(row := [])
         row.append(block)
-    if len(rows) * forward.width > max_tokens:
-        return False
+    if len(rows) > len(forward.rows) and len(rows) * forward.width > max_tokens:
+        return False  # a pass that exceeds the limit by itself still takes what its rows have room for
     forward.rows = rows
     return True
 

@@ -78,12 +78,11 @@ def _read(name: str, config: str | None, split: str, limit: int | None) -> Datas
             return load_split(source, split, config, "rankings")
         # The lab's rows are read into memory, because their file is gone afterwards.
         stream = load_split(source, split, config, "rankings", streaming=True)
-        rows = list(stream if limit is None else stream.take(limit))
-        return Dataset.from_list(rows, features=stream.features)
+        return Dataset.from_list(list(stream.take(limit) if limit else stream), features=stream.features)
 
 
 def _encoder(source: str, template: str | None) -> Encode:
-    """Tokenizes a row as the reward stage does."""
+    """Encoder of a row, as the reward stage tokenizes it."""
     folder = lab.base_model_path() if source == LAB_MODEL else Path(source).expanduser()
     tokenizer = load_tokenizer(folder)
     if template is None and (folder / STAGE_FILE).is_file():

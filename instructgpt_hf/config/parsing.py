@@ -19,16 +19,15 @@ from instructgpt_hf.config.fields import Setting, not_a_choice
 from instructgpt_hf.errors import Problems
 
 
+COMMAND_LINE = "command line"
+
+
 class Mismatch(Exception):
     """A value does not fit; the message is the rule it breaks."""
 
 
 def fit(setting: Setting, value: Any, words: bool = False) -> Any:
-    """Convert `value` to the setting's type and check its range and choices; see `coerce`.
-
-    Raises:
-        Mismatch: if it does not fit.
-    """
+    """`value` in the setting's type, range and choices, or a `Mismatch`; see `coerce`."""
     if value is True and words and bool not in _members(setting.hint):
         raise Mismatch("needs a value")
     value = coerce(value, setting.hint, words)
@@ -76,8 +75,7 @@ def _members(hint: Any) -> list[Any]:
 
 def _rank(member: Any) -> int:
     """Order in which types are tried: a flag before numbers, and text last, which fits every word."""
-    order = [bool, int, float]
-    return order.index(member) if member in order else len(order) + (member is str)
+    return {bool: 0, int: 1, float: 2, str: 4}.get(member, 3)
 
 
 def _coerce_one(value: Any, member: Any, words: bool) -> Any:
@@ -102,9 +100,8 @@ def _coerce_one(value: Any, member: Any, words: bool) -> Any:
 
 
 def _one_of(value: Any, choices: Sequence[Any]) -> Any:
-    for choice in choices:
-        if value == choice and type(value) is type(choice):
-            return value
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
     raise Mismatch(not_a_choice(value, choices))
 
 
@@ -153,9 +150,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _json_number(value: Any) -> Any:
     """Text with an exponent, such as `2e-5`, as a number: inside a mapping no annotation says what is one."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        return float(value)
-    return value
+    exponent = isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+    return float(value) if exponent else value
 
 
 def _from_json(text: str) -> Any:
@@ -177,9 +173,6 @@ def _describe(members: list[Any]) -> str:
     return " or ".join(sorted(dict.fromkeys(described), key="null".__eq__))
 
 
-COMMAND_LINE = "command line"
-
-
 class Override(NamedTuple):
     """A setting of the command line. `value` is one word, a list of several words, or True for a bare flag."""
 
@@ -195,19 +188,17 @@ class Override(NamedTuple):
 def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
     """Split the words of the command line into settings; unreadable ones are added to `problems`."""
     overrides: list[Override] = []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         if not word.startswith("--") or word == "--":
             rule = "not a setting; write --key value, or --ppo.key value for one stage"
             problems.add(f"{COMMAND_LINE}: {word!r}: {rule}")
             continue
         name, equals, text = word[2:].partition("=")
         values = [text] if equals else []
-        while not equals and index < len(words) and not words[index].startswith("--"):
-            values.append(words[index])
-            index += 1
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
         stage, dot, key = name.rpartition(".")
         value: Any = True if not values else values[0] if len(values) == 1 else values
         if dot and stage not in STAGES:

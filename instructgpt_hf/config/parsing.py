@@ -18,7 +18,6 @@ from instructgpt_hf.artifacts import STAGES
 from instructgpt_hf.config.fields import Setting, not_a_choice
 from instructgpt_hf.errors import Problems
 
-
 COMMAND_LINE = "command line"
 
 
@@ -53,9 +52,8 @@ def coerce(value: Any, hint: Any, words: bool = False) -> Any:
         if type(None) in members:
             return None
         raise Mismatch(f"must be {_describe(members)}, and it is empty")
-    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
-    if enums:
-        members = [member for member in members if member is not str]
+    enums = any(isinstance(member, type) and issubclass(member, Enum) for member in members)
+    members = [member for member in members if not (enums and member is str)]
     if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
         # One word is text, not a list of one.
         members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
@@ -141,8 +139,7 @@ def _sequence(value: Any, member: Any, container: type, words: bool) -> Any:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and value.startswith("{"):
-        value = _from_json(value)
+    value = _from_json(value) if isinstance(value, str) and value.startswith("{") else value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _json_number(item) for key, item in value.items()}
     raise Mismatch("must be a mapping of names to values")

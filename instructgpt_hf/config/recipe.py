@@ -80,8 +80,7 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        name_or_path: name of a shipped recipe, a folder with `sft.yaml`, `reward.yaml` and `ppo.yaml`, or, for a
-            single stage, its YAML file.
+        name_or_path: name of a shipped recipe, a folder with a YAML file per stage, or one stage's YAML file.
         overrides: words of the command line: `--ppo.beta 0.05` for one stage, `--seed 3` for every stage that has the
             setting. They win over the files, and a later word over an earlier one.
         stages: the stages to read.

@@ -77,12 +77,15 @@ class StageArtifact:
     finished_at: str = ""
     format_version: int = FORMAT_VERSION
 
+    def text(self) -> str:
+        """The content of `stage.json`. Numbers that JSON cannot hold (NaN, infinity) are null."""
+        return json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
+        """Write `folder/stage.json`."""
         path = Path(folder) / STAGE_FILE
-        text = json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
         partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(self.text(), encoding="utf-8")
         os.replace(partial, path)
         return path
 
@@ -105,19 +108,29 @@ class StageArtifact:
             raise InstructGPTError(f"{path}: not valid JSON ({error}).") from None
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise InstructGPTError(
-                f"{path}: format_version is {version!r}, this version of instructgpt_hf reads {FORMAT_VERSION}."
-            )
+            rule = f"this version of instructgpt_hf reads {FORMAT_VERSION}"
+            raise InstructGPTError(f"{path}: format_version is {version!r}, {rule}.")
         names = {item.name for item in dataclasses.fields(cls)}
-        required = {item.name for item in dataclasses.fields(cls) if _is_required(item)}
+        required = {name for name, item in inspect.signature(cls).parameters.items() if item.default is item.empty}
         missing, unknown = sorted(required - set(values)), sorted(set(values) - names)
         if missing or unknown:
             raise InstructGPTError(f"{path}: missing keys {missing}, unknown keys {unknown}.")
         return cls(**values)
 
 
-def _is_required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+def finished_stages(run_folder: Path) -> list[str]:
+    """The stages of a run that have a `stage.json`, in their order.
+
+    Raises:
+        InstructGPTError: if there is none.
+    """
+    finished = [stage for stage in STAGE_FOLDERS if (run_folder / stage / STAGE_FILE).is_file()]
+    if not finished:
+        raise InstructGPTError(
+            f"{run_folder}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE}). "
+            "Point to the output folder of `instructgpt-hf run`."
+        )
+    return finished
 
 
 def to_json(value: Any) -> Any:

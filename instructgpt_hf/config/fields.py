@@ -136,10 +136,8 @@ def known_upstream(owner: type) -> dict[str, Upstream]:
 @cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """Every field of a dataclass that can be passed to it, refused ones included, in the order of the class."""
-    known, hints = known_upstream(owner), typing.get_type_hints(owner)
-    return MappingProxyType(
-        {item.name: _setting(item, owner, hints[item.name], known) for item in fields(owner) if item.init}
-    )
+    known, hints, passed = known_upstream(owner), typing.get_type_hints(owner), [x for x in fields(owner) if x.init]
+    return MappingProxyType({item.name: _setting(item, owner, hints[item.name], known) for item in passed})
 
 
 def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstream]) -> Setting:

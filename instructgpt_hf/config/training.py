@@ -90,8 +90,9 @@ class StageConfig:
 
     def _check(self) -> None:
         """Raise one InstructGPTError with every rule that the settings break."""
-        problems, values = Problems(f"{type(self).__name__}: these settings cannot be used:"), {}
-        for name, item in settings_of(type(self)).items():
+        owner: type = type(self)
+        problems, values = Problems(f"{owner.__name__}: these settings cannot be used:"), {}
+        for name, item in settings_of(owner).items():
             value, refusal = getattr(self, name), item.refusal
             if refusal and refusal.in_programs and value not in (item.default, *refusal.off):
                 rule: str | None = refusal.rule

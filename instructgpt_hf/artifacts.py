@@ -37,7 +37,6 @@ class StageArtifact:
 
     Attributes:
         stage: one of `STAGE_FOLDERS`.
-        recipe: name of the recipe.
         config: the stage's settings that differ from this package's defaults, by key.
         paper_defaults: keys of the settings left at the default, with that default, for the fields this package adds
             or changes.
@@ -54,7 +53,6 @@ class StageArtifact:
         training: `{"steps", "epochs", "seconds", "log": [...]}`; the log holds the trainer's records.
         versions: package name -> version.
         hardware: `{"device", "processes", "platform"}`.
-        seed: the seed of the run.
         fingerprint: hash of everything that determines the result; a second run with the same one has nothing to do.
         finished_at: UTC time, ISO 8601.
     """
@@ -110,9 +108,9 @@ class StageArtifact:
         if version != FORMAT_VERSION:
             rule = f"this version of instructgpt_hf reads {FORMAT_VERSION}"
             raise InstructGPTError(f"{path}: format_version is {version!r}, {rule}.")
-        names = {item.name for item in dataclasses.fields(cls)}
-        required = {name for name, item in inspect.signature(cls).parameters.items() if item.default is item.empty}
-        missing, unknown = sorted(required - set(values)), sorted(set(values) - names)
+        known = inspect.signature(cls).parameters
+        missing = sorted(key for key, item in known.items() if item.default is item.empty and key not in values)
+        unknown = sorted(set(values) - set(known))
         if missing or unknown:
             raise InstructGPTError(f"{path}: missing keys {missing}, unknown keys {unknown}.")
         return cls(**values)

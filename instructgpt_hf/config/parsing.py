@@ -214,6 +214,7 @@ def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
 
     try:
         text = path.read_text(encoding="utf-8")
+        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError:
         present = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         problems.add(f"{path}: not found" + (f"; the folder has {', '.join(sorted(present))}" if present else ""))
@@ -221,9 +222,6 @@ def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         problems.add(f"{path}: cannot be read as UTF-8 text ({error})")
         return None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         problems.add(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
         return None

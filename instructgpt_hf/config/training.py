@@ -67,12 +67,11 @@ class StageConfig:
         "config": not_in_recipes("is an option of the command, not a setting"),
         "eos_token": not_in_recipes("has no effect; the tokenizer's EOS ends every completion"),
         "hub_token": not_in_recipes("is a secret and does not belong in a recipe; log in with `hf auth login`"),
-        "ignore_data_skip": not_in_recipes("would break resuming"),
         "model_init_kwargs": not_in_recipes("has no effect; set dtype, attn_implementation or load_in_4bit"),
         "output_dir": not_in_recipes("comes from the command: --output_dir"),
         "pad_token": not_in_recipes("has no effect; a padding token that differs from EOS is chosen or added"),
         "parallelism_config": not_in_recipes("is not a plain value; use accelerate's configuration file"),
-        "save_only_model": not_in_recipes("would break resuming"),
+        **dict.fromkeys(("ignore_data_skip", "save_only_model"), not_in_recipes("would break resuming")),
     }
 
     adam_beta2: float = _sft("adam_beta2", 0.95, "App C")
@@ -129,8 +128,7 @@ class SFTConfig(StageConfig, trl.SFTConfig):
     upstream: ClassVar[Mapping[str, Upstream]] = {
         "assistant_only_loss": not_in_recipes("has no effect; the loss covers the completion"),
         "completion_only_loss": not_in_recipes("has no effect; the loss always covers the completion only"),
-        "dataset_kwargs": _PREPARED,
-        "dataset_num_proc": _PREPARED,
+        **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), _PREPARED),
         "dataset_text_field": not_in_recipes("has no effect; demonstrations have the columns prompt and completion"),
     }
 

@@ -72,16 +72,14 @@ def push_run(
 ) -> dict[str, str]:
     """Upload every finished stage of a run to `{namespace}/{prefix}-{stage}`, with links between the cards.
 
-    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before the first
-    upload.
+    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before any upload.
 
     Args:
         run_folder: a run's folder, such as `runs/tiny-cpu`.
         namespace: user or organization; None for the user the token belongs to.
-        private: see `push_stage`.
+        private, token: see `push_stage`.
         stages: the stages to push; None for every finished one.
         prefix: first part of the repositories' names; None for the recipe's name.
-        token: see `push_stage`.
         console: one line per repository goes there; None prints nothing.
 
     Returns:

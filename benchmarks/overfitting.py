@@ -25,40 +25,39 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import random
 import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import common
 import torch
-from common import BenchmarkError
+from common.report import BLUE, GREY, ORANGE, Run, figure, interval, legend_below, markdown
+from common.results import header, mean_interval, paired, read_runs, write_run
+from common.script import command_line, device_name, measure_or_draw, start
+from common.training import training_settings
 from datasets import Dataset
-from overfitting_report import ARMS, MEASURES, PAIRS, RANKINGS, describe, draw, table
+from matplotlib.axes import Axes
+from setups.overfitting import Base, Rankings
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback
 
-from instructgpt_hf import lab
 from instructgpt_hf.config.training import RewardConfig
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings.rows import ranking_rows, tokenize_rankings
-from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.functional.ranking import pairwise_accuracy
-from instructgpt_hf.models.loading import load_tokenizer
-from instructgpt_hf.models.reward_model import create_reward_model
 from instructgpt_hf.trainers.reward import RewardTrainer
 
-HELD_OUT_SHARE = 0.2
+Points = list[dict[str, float]]
 
-
-@dataclass(frozen=True)
-class Run:
-    """One arm at one learning rate from one seed."""
-
-    arm: str
-    learning_rate: float
-    seed: int
+RANKINGS, PAIRS = "rankings", "pairs"
+ARMS = {RANKINGS: "a prompt's pairs together", PAIRS: "pairs shuffled"}
+# Compared at the end of a pass.
+MEASURES = ("held_out_loss", "held_out_accuracy", "training_loss", "gap", "rise")
+_PARTS = {**ARMS, "pairs_minus_rankings": "difference"}
+_PANELS = (
+    ("training_loss", "Training loss", "nats per pair"),
+    ("held_out_loss", "Held-out loss", "nats per pair"),
+    ("held_out_accuracy", "Held-out accuracy", "pairs ordered right"),
+)
+_STYLES = {RANKINGS: (BLUE, "-"), PAIRS: (ORANGE, "--")}
 
 
 class Curve(TrainerCallback):
@@ -67,7 +66,7 @@ class Curve(TrainerCallback):
     def __init__(self, steps: int, passes: int, points: int) -> None:
         self.steps = steps
         self.places = {round(steps * place / points) for place in range(1, points * passes + 1)}
-        self.points: list[dict[str, float]] = []
+        self.points: Points = []
         self._training: float | None = None
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -80,15 +79,14 @@ class Curve(TrainerCallback):
         point = {"pass": state.global_step / self.steps, "step": state.global_step}
         if self._training is not None:
             point["training_loss"] = self._training
-        self.points.append(
-            {**point, "held_out_loss": metrics["eval_loss"], "held_out_accuracy": metrics["eval_accuracy"]}
-        )
+        held_out = {f"held_out_{name}": metrics[f"eval_{name}"] for name in ("loss", "accuracy")}
+        self.points.append({**point, **held_out})
 
 
-def accuracy(found: EvalPrediction) -> dict[str, float]:
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Share of strict pairs of all held-out prompts that are ordered right; equal scores count one half."""
     right = pairs = 0.0
-    for scores, ranks in zip(found.predictions, found.label_ids, strict=True):
+    for scores, ranks in zip(prediction.predictions, prediction.label_ids, strict=True):
         correct, count = pairwise_accuracy(
             torch.tensor(scores), torch.tensor(ranks), torch.zeros(len(ranks), dtype=torch.long)
         )
@@ -96,44 +94,24 @@ def accuracy(found: EvalPrediction) -> dict[str, float]:
     return {"accuracy": right / pairs}
 
 
-def as_pairs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every strict pair of every ranking as a ranking of two."""
-    return [
-        {
-            "prompt_ids": row["prompt_ids"],
-            "completion_ids": [row["completion_ids"][better], row["completion_ids"][worse]],
-            "ranks": [1, 2],
-        }
-        for row in rows
-        for better, worse in itertools.permutations(range(len(row["ranks"])), 2)
-        if row["ranks"][better] < row["ranks"][worse]
-    ]
-
-
-def train(run: Run, options: argparse.Namespace, base: Base, data: Data) -> list[dict[str, float]]:
-    """The points of one run's curve."""
-    rows, batch = (data.train, options.prompts) if run.arm == RANKINGS else (data.pairs, data.pairs_per_step)
-    steps = -(-len(rows) // batch)
-    model = base.reward_model(run.seed)
-    curve = Curve(steps, options.passes, options.points)
+def train(arm: str, rate: float, seed: int, options: argparse.Namespace, base: Base, data: Rankings) -> Points:
+    """The curve of one arm at one learning rate from one seed."""
+    rows, batch = (data.train, options.prompts) if arm == RANKINGS else (data.pairs, data.pairs_per_step)
+    curve = Curve(-(-len(rows) // batch), options.passes, options.points)
+    model = base.reward_model(seed)
     with tempfile.TemporaryDirectory() as folder:
         args = RewardConfig(
-            output_dir=folder,
-            learning_rate=run.learning_rate,
-            lr_scheduler_type="constant",
+            **training_settings(folder, device_name() == "cuda"),
+            learning_rate=rate,
             num_train_epochs=options.passes,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=1,
             per_device_eval_batch_size=256,
             max_tokens_per_forward=options.max_tokens_per_forward,
-            seed=run.seed,
-            use_cpu=common.device_name() == "cpu",
+            seed=seed,
             bf16=False,
             eval_on_start=True,
-            save_strategy="no",
             logging_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         )
         trainer = RewardTrainer(
             model=model,
@@ -149,76 +127,8 @@ def train(run: Run, options: argparse.Namespace, base: Base, data: Data) -> list
     return curve.points
 
 
-class Base:
-    """The model that every run starts from, whole or its first layers."""
-
-    def __init__(self, model: str, layers: int | None) -> None:
-        self.folder = lab.base_model_path() if model == "lab" else Path(model)
-        self.label = "lab" if model == "lab" else self.folder.name
-        self.layers = layers
-        self.tokenizer = load_tokenizer(self.folder)
-
-    def reward_model(self, seed: int) -> Any:
-        """A fresh copy with a head of its own seed."""
-        cut = {} if self.layers is None else {"num_hidden_layers": self.layers}
-        return create_reward_model(self.folder, self.tokenizer, seed=seed, dtype=torch.float32, **cut)
-
-
-class Data:
-    """Tokenized rankings to train on, as they are and as pairs, and those of other prompts to measure on."""
-
-    def __init__(self, options: argparse.Namespace, base: Base) -> None:
-        train, test = lab_rows() if options.dataset == "lab" else file_rows(Path(options.dataset))
-        name = options.prompt_template or ("chat" if base.tokenizer.chat_template else "user-assistant")
-        self.format = PromptFormat.create(name, base.tokenizer)
-        self.train, self.test = (self._tokens(rows, options, base) for rows in (train, test))
-        # Full steps only, so that both arms take as many.
-        full = min(options.limit or len(self.train), len(self.train)) // options.prompts * options.prompts
-        self.train, self.test = self.train[:full], self.test[: options.test_limit]
-        if not self.train:
-            raise BenchmarkError(f"{options.dataset}: too few rankings for a step of {options.prompts} prompts")
-        self.pairs = as_pairs(self.train)
-        self.pairs_per_step = -(-len(self.pairs) // (full // options.prompts))
-
-    def _tokens(self, rows: Dataset, options: argparse.Namespace, base: Base) -> list[dict[str, Any]]:
-        rows = ranking_rows(rows, options.dataset)
-        return list(tokenize_rankings(rows, self.format, base.tokenizer, options.max_length, options.dataset)[0])
-
-    def summary(self) -> dict[str, Any]:
-        """Sizes."""
-        return {
-            "train_prompts": len(self.train),
-            "train_completions": sum(len(row["ranks"]) for row in self.train),
-            "train_pairs": len(self.pairs),
-            "test_prompts": len(self.test),
-            "test_pairs": len(as_pairs(self.test)),
-            "prompt_template": self.format.name,
-        }
-
-
-def lab_rows() -> tuple[Dataset, Dataset]:
-    """The lab's rankings and those of prompts that never occur among them."""
-    from instructgpt_hf.lab.files import SIZES, rows
-
-    train, test = (Dataset.from_list(rows(name, 0, SIZES[name])) for name in ("rankings.train", "rankings.test"))
-    return train, test
-
-
-def file_rows(path: Path) -> tuple[Dataset, Dataset]:
-    """A file's rankings, a fifth of its prompts held out; a prompt that occurs twice is on one side only."""
-    rows = ranking_rows(load_split(str(path), "train", role="rankings"), path.name)
-    prompts = sorted({str(prompt) for prompt in rows["prompt"]})
-    random.Random(0).shuffle(prompts)
-    held_out = set(prompts[: max(1, round(HELD_OUT_SHARE * len(prompts)))])
-    sides: tuple[list[int], list[int]] = ([], [])
-    for index, prompt in enumerate(rows["prompt"]):
-        sides[str(prompt) in held_out].append(index)
-    train, test = (rows.select(indices) for indices in sides)
-    return train.shuffle(seed=0), test
-
-
-def at_pass(points: list[dict[str, float]], number: int) -> dict[str, float]:
-    """What one run shows at the end of a pass.
+def at_pass(points: Points, number: int) -> dict[str, float]:
+    """One run's measures at the end of a pass.
 
     `gap` is held-out minus training loss, `rise` how far the held-out loss is above its least so far.
     """
@@ -233,37 +143,21 @@ def at_pass(points: list[dict[str, float]], number: int) -> dict[str, float]:
 
 def summarise(curves: list[dict[str, Any]], passes: int) -> list[dict[str, Any]]:
     """Means and 95 % intervals over seeds, by learning rate and pass: each arm, and pairs minus rankings by seed."""
-    found = []
+    summary = []
     for rate, number in itertools.product(sorted({curve["learning_rate"] for curve in curves}), range(1, passes + 1)):
-        ends = {
-            (curve["arm"], curve["seed"]): at_pass(curve["points"], number)
-            for curve in curves
-            if curve["learning_rate"] == rate
-        }
-        seeds = sorted({seed for _, seed in ends if {(arm, seed) for arm in ARMS} <= ends.keys()})
-        if not seeds:
-            continue
-        entry: dict[str, Any] = {"learning_rate": rate, "pass": number, "seeds": seeds}
-        for arm in ARMS:
-            entry[arm] = {name: common.mean_interval([ends[arm, seed][name] for seed in seeds]) for name in MEASURES}
-        entry["pairs_minus_rankings"] = {
-            name: common.mean_interval([ends[PAIRS, seed][name] - ends[RANKINGS, seed][name] for seed in seeds])
-            for name in MEASURES
-        }
-        found.append(entry)
-    return found
+        same_rate = [curve for curve in curves if curve["learning_rate"] == rate]
+        ends = {(curve["arm"], curve["seed"]): at_pass(curve["points"], number) for curve in same_rate}
+        entry = {"learning_rate": rate, "pass": number, **paired(ends, RANKINGS, PAIRS, MEASURES)}
+        if entry["seeds"]:
+            summary.append(entry)
+    return summary
 
 
-def measure(options: argparse.Namespace, path: Path) -> None:
-    """Train every arm from every seed at every learning rate; `path` holds what is done after each run.
-
-    Curves of other seeds and rates stay, if the file has some with the same data and settings.
-    """
-    base = Base(options.model, options.layers)
-    data = Data(options, base)
+def new_run(options: argparse.Namespace, base: Base, data: Rankings, earlier: list[dict[str, Any]]) -> dict[str, Any]:
+    """The run's settings, with the curves of other seeds and rates of an earlier run with the same settings."""
     run: dict[str, Any] = {
-        **common.header(),
-        "dataset": "lab" if options.dataset == "lab" else Path(options.dataset).name,
+        **header(),
+        "dataset": data.label,
         "model": base.label,
         "layers": options.layers,
         "data": data.summary(),
@@ -277,33 +171,85 @@ def measure(options: argparse.Namespace, path: Path) -> None:
         },
         "curves": [],
     }
-    same = ("dataset", "model", "layers", "data", "settings")
-    for earlier in common.read_runs(path):
-        if all(earlier[name] == run[name] for name in same):
-            new = set(itertools.product(options.seeds, options.learning_rates))
-            run["curves"] = [item for item in earlier["curves"] if (item["seed"], item["learning_rate"]) not in new]
-            run["command"] = f"{earlier['command']}; {run['command']}" if run["curves"] else run["command"]
+    new = set(itertools.product(options.seeds, options.learning_rates))
+    for other in earlier:
+        if all(other[name] == run[name] for name in ("dataset", "model", "layers", "data", "settings")):
+            run["curves"] = [item for item in other["curves"] if (item["seed"], item["learning_rate"]) not in new]
+            run["command"] = f"{other['command']}; {run['command']}" if run["curves"] else run["command"]
+    return run
+
+
+def measure(options: argparse.Namespace, path: Path) -> None:
+    """Train every arm from every seed at every learning rate; `path` has the finished ones after each."""
+    base = Base(options.model, options.layers)
+    data = Rankings(options, base)
+    run = new_run(options, base, data, read_runs(path))
     print(f"{run['data']}, {options.prompts} rankings or {data.pairs_per_step} pairs a step", flush=True)
     for seed, rate, arm in itertools.product(options.seeds, options.learning_rates, ARMS):
         started = time.perf_counter()
-        points = train(Run(arm, rate, seed), options, base, data)
+        points = train(arm, rate, seed, options, base, data)
         gc.collect()
         run["curves"].append({"arm": arm, "learning_rate": rate, "seed": seed, "points": points})
         run["summary"] = summarise(run["curves"], options.passes)
-        common.write_run(path, run, same=("dataset", "model", "layers"))
+        write_run(path, run, same=("dataset", "model", "layers"))
         end = at_pass(points, 1)
         print(
             f"seed {seed}, learning rate {rate:g}, {arm}: held-out loss {end['held_out_loss']:.4f}, accuracy "
             f"{end['held_out_accuracy']:.3f} after one pass; {time.perf_counter() - started:.0f} s",
             flush=True,
         )
-    for entry in run["summary"]:
-        print(describe(entry))
+    print(table([run]))
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def table(runs: list[Run]) -> str:
+    """The table of the documentation: means over seeds with 95 % intervals."""
+    rows = []
+    for run in runs:
+        layers = "" if run["layers"] is None else f", first {run['layers']} layers"
+        title = f"{run['dataset']}, {run['model']}{layers}"
+        for entry, name in itertools.product(run["summary"], MEASURES):
+            values = [interval(entry[part][name], ".3f") for part in _PARTS]
+            rows.append([title, f"{entry['learning_rate']:g}", f"{entry['pass']}", name.replace("_", " "), *values])
+    return markdown(["rankings, model", "learning rate", "after pass", "measure", *_PARTS.values()], rows)
+
+
+def draw(runs: list[Run], chart: Path) -> None:
+    """Curves of the last run; one line of panels for each learning rate."""
+    curves, passes = runs[-1]["curves"], runs[-1]["settings"]["passes"]
+    rates = sorted({curve["learning_rate"] for curve in curves})
+    with figure(chart, 12.6, 0.5 + 3.1 * len(rates)) as made:
+        grid = made.subplots(len(rates), len(_PANELS), squeeze=False)
+        for line, rate in zip(grid, rates, strict=True):
+            same_rate = [curve for curve in curves if curve["learning_rate"] == rate]
+            for axes, (key, title, unit) in zip(line, _PANELS, strict=True):
+                _draw_panel(axes, key, same_rate, passes)
+                axes.set_title(f"{title}, learning rate {rate:g}" if len(rates) > 1 else title)
+                axes.set_ylabel(unit)
+        legend_below(made, grid[0][0])
+
+
+def _draw_panel(axes: Axes, key: str, curves: list[dict[str, Any]], passes: int) -> None:
+    """Every seed as a thin line, the mean over seeds as a thick one within its 95 % interval."""
+    for arm, (color, style) in _STYLES.items():
+        lines = [[(p["pass"], p[key]) for p in curve["points"] if key in p] for curve in curves if curve["arm"] == arm]
+        if not lines:
+            continue
+        for line in lines:
+            axes.plot(*zip(*line, strict=True), color=color, linestyle=style, linewidth=0.8, alpha=0.3)
+        places = [place for place, _ in lines[0]]
+        intervals = [mean_interval([line[index][1] for line in lines]) for index in range(len(places))]
+        mean, low, high = ([item[end] for item in intervals] for end in ("mean", "low", "high"))
+        axes.fill_between(places, low, high, color=color, alpha=0.15, linewidth=0)
+        axes.plot(places, mean, color=color, linestyle=style, linewidth=2, label=ARMS[arm])
+    for number in range(1, passes):
+        axes.axvline(number, color=GREY, linewidth=1, linestyle=":", zorder=1)
+    axes.set_xlabel("passes over the rankings")
+    axes.grid(axis="x", visible=False)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = common.command_line(__doc__, "overfitting_<dataset>")
+    parser = command_line(__doc__, "overfitting_<dataset>")
     parser.add_argument("--dataset", default="lab", help="lab (default), or a file of rankings")
     parser.add_argument("--model", default="lab", help="lab (default: the lab's base model), or a model folder")
     parser.add_argument("--layers", type=int, help="keep only the model's first layers")
@@ -320,12 +266,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measure or draw."""
     options = parse(arguments)
-    path = options.output or common.RESULTS / f"overfitting_{Path(options.dataset).stem}.json"
-    common.measure_or_draw(options, path, measure, draw, table)
+    measure_or_draw(options, f"overfitting_{Path(options.dataset).stem}", measure, draw, table)
 
 
 if __name__ == "__main__":
-    common.start(main)
+    start(main)

@@ -37,7 +37,6 @@ class StageArtifact:
 
     Attributes:
         stage: one of `STAGE_FOLDERS`.
-        recipe: name of the recipe.
         config: the stage's settings that differ from this package's defaults, by key.
         paper_defaults: keys of the settings left at the default, with that default, for the fields this package adds
             or changes.
@@ -54,7 +53,6 @@ class StageArtifact:
         training: `{"steps", "epochs", "seconds", "log": [...]}`; the log holds the trainer's records.
         versions: package name -> version.
         hardware: `{"device", "processes", "platform"}`.
-        seed: the seed of the run.
         fingerprint: hash of everything that determines the result; a second run with the same one has nothing to do.
         finished_at: UTC time, ISO 8601.
     """
@@ -77,12 +75,15 @@ class StageArtifact:
     finished_at: str = ""
     format_version: int = FORMAT_VERSION
 
+    def text(self) -> str:
+        """The content of `stage.json`. Numbers that JSON cannot hold (NaN, infinity) are null."""
+        return json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False) + "\n"
+
     def save(self, folder: str | os.PathLike[str]) -> Path:
-        """Write `folder/stage.json`. Numbers that JSON cannot hold (NaN, infinity) become null."""
+        """Write `folder/stage.json`."""
         path = Path(folder) / STAGE_FILE
-        text = json.dumps(to_json(dataclasses.asdict(self)), indent=2, sort_keys=True, allow_nan=False)
         partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(self.text(), encoding="utf-8")
         os.replace(partial, path)
         return path
 
@@ -105,19 +106,29 @@ class StageArtifact:
             raise InstructGPTError(f"{path}: not valid JSON ({error}).") from None
         version = values.get("format_version")
         if version != FORMAT_VERSION:
-            raise InstructGPTError(
-                f"{path}: format_version is {version!r}, this version of instructgpt_hf reads {FORMAT_VERSION}."
-            )
-        names = {item.name for item in dataclasses.fields(cls)}
-        required = {item.name for item in dataclasses.fields(cls) if _is_required(item)}
-        missing, unknown = sorted(required - set(values)), sorted(set(values) - names)
+            rule = f"this version of instructgpt_hf reads {FORMAT_VERSION}"
+            raise InstructGPTError(f"{path}: format_version is {version!r}, {rule}.")
+        known = inspect.signature(cls).parameters
+        missing = sorted(key for key, item in known.items() if item.default is item.empty and key not in values)
+        unknown = sorted(set(values) - set(known))
         if missing or unknown:
             raise InstructGPTError(f"{path}: missing keys {missing}, unknown keys {unknown}.")
         return cls(**values)
 
 
-def _is_required(item: dataclasses.Field[Any]) -> bool:
-    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+def finished_stages(run_folder: Path) -> list[str]:
+    """The stages of a run that have a `stage.json`, in their order.
+
+    Raises:
+        InstructGPTError: if there is none.
+    """
+    finished = [stage for stage in STAGE_FOLDERS if (run_folder / stage / STAGE_FILE).is_file()]
+    if not finished:
+        raise InstructGPTError(
+            f"{run_folder}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE}). "
+            "Point to the output folder of `instructgpt-hf run`."
+        )
+    return finished
 
 
 def to_json(value: Any) -> Any:

@@ -21,14 +21,7 @@ class Problems:
         self.items.append(problem)
 
     def raise_if_any(self, limit: int = 20) -> None:
-        """Raise one error that lists the problems found so far.
-
-        Args:
-            limit: how many problems are printed; the rest is counted.
-
-        Raises:
-            InstructGPTError: if any problem was added.
-        """
+        """Raise one `InstructGPTError` that lists the problems added, up to `limit`; the rest is counted."""
         if not self.items:
             return
         lines = [f"  - {item}" for item in self.items[:limit]]

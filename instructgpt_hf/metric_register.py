@@ -223,12 +223,8 @@ def find_metric(name: str, stage: str) -> Metric | None:
     """
     value = re.sub("_(low|high)$", "", name)
     base = value.removeprefix("eval_")
-    known = stage_metrics(stage)
-    for candidate in (name, value, base, f"train_{base}"):
-        for metric in known:
-            if metric.number_in(candidate) is not None:
-                return metric
-    return None
+    candidates, known = (name, value, base, f"train_{base}"), stage_metrics(stage)
+    return next((item for word in candidates for item in known if item.number_in(word) is not None), None)
 
 
 def terminal_values(logs: Mapping[str, Any]) -> list[str]:

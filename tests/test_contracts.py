@@ -43,7 +43,8 @@ def test_the_reference_adapter_has_its_name():
 
 def test_hooks_are_called_by_the_methods_that_stay_with_trl():
     """An override that upstream no longer calls would silently train with TRL's algorithm."""
-    assert "self._generate_and_score_completions(" in inspect.getsource(RLOOTrainer._prepare_inputs)
+    assert "inputs = self._prepare_inputs(inputs)" in inspect.getsource(Trainer.training_step)
+    assert "inputs = self._prepare_inputs(inputs)" in inspect.getsource(RLOOTrainer.prediction_step)
     assert "self._compute_loss(" in inspect.getsource(RLOOTrainer.compute_loss)
     assert "self._tokenize_prompts(" in inspect.getsource(RLOOTrainer._generate)
     assert "self._step += 1" in inspect.getsource(RLOOTrainer.training_step)

@@ -63,7 +63,7 @@ def test_documented_command_is_accepted(page, words):
         return
     from instructgpt_hf.config.recipe import load_recipe
 
-    name = arguments.recipe if arguments.verb == "run" else arguments.config
+    name = arguments.recipe
     stages = STAGES if arguments.verb == "run" else (arguments.verb,)
     load_recipe(name if name in RECIPES else "tiny-cpu", settings, stages)
 

@@ -21,7 +21,6 @@ CONTRACTS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         (RLOOTrainer, "_generate_single_turn", "self prompt_ids images multimodal_fields"),
         (RLOOTrainer, "_tokenize_prompts", "self prompts"),
         (RLOOTrainer, "_get_train_sampler", "self dataset"),
-        (RLOOTrainer, "_generate_and_score_completions", "self inputs"),
         (RLOOTrainer, "_calculate_rewards", "self inputs prompts completions completion_ids_list"),
         (RLOOTrainer, "_compute_loss", "self model inputs"),
         (RLOOTrainer, "_prepare_inputs", "self generation_batch"),

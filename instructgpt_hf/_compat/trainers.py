@@ -1,7 +1,7 @@
-"""The only file that touches private names of TRL, transformers, peft and datasets.
+"""Bases of the three trainers: TRL's trainers with public names for the private hooks that this package replaces.
 
-`CONTRACTS` lists every name and signature relied on; `tests/test_contracts.py` checks them and says what to do when
-one has changed. Subclasses elsewhere override the public names that the classes here give to TRL's private hooks.
+`contracts.py` lists every private name and signature relied on; `tests/test_contracts.py` checks them and says what to
+do when one has changed.
 """
 
 from __future__ import annotations
@@ -9,84 +9,35 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
-from trl.trainer.utils import disable_dropout_in_model, pad
+from trl.trainer.utils import pad
 
-from instructgpt_hf._compat.checkpoints import WholeCheckpoints
-from instructgpt_hf._compat.contracts import CONTRACTS, RLOO_ATTRIBUTES
-from instructgpt_hf._compat.peft import REFERENCE_ADAPTER
+from instructgpt_hf._compat.mixins import CommonChanges, SeveralBackwards
 
-__all__ = ["CONTRACTS", "REFERENCE_ADAPTER", "RLOO_ATTRIBUTES", "disable_dropout_in_model", "pad"]
+__all__ = ["OnPolicyTrainer", "RankingTrainer", "SupervisedTrainer", "pad"]
 
-
-class QuietCard:
-    """Keeps TRL from writing its own model card; the card comes from stage.json."""
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL calls this at every checkpoint."""
+TokenLists = list[list[int]]
+RolloutsT = TypeVar("RolloutsT")
+MicroBatchT = TypeVar("MicroBatchT")
 
 
-class PrivateRepository:
-    """A repository that a trainer creates is private unless `hub_private_repo` is False."""
-
-    args: Any
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """What the Trainer calls before it pushes."""
-        if private is None:
-            private = self.args.hub_private_repo is not False
-        super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
+class SupervisedTrainer(CommonChanges, SFTTrainer):
+    """TRL's SFTTrainer with whole checkpoints, private repositories and no model card of its own."""
 
 
-class CleanEnd:
-    """Ends a run of several processes without a deadlock."""
-
-    model: Any
-    model_wrapped: Any
-
-    def end(self) -> None:
-        """Let go of the wrapped model, then do what the Trainer does at the end.
-
-        DDP's reducer holds the process group, and where it outlives `destroy_process_group` it destroys the group with
-        Python's lock taken: torch then waits for the group's thread, and that thread for the lock to free a tensor.
-        """
-        self.model_wrapped = self.model
-        super().end()  # type: ignore[misc]
-
-
-class SeveralBackwards:
-    """Several backward passes in one step of the training loop."""
-
-    accelerator: Any
-
-    @contextlib.contextmanager
-    def without_gradient_sync(self, model: torch.nn.Module) -> Iterator[None]:
-        """Backward passes inside only add to this process's gradients, because another one follows in the step.
-
-        Without it, DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first one.
-        """
-        state = self.accelerator.gradient_state
-        before = state.sync_gradients
-        state._set_sync_gradients(False)
-        try:
-            with self.accelerator.no_sync(model):
-                yield
-        finally:
-            state._set_sync_gradients(before)
-
-
-class SupervisedTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SFTTrainer):
-    """TRL's SFTTrainer without its model card."""
-
-
-class RankingTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SeveralBackwards, RewardTrainer):
-    """TRL's RewardTrainer with the hooks that a dataset of token ids and ranks needs."""
+class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
+    """TRL's RewardTrainer for a dataset of token ids and ranks, named by `dataset_columns`."""
 
     dataset_columns: tuple[str, ...] = ()
     _signature_columns: list[str] | None
@@ -103,32 +54,91 @@ class RankingTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, S
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
 
-class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, SeveralBackwards, RLOOTrainer):
-    """TRL's RLOOTrainer with public names for the hooks that another on-policy algorithm replaces.
+class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic[RolloutsT, MicroBatchT]):
+    """TRL's RLOOTrainer with abstract public hooks for the parts that another on-policy algorithm replaces.
 
-    Subclasses define `render_prompt`, `in_batches`, `continuous_batching`, `episode_sampler`, `rollout`,
-    `minibatches`, `minibatch_loss`, `gradient_done`, `save_models`, `load_models`, `set_learning_rates`, and
-    `load_state`, which is all that is called where DeepSpeed reads weights and optimizer itself.
+    `RolloutsT` is what `rollout` returns, `MicroBatchT` an item of `minibatches`. Neither need be a dict: between
+    `_prepare_inputs` and `compute_loss`, Trainer and TRL only pass them on.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
     loss_is_scaled_for_ga = True
-    _buffered_inputs: list[dict[str, Any]] | None
+    _buffered_inputs: list[MicroBatchT] | None
     _rolled_out: int | None = None
     _current_train_step_time: float
-    optimizer: Any
+    optimizer: Any  # None until `create_optimizer`
     lr_scheduler: Any
     reward_func_names: list[str]
 
+    # Hooks
+
+    @abstractmethod
+    def render_prompt(self, prompt: Any) -> list[int]:
+        """Token ids of a prompt of the dataset."""
+
+    @abstractmethod
+    def in_batches(self, generate: Callable[[TokenLists], TokenLists], prompt_ids: TokenLists) -> TokenLists:
+        """Completions by `generate`, called for one or more batches of the prompts."""
+
+    @abstractmethod
+    def continuous_batching(self, prompt_ids: TokenLists) -> TokenLists:
+        """Completions by transformers' continuous batching."""
+
+    @abstractmethod
+    def episode_sampler(self, dataset: Dataset) -> Sampler[int]:
+        """Sampler of the prompts, each iteration's repeated for every micro-batch."""
+
+    @abstractmethod
+    def rollout(self, inputs: list[dict[str, Any]]) -> RolloutsT:
+        """Sample and score completions for this process's rows of the dataset."""
+
+    @abstractmethod
+    def minibatches(self, rollouts: RolloutsT) -> list[MicroBatchT]:
+        """Split rollouts into the micro-batches of one inner epoch, in order."""
+
+    @abstractmethod
+    def one_minibatch(self, rollouts: RolloutsT) -> MicroBatchT:
+        """Rollouts of an evaluation as a minibatch of their own."""
+
+    @abstractmethod
+    def minibatch_loss(self, model: nn.Module, inputs: MicroBatchT) -> torch.Tensor:
+        """Loss of one micro-batch, divided by the accumulation steps already."""
+
+    @abstractmethod
+    def gradient_done(self, norm: torch.Tensor | float | None) -> None:
+        """Check or change the gradient before an optimizer step; `norm` is None where it is not known."""
+
+    @abstractmethod
+    def set_learning_rates(self) -> None:
+        """Set the learning rates of a resumed run that has read its optimizer and scheduler."""
+
+    @abstractmethod
+    def save_models(self, output_dir: str) -> None:
+        """Write the files of a checkpoint that the Trainer does not write itself."""
+
+    @abstractmethod
+    def load_models(self, checkpoint: str) -> None:
+        """Read the files of `save_models`."""
+
+    @abstractmethod
+    def load_state(self, checkpoint: str) -> None:
+        """Read the files of `save_models` apart from weights, which DeepSpeed reads itself."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the models for use."""
+
+    # TRL's private hooks
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The Trainer's `train`; what an earlier one that was interrupted had sampled is not used."""
+        """Train, as the Trainer does. Discards rollouts buffered by an interrupted run."""
         self._step, self._buffered_inputs, self._rolled_out = 0, None, None
         return super().train(*args, **kwargs)
 
-    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[TokenLists, None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
 
-    def _generate_single_turn(self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: TokenLists, images: Any, multimodal_fields: Any) -> Any:
         # TRL's own call rounds the trained weights to half precision in place.
         if self.use_transformers_continuous_batching:
             return self.continuous_batching(prompt_ids)
@@ -138,12 +148,9 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
     def _get_train_sampler(self, dataset: Any = None) -> Any:
         return self.episode_sampler(self.train_dataset if dataset is None else dataset)
 
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        return self.rollout(inputs)
-
     def _prepare_inputs(self, generation_batch: Any) -> Any:
         if not self.model.training:
-            return self.rollout(generation_batch)
+            return self.one_minibatch(self.rollout(generation_batch))
         steps = self.args.steps_per_generation
         due = self._step % (steps * self.num_iterations) == 0 or self._buffered_inputs is None
         if due and self._rolled_out != self._step:
@@ -153,14 +160,13 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
 
     @contextlib.contextmanager
     def before_training_step(self, generation_batch: Any) -> Iterator[None]:
-        """What comes before TRL's `training_step` in a step and is part of its `step_time`; the rollouts, if they are
-        due, come first."""
+        """Context for work before TRL's `training_step`, part of `step_time`; samples rollouts if they are due."""
         start = time.perf_counter()
         self._prepare_inputs(generation_batch)
         yield
         self._current_train_step_time += time.perf_counter() - start
 
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    def _compute_loss(self, model: nn.Module, inputs: MicroBatchT) -> torch.Tensor:
         return self.minibatch_loss(model, inputs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
@@ -188,22 +194,22 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
         self.accelerator.backward(loss, **options)
 
     def unlogged(self) -> dict[str, Any]:
-        """What was measured since the last log, and the sum of the losses, as plain JSON; for `save_models`."""
+        """Metrics since the last log and sums of the losses, plain JSON; `save_models` keeps them in a checkpoint."""
         loss = {"sum": self._tr_loss.item(), "total": self._total_loss_scalar, "step": self._globalstep_last_logged}
         return {"metrics": dict(self._metrics["train"]), "loss": loss}
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the models for use; a checkpoint, which the Trainer writes through here too, is for resuming."""
+        """Write the models for use, or where the Trainer calls it for a checkpoint, the files for resuming."""
         if _internal_call and output_dir is not None:  # without a folder it is about to push the models
             super().save_model(output_dir, _internal_call)
         elif self.args.should_save:
             self.save_pretrained(Path(output_dir if output_dir is not None else self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """A checkpoint holds no model to push while training goes on; `push_to_hub` writes and pushes it."""
+        """Push nothing: a checkpoint holds no model for use; `push_to_hub` writes and pushes one."""
 
     def restore_unlogged(self, state: dict[str, Any]) -> None:
-        """Continue the next log where `unlogged` was taken; once the Trainer has set up its own."""
+        """Add what `unlogged` returned to the next log; called after the Trainer has set its own sums to zero."""
         for name, values in state["metrics"].items():
             self._metrics["train"][name] = list(values)
         self._tr_loss += state["loss"]["sum"]
@@ -211,10 +217,10 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
 
     @property
     def mean_loss(self) -> float:
-        """Of all steps; the Trainer's own is that of the steps since it was resumed."""
+        """Mean loss of all steps; the Trainer's own `train_loss` counts the steps since the run was resumed."""
         return float(self._total_loss_scalar / max(self.state.global_step, 1))
 
-    def generate(self, prompts: list[Any]) -> tuple[list[list[int]], list[list[int]], list[Any]]:
+    def generate(self, prompts: list[Any]) -> tuple[TokenLists, TokenLists, list[Any]]:
         """Sample one completion for each prompt.
 
         Returns:
@@ -226,17 +232,17 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
             return self._generate(prompts)
 
     def rewards(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: list[list[int]]
+        self, inputs: list[dict[str, Any]], prompts: list[Any], completions: list[Any], completion_ids: TokenLists
     ) -> torch.Tensor:
         """Rewards [episodes of all processes, reward functions]; NaN where a function does not apply.
 
-        What a function passed to `log_metric` is logged, what it passed to `log_extra` joins TRL's table.
+        Values that a function passed to `log_metric` are logged; those passed to `log_extra` are added to TRL's table.
         """
-        found = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         for column, values in self._pending_extra_logs.items():
             self._logs["extra"][column].extend(values)
         self._pending_extra_logs.clear()
-        # In one order on all processes, which take part in every gathering.
+        # In the same order on all processes, because each takes part in every gathering.
         for name in sorted(set(gather_object(list(self._pending_metrics)))):
             values = self._pending_metrics.get(name, [])
             sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
@@ -244,7 +250,7 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
             # Not through a subclass's `record`: such a value need not be finite.
             OnPolicyTrainer.record(self, name, total / count)
         self._pending_metrics.clear()
-        return found
+        return rewards
 
     def record(self, name: str, value: float) -> None:
         """Add a value to a metric that is averaged until the next log."""
@@ -253,7 +259,7 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
     def record_samples(
         self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any
     ) -> None:
-        """Keep rollouts for TRL's table of completions."""
+        """Add rollouts to TRL's table of completions."""
         self._logs["prompt"].extend(prompts)
         self._logs["completion"].extend(completions)
         for index, name in enumerate(self.reward_func_names):
@@ -262,10 +268,10 @@ class OnPolicyTrainer(QuietCard, PrivateRepository, WholeCheckpoints, CleanEnd, 
 
     @property
     def micro_step(self) -> int:
-        """Forward and backward passes taken so far."""
+        """Micro-batches of training so far."""
         return int(self._step)
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The policy's tokenizer."""
         return self._tokenizer

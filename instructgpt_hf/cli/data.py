@@ -11,13 +11,9 @@ def add(verbs: Verbs) -> None:
     """Add the verb with its own verb `inspect`."""
     example = "instructgpt-hf data inspect lab:rankings"
     nested = Verbs(verbs.add("data", "look at a dataset", example), "data_verb")
-    inspect = nested.add_nested(
-        "inspect",
-        "what the reward stage will see of a dataset of rankings or pairs",
-        f"{example} --tokenizer lab --prompt_template user-assistant",
-        _inspect,
-        allow_abbrev=False,
-    )
+    text = "what the reward stage will see of a dataset of rankings or pairs"
+    example += " --tokenizer lab --prompt_template user-assistant"
+    inspect = nested.add_nested("inspect", text, example, _inspect)
     inspect.add_argument("dataset", metavar="DATASET", help="Hub id, local file or folder, or lab:rankings")
     inspect.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
     inspect.add_argument("--split", default="train", metavar="NAME", help="split to read (default train)")
@@ -41,14 +37,6 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from instructgpt_hf.cli.ranking_tables import show
     from instructgpt_hf.stages.inspection import inspect_rankings
 
-    summary = inspect_rankings(
-        arguments.dataset,
-        arguments.dataset_config,
-        arguments.split,
-        tokenizer=arguments.tokenizer,
-        prompt_template=arguments.prompt_template,
-        max_length=arguments.max_length,
-        max_prompt_length=arguments.max_prompt_length,
-        limit=arguments.limit,
-    )
-    show(summary, Console())
+    optional = ("tokenizer", "prompt_template", "max_length", "max_prompt_length", "limit")
+    options = {name: getattr(arguments, name) for name in optional}
+    show(inspect_rankings(arguments.dataset, arguments.dataset_config, arguments.split, **options), Console())

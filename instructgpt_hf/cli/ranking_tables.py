@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from instructgpt_hf.data.rankings.rows import DROPPED
@@ -17,33 +17,25 @@ LABELERS_SHOWN = 5
 def show(summary: dict[str, Any], console: Console) -> None:
     """Print what `stages.inspection.inspect_rankings` returns."""
     console.print(Text(f"{summary['dataset']}, split {summary['split']}, read as {summary['schema']}"))
-    console.print(_counts(summary))
-    console.print()
-    console.print(_lengths(summary))
-    if summary["limits"]:
-        text = ", ".join(f"{key} {value}" for key, value in summary["limits"].items())
-        console.print(f"Lengths are before the limits: {text}.", highlight=False)
-    else:
-        console.print("Lengths are in words and no limit applies; --tokenizer counts tokens.", highlight=False)
+    console.print(_counts(summary), "", _lengths(summary), sep="\n")
+    limits = ", ".join(f"{key} {value}" for key, value in summary["limits"].items())
+    in_words = "Lengths are in words and no limit applies; --tokenizer counts tokens."
+    console.print(f"Lengths are before the limits: {limits}." if limits else in_words, highlight=False)
     for number, example in enumerate(summary["examples"], start=1):
-        console.print()
-        console.print(_example(number, example))
+        console.print("", _example(number, example), sep="\n")
 
 
 def _counts(summary: dict[str, Any]) -> Table:
     table = _table("", "count")
-    table.add_row("prompts read", _number(summary["read"]["prompts"]))
-    table.add_row("completions read", _number(summary["read"]["completions"]))
-    for key, what in DROPPED.items():
-        if summary["dropped"][key]:
-            table.add_row(f"dropped: {what}", _number(summary["dropped"][key]))
+    dropped = {f"dropped: {what}": summary["dropped"][key] for key, what in DROPPED.items() if summary["dropped"][key]}
+    read = {"prompts read": summary["read"]["prompts"], "completions read": summary["read"]["completions"]}
+    for name, count in {**read, **dropped}.items():
+        table.add_row(name, _number(count))
     table.add_section()
-    table.add_row("prompts to train on", _number(summary["prompts"]))
-    table.add_row("completions to train on", _number(summary["completions"]))
-    for size, prompts in summary["by_size"].items():
-        table.add_row(f"prompts with {size} completions", _number(prompts))
-    table.add_row("pairs", _number(summary["pairs"]))
-    table.add_row("tied pairs", _number(summary["tied_pairs"]))
+    left = {"prompts to train on": summary["prompts"], "completions to train on": summary["completions"]}
+    left |= {f"prompts with {size} completions": prompts for size, prompts in summary["by_size"].items()}
+    for name, count in {**left, "pairs": summary["pairs"], "tied pairs": summary["tied_pairs"]}.items():
+        table.add_row(name, _number(count))
     if summary["longer_is_better"] is not None:
         table.add_row("pairs whose better completion is the longer one", f"{summary['longer_is_better']:.1%}")
     if labelers := summary["labelers"]:
@@ -73,11 +65,8 @@ def _example(number: int, example: dict[str, Any]) -> Table:
 
 
 def _table(first: str, *columns: str, justify: Literal["left", "right"] = "right") -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(first)
-    for name in columns:
-        table.add_column(name, justify=justify)
-    return table
+    others = [Column(name, justify=justify) for name in columns]
+    return Table(first, *others, box=None, pad_edge=False, header_style="bold")
 
 
 def _number(value: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from instructgpt_hf.cli.command import Verbs
 from instructgpt_hf.errors import InstructGPTError, nearest
@@ -13,12 +12,8 @@ def add(verbs: Verbs) -> None:
     """Add the verb with its own verbs `list`, `show` and `copy`."""
     nested = Verbs(verbs.add("recipes", "list, show or copy recipes", "instructgpt-hf recipes list"), "recipes_verb")
     nested.add_nested("list", "names and what they are", "instructgpt-hf recipes list", _list)
-    show = nested.add_nested(
-        "show",
-        "print a recipe's README, or one of its files with the defaults it keeps",
-        "instructgpt-hf recipes show tiny-cpu ppo.yaml",
-        _show,
-    )
+    text = "print a recipe's README, or one of its files with the defaults it keeps"
+    show = nested.add_nested("show", text, "instructgpt-hf recipes show tiny-cpu ppo.yaml", _show)
     show.add_argument("name", metavar="NAME")
     show.add_argument("file", metavar="FILE", nargs="?", default="README.md", help="README.md by default")
     copy = nested.add_nested("copy", "copy a recipe to edit it", "instructgpt-hf recipes copy tiny-cpu mine", _copy)
@@ -38,6 +33,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _show(arguments: argparse.Namespace) -> None:
     from instructgpt_hf.artifacts import STAGES
     from instructgpt_hf.config.catalog import recipe_folder
+    from instructgpt_hf.config.recipe import load_recipe
 
     folder = recipe_folder(arguments.name)
     names = [item.name for item in sorted(folder.iterdir()) if item.suffix in (".yaml", ".md")]
@@ -46,14 +42,9 @@ def _show(arguments: argparse.Namespace) -> None:
         raise InstructGPTError(f"{name}: recipe {arguments.name} has no such file; {nearest(name, names)}")
     print((folder / name).read_text(encoding="utf-8").rstrip())
     stage = name.removesuffix(".yaml")
-    if stage in STAGES:
-        _print_defaults(folder, stage)
-
-
-def _print_defaults(folder: Path, stage: str) -> None:
-    """Print, as YAML comments, the settings that a stage's file leaves at a default of this package."""
-    from instructgpt_hf.config.recipe import load_recipe
-
+    if stage not in STAGES:
+        return
+    # The settings that the file leaves at a default of this package, as YAML comments.
     settings = load_recipe(folder, stages=[stage]).stages[stage]
     print("\n# Left at the default, with its source")
     for key, (default, source) in settings.defaults_with_source().items():

@@ -1,40 +1,51 @@
-"""`instructgpt-hf run`: all stages of a recipe."""
+"""`instructgpt-hf run`, `sft`, `reward` and `ppo`: all stages of a recipe, or one."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from instructgpt_hf.cli.command import Parser, Verbs
+from instructgpt_hf.cli.command import Verbs
 
-SETTINGS_NOTE = """\
+_SETTINGS_NOTE = """\
 Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one stage, --seed 3 for every stage that has
-the key, --key=value, --use_peft for true, several words for a list. The command line wins over the files."""
+the key, --key=value, --use_peft for true, several words for a list. The command line wins over the files.
+
+"""
+_STAGES = {
+    "sft": "supervised fine-tuning on demonstrations",
+    "reward": "reward model from rankings",
+    "ppo": "PPO, or PPO-ptx with pretraining gradients",
+}
 
 
 def add(verbs: Verbs) -> None:
-    """Add the verb."""
+    """Add the verb for all stages and one for each stage."""
     example = "instructgpt-hf run tiny-cpu --ppo.beta 0.05"
-    parser = verbs.add("run", "all stages of a recipe", example, _run, notes=SETTINGS_NOTE, settings=True)
-    parser.usage = "instructgpt-hf run RECIPE [--output_dir DIR] [--KEY VALUE ...]"
-    parser.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a folder with its files")
-    add_output_dir(parser, "runs/<recipe>")
-
-
-def add_output_dir(parser: Parser, default: str) -> None:
-    """Add the argument `--output_dir`."""
-    parser.add_argument("--output_dir", metavar="DIR", help=f"folder of the run (default {default})")
-
-
-def run_folder(output_dir: str | None, recipe_name: str) -> Path:
-    """Folder of the run: `--output_dir`, or `runs/<recipe>`."""
-    return Path(output_dir) if output_dir else Path("runs") / recipe_name
+    run = verbs.add("run", "all stages of a recipe", example, _run, _SETTINGS_NOTE, settings=True)
+    run.usage = "instructgpt-hf run RECIPE [--output_dir DIR] [--KEY VALUE ...]"
+    run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a folder with its files")
+    run.add_argument("--output_dir", metavar="DIR", help="folder of the run (default runs/<recipe>)")
+    default = "default runs/<recipe>; this stage writes its own folder inside, and finds the earlier ones"
+    for stage, text in _STAGES.items():
+        example = f"instructgpt-hf {stage} --config tiny-cpu --seed 3"
+        parser = verbs.add(stage, f"one stage: {text}", example, _run, _SETTINGS_NOTE, settings=True)
+        parser.usage = f"instructgpt-hf {stage} --config RECIPE [--output_dir DIR] [--KEY VALUE ...]"
+        config = "recipe, its folder, or the stage's YAML"
+        parser.add_argument("--config", dest="recipe", required=True, metavar="RECIPE", help=config)
+        parser.add_argument("--output_dir", metavar="DIR", help=f"folder of the run ({default})")
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from instructgpt_hf.config.recipe import load_recipe
 
-    recipe = load_recipe(arguments.recipe, arguments.settings, output_dir=arguments.output_dir)
+    verb, output_dir = arguments.verb, arguments.output_dir
+    stages = [verb] if verb in _STAGES else _STAGES
+    recipe = load_recipe(arguments.recipe, arguments.settings, stages, output_dir)
     from instructgpt_hf import pipeline  # imports torch: a wrong recipe is refused before
 
-    pipeline.run(recipe, run_folder(arguments.output_dir, recipe.name))
+    folder = Path(output_dir) if output_dir else Path("runs") / recipe.name
+    if verb in _STAGES:
+        pipeline.run_stage(recipe, verb, folder)
+    else:
+        pipeline.run(recipe, folder)

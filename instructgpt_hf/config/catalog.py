@@ -8,19 +8,17 @@ from pathlib import Path
 from instructgpt_hf.artifacts import STAGES, atomic_folder
 from instructgpt_hf.errors import InstructGPTError, nearest
 
-_PACKAGE = Path(__file__).resolve().parent.parent
-
 
 def recipes_root() -> Path:
     """The folder of the shipped recipes: inside an installed package, beside the package in a checkout."""
-    installed = _PACKAGE / "recipes"
-    return installed if installed.is_dir() else _PACKAGE.parent / "recipes"
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "recipes"
 
 
 def list_recipes() -> list[tuple[str, str, Path]]:
     """Name, description (the first line of text of its README) and folder of every shipped recipe."""
-    folders = sorted(item for item in recipes_root().iterdir() if _is_recipe(item))
-    return [(folder.name, _description(folder), folder) for folder in folders]
+    return [(item.name, _description(item), item) for item in sorted(recipes_root().iterdir()) if _is_recipe(item)]
 
 
 def recipe_folder(name: str) -> Path:
@@ -31,9 +29,8 @@ def recipe_folder(name: str) -> Path:
     """
     known = {item[0]: item[2] for item in list_recipes()}
     if name not in known:
-        raise InstructGPTError(
-            f"{name}: no recipe of this name; {nearest(name, known)} (`instructgpt-hf recipes list`)"
-        )
+        hint = nearest(name, known)
+        raise InstructGPTError(f"{name}: no recipe of this name; {hint} (`instructgpt-hf recipes list`)")
     return known[name]
 
 

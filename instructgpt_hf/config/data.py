@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from instructgpt_hf.config.fields import AT_LEAST_ONE, setting
+from instructgpt_hf.config.fields import setting
+from instructgpt_hf.config.ranges import AT_LEAST_ONE
 
 # name -> (what the model reads, with {prompt} where the prompt goes; what separates it from the completion). The paper
 # does not state its own format.
@@ -20,6 +21,7 @@ PLAIN_TEMPLATES: dict[str, tuple[str, str]] = {
     "user-assistant": ("User: {prompt}\nAssistant:", " "),
 }
 PROMPT_TEMPLATES: tuple[str, ...] = ("chat", *PLAIN_TEMPLATES)
+LONG_PROMPTS = "App C: prompts over 1k tokens are dropped"
 
 
 @dataclass
@@ -29,21 +31,27 @@ class DataArguments:
     dataset_name: str | None = setting(None, "Hub id, local file or folder, or lab:<name> of the dataset.", "ours")
     dataset_config: str | None = setting(None, "Configuration name of a Hub dataset.", "ours")
     dataset_train_split: str = setting("train", "Split to train on.", "ours")
-    dataset_test_split: str | None = setting(
-        None, "Split that is held back for measuring; without one, a part of the train split is.", "ours"
-    )
+    dataset_test_split: str | None = setting(None, "Held-out split; by default a part of the train split.", "ours")
 
 
 @dataclass
 class PretrainingArguments(DataArguments):
     """Data arguments of the stages that also train on pretraining text."""
 
-    pretraining_dataset_name: str | None = setting(None, "The pretraining text, named as dataset_name is.", "ours")
+    pretraining_dataset_name: str | None = setting(None, "Pretraining text; see pretraining_mix or ptx_coef.", "ours")
     pretraining_dataset_config: str | None = setting(None, "Configuration name of that Hub dataset.", "ours")
     pretraining_dataset_split: str = setting("train", "Split of that dataset.", "ours")
     pretraining_dataset_text_field: str = setting("text", "Column of that dataset that holds the text.", "ours")
-    pretraining_streaming: bool = setting(
-        False, "Read that text while training, in windows of 1,000 documents, instead of all of it before.", "ours"
+    pretraining_streaming: bool = setting(False, "Read that text while training, 1,000 documents at a time.", "ours")
+
+
+@dataclass
+class LaterStageArguments(DataArguments):
+    """Data arguments of the stages that start from the SFT model."""
+
+    sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
+    prompt_template: str | None = setting(
+        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
     )
 
 
@@ -51,69 +59,38 @@ class PretrainingArguments(DataArguments):
 class SFTArguments(PretrainingArguments):
     """Data of the SFT stage: demonstrations (`prompt`, `completion`, or `messages`)."""
 
-    pretraining_dataset_name: str | None = setting(None, "Text to mix in; see pretraining_mix.", "ours")
     prompt_template: str = setting(
         "chat",
-        "How a prompt becomes tokens: 'chat' (the tokenizer's chat template) or a plain template: 'raw' (nothing "
-        "added), 'instruction', 'user-assistant'. Recorded, and used by every later stage.",
+        "How a prompt becomes tokens: by the tokenizer's chat template, or as in PLAIN_TEMPLATES; for every stage.",
         "ours: the paper does not state its separator",
         choices=PROMPT_TEMPLATES,
     )
-    max_prompt_length: int | None = setting(
-        1024,
-        "Demonstrations whose prompt has more tokens are left out.",
-        "App C: prompts over 1k tokens are dropped",
-        AT_LEAST_ONE,
-    )
+    max_prompt_length: int | None = setting(1024, "Longer prompts are left out.", LONG_PROMPTS, AT_LEAST_ONE)
 
 
 @dataclass
-class RewardArguments(DataArguments):
+class RewardArguments(LaterStageArguments):
     """Data of the reward stage: rankings, pairs, or one of the published schemas (docs/data.md)."""
 
-    sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
-    prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
-    )
-    max_prompt_length: int | None = setting(
-        1024,
-        "Rankings whose prompt has more tokens are left out.",
-        "App C: prompts over 1k tokens are dropped",
-        AT_LEAST_ONE,
-    )
-    streaming: bool = setting(
-        False, "Read the rankings while training instead of all of them before; needs max_steps.", "ours"
-    )
+    max_prompt_length: int | None = setting(1024, "Longer prompts are left out.", LONG_PROMPTS, AT_LEAST_ONE)
+    streaming: bool = setting(False, "Read the rankings while training; needs max_steps.", "ours")
 
 
 @dataclass
-class PPOArguments(PretrainingArguments):
+class PPOArguments(LaterStageArguments, PretrainingArguments):
     """Data of the PPO stage: prompts, and pretraining text for PPO-ptx."""
 
     pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
-    sft_model_path: str | None = setting(
-        None, "Folder or Hub id of the SFT stage, the policy's start and KL reference; this run's by default.", "§3.5"
-    )
     reward_model_path: str | None = setting(
-        None, "Folder or Hub id of the reward model, which is the value model's start; this run's by default.", "§3.5"
+        None, "Folder or Hub id of the reward model; by default this run's.", "§3.5"
     )
     extra_reward_model_paths: list[str] | None = setting(
         None, "Folders or Hub ids of further reward models, whose scores are added; see reward_weights.", "ours"
     )
     reward_functions: list[str] | None = setting(
-        None,
-        "Python functions with TRL's reward function signature, as module:function, whose values are added to the "
-        "score. A module is found in the environment or in the current directory.",
-        "ours",
+        None, "`module:function` of reward functions as TRL calls them; their values are added to the score.", "ours"
     )
     value_model_path: str | None = setting(
-        None,
-        "Folder or Hub id of the value model's start, of the policy's tokenizer; the reward model by default.",
-        "§3.5: the reward model",
+        None, "Folder or Hub id of the value model's start, of the policy's tokenizer.", "§3.5: the reward model"
     )
-    prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
-    )
-    eval_num_prompts: int = setting(
-        200, "Held-out prompts answered for the evaluation.", "ours", AT_LEAST_ONE, neutral=True
-    )
+    eval_num_prompts: int = setting(200, "Held-out prompts of the evaluation.", "ours", AT_LEAST_ONE, neutral=True)

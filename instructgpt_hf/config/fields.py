@@ -9,31 +9,15 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from fnmatch import fnmatchcase
 from functools import cache
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from instructgpt_hf.config.ranges import Range
 from instructgpt_hf.errors import nearest
-
-
-class Range(NamedTuple):
-    """The values that a setting may take: a test, and the rule for the user."""
-
-    holds: Callable[[Any], bool]
-    rule: str
-
-
-POSITIVE = Range(lambda value: value > 0, "must be greater than 0")
-NOT_NEGATIVE = Range(lambda value: value >= 0, "must be 0 or greater")
-AT_LEAST_ONE = Range(lambda value: value >= 1, "must be 1 or greater")
-AT_LEAST_TWO = Range(lambda value: value >= 2, "must be 2 or greater")
-FRACTION = Range(lambda value: 0 <= value < 1, "must be at least 0 and below 1")
-POSITIVE_SHARE = Range(lambda value: 0 < value <= 1, "must be greater than 0 and at most 1")
-UNIT = Range(lambda value: 0 <= value <= 1, "must be between 0 and 1")
-LIMIT = Range(lambda value: value == -1 or value >= 1, "must be 1 or greater, or -1 for no limit")
 
 
 def setting(
@@ -107,19 +91,13 @@ def not_in_recipes(rule: str) -> Upstream:
 class Setting(NamedTuple):
     """A field of a stage's dataclass and what is known about it; see `setting`.
 
-    Attributes:
-        name: the key in the stage's YAML file.
-        owner: name of the dataclass.
-        hint: type annotation.
-        source: where the default comes from, for the fields this package adds or changes; None for all others.
-        choices: the allowed values, empty if they are not a short list.
+    `owner` is the name of the dataclass; `source` is None for the fields that this package neither adds nor changes.
     """
 
     name: str
     owner: str
     hint: Any
     default: Any
-    help: str
     source: str | None
     choices: tuple[Any, ...]
     valid: Range | None
@@ -158,9 +136,8 @@ def known_upstream(owner: type) -> dict[str, Upstream]:
 @cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """Every field of a dataclass that can be passed to it, refused ones included, in the order of the class."""
-    known, hints = known_upstream(owner), typing.get_type_hints(owner)
-    found = {item.name: _setting(item, owner, hints[item.name], known) for item in fields(owner) if item.init}
-    return MappingProxyType(found)
+    known, hints, passed = known_upstream(owner), typing.get_type_hints(owner), [x for x in fields(owner) if x.init]
+    return MappingProxyType({item.name: _setting(item, owner, hints[item.name], known) for item in passed})
 
 
 def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstream]) -> Setting:
@@ -171,7 +148,6 @@ def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstr
         owner=owner.__name__,
         hint=about.hint or hint,
         default=item.default_factory() if item.default_factory is not MISSING else item.default,
-        help=metadata.get("help", ""),
         source=metadata.get("source"),
         choices=tuple(metadata.get("choices") or ()),
         valid=metadata.get("valid") or about.valid,

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, ClassVar
 import trl
 
 from instructgpt_hf.config.device import native_precision
-from instructgpt_hf.config.fields import AT_LEAST_ONE, FRACTION, Upstream, changed, not_in_recipes
+from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes
+from instructgpt_hf.config.ranges import AT_LEAST_ONE, FRACTION
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -50,7 +51,7 @@ def peft_config(model_config: ModelConfig, task_type: str) -> LoraConfig | None:
     """The LoRA adapter of a stage, or None where all weights train.
 
     Args:
-        model_config: its model settings.
+        model_config: the stage's model settings.
         task_type: `"CAUSAL_LM"`, or `"SEQ_CLS"` for reward and value models, whose scalar head is then trained and
             saved with the adapter.
     """

@@ -18,17 +18,15 @@ from instructgpt_hf.artifacts import STAGES
 from instructgpt_hf.config.fields import Setting, not_a_choice
 from instructgpt_hf.errors import Problems
 
+COMMAND_LINE = "command line"
+
 
 class Mismatch(Exception):
     """A value does not fit; the message is the rule it breaks."""
 
 
 def fit(setting: Setting, value: Any, words: bool = False) -> Any:
-    """Convert `value` to the setting's type and check its range and choices; see `coerce`.
-
-    Raises:
-        Mismatch: if it does not fit.
-    """
+    """`value` in the setting's type, range and choices, or a `Mismatch`; see `coerce`."""
     if value is True and words and bool not in _members(setting.hint):
         raise Mismatch("needs a value")
     value = coerce(value, setting.hint, words)
@@ -54,9 +52,8 @@ def coerce(value: Any, hint: Any, words: bool = False) -> Any:
         if type(None) in members:
             return None
         raise Mismatch(f"must be {_describe(members)}, and it is empty")
-    enums = [member for member in members if isinstance(member, type) and issubclass(member, Enum)]
-    if enums:
-        members = [member for member in members if member is not str]
+    enums = any(isinstance(member, type) and issubclass(member, Enum) for member in members)
+    members = [member for member in members if not (enums and member is str)]
     if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
         # One word is text, not a list of one.
         members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
@@ -76,8 +73,7 @@ def _members(hint: Any) -> list[Any]:
 
 def _rank(member: Any) -> int:
     """Order in which types are tried: a flag before numbers, and text last, which fits every word."""
-    order = [bool, int, float]
-    return order.index(member) if member in order else len(order) + (member is str)
+    return {bool: 0, int: 1, float: 2, str: 4}.get(member, 3)
 
 
 def _coerce_one(value: Any, member: Any, words: bool) -> Any:
@@ -102,9 +98,8 @@ def _coerce_one(value: Any, member: Any, words: bool) -> Any:
 
 
 def _one_of(value: Any, choices: Sequence[Any]) -> Any:
-    for choice in choices:
-        if value == choice and type(value) is type(choice):
-            return value
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
     raise Mismatch(not_a_choice(value, choices))
 
 
@@ -144,8 +139,7 @@ def _sequence(value: Any, member: Any, container: type, words: bool) -> Any:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    if isinstance(value, str) and value.startswith("{"):
-        value = _from_json(value)
+    value = _from_json(value) if isinstance(value, str) and value.startswith("{") else value
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {key: _json_number(item) for key, item in value.items()}
     raise Mismatch("must be a mapping of names to values")
@@ -153,9 +147,8 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 def _json_number(value: Any) -> Any:
     """Text with an exponent, such as `2e-5`, as a number: inside a mapping no annotation says what is one."""
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        return float(value)
-    return value
+    exponent = isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value)
+    return float(value) if exponent else value
 
 
 def _from_json(text: str) -> Any:
@@ -177,9 +170,6 @@ def _describe(members: list[Any]) -> str:
     return " or ".join(sorted(dict.fromkeys(described), key="null".__eq__))
 
 
-COMMAND_LINE = "command line"
-
-
 class Override(NamedTuple):
     """A setting of the command line. `value` is one word, a list of several words, or True for a bare flag."""
 
@@ -195,19 +185,17 @@ class Override(NamedTuple):
 def parse_overrides(words: Sequence[str], problems: Problems) -> list[Override]:
     """Split the words of the command line into settings; unreadable ones are added to `problems`."""
     overrides: list[Override] = []
-    index = 0
-    while index < len(words):
-        word = words[index]
-        index += 1
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
         if not word.startswith("--") or word == "--":
             rule = "not a setting; write --key value, or --ppo.key value for one stage"
             problems.add(f"{COMMAND_LINE}: {word!r}: {rule}")
             continue
         name, equals, text = word[2:].partition("=")
         values = [text] if equals else []
-        while not equals and index < len(words) and not words[index].startswith("--"):
-            values.append(words[index])
-            index += 1
+        while not equals and rest and not rest[0].startswith("--"):
+            values.append(rest.pop(0))
         stage, dot, key = name.rpartition(".")
         value: Any = True if not values else values[0] if len(values) == 1 else values
         if dot and stage not in STAGES:
@@ -226,6 +214,7 @@ def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
 
     try:
         text = path.read_text(encoding="utf-8")
+        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
     except FileNotFoundError:
         present = [item.name for item in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         problems.add(f"{path}: not found" + (f"; the folder has {', '.join(sorted(present))}" if present else ""))
@@ -233,9 +222,6 @@ def read_mapping(path: Path, problems: Problems) -> dict[str, Any] | None:
     except (OSError, UnicodeDecodeError) as error:
         problems.add(f"{path}: cannot be read as UTF-8 text ({error})")
         return None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         problems.add(f"{path}: is not valid YAML: {' '.join(str(error).split())}")
         return None

@@ -14,27 +14,25 @@ from typing import ClassVar
 import trl
 from transformers.trainer_utils import SchedulerType
 
+from instructgpt_hf.config.data import LONG_PROMPTS
 from instructgpt_hf.config.device import world_size
-from instructgpt_hf.config.fields import (
+from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes, refused, setting
+from instructgpt_hf.config.ranges import (
     AT_LEAST_ONE,
     AT_LEAST_TWO,
     FRACTION,
     NOT_NEGATIVE,
+    ONE,
     POSITIVE,
     POSITIVE_SHARE,
     UNIT,
-    Range,
-    Upstream,
-    changed,
-    not_in_recipes,
-    refused,
-    setting,
 )
 from instructgpt_hf.config.rules import SAMPLING, steps_per_iteration
 from instructgpt_hf.config.training import StageConfig
 
 _REDUCTIONS = ("token_mean", "sequence_sum")
-_REDUCTION = "ours: the paper does not state it"
+_NOT_STATED = "ours: the paper does not state it"
+_NONE_STATED = "ours: the paper does not state one"
 _MINIBATCH = "C.4: minibatch of 64 episodes"
 _EVALUATED = not_in_recipes("has no effect; the policies are evaluated when they are trained")
 _ONE = not_in_recipes("is always 1, because the baseline of PPO is the value model; remove it")
@@ -91,31 +89,18 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     gamma: float = setting(1.0, "Discount per token.", "C.4: no discount", UNIT)
     lam: float = setting(0.95, "Lambda of generalised advantage estimation.", "ours: Stiennon et al. 2020, B.1", UNIT)
     whiten_advantages: bool = setting(True, "Give advantages mean 0 and variance 1.", "ours: Ziegler et al. 2019")
-    whiten_rewards: bool = setting(
-        False, "Give rewards a standard deviation of 1; their mean stays.", "ours: only the bias (§3.5)"
-    )
+    whiten_rewards: bool = setting(False, "Divide rewards by their standard deviation.", "ours: only the bias (§3.5)")
     missing_eos_penalty: float | None = setting(
-        None,
-        "Subtracted from the score of a completion without end-of-text.",
-        "ours: the paper does not state one",
-        NOT_NEGATIVE,
-        adjustable=True,
+        None, "Subtracted from the score of a completion without EOS.", _NONE_STATED, NOT_NEGATIVE, adjustable=True
     )
     missing_eos_score: float | None = setting(
-        None,
-        "Score of a completion without end-of-text, in place of its own; not together with missing_eos_penalty.",
-        "ours: the paper does not state one; Huang et al. 2024 use -1",
-        adjustable=True,
+        None, "Score of completions without EOS.", f"{_NONE_STATED}; Huang et al. 2024 use -1", adjustable=True
     )
 
     # Policy loss
     epsilon: float = _rloo("epsilon", 0.2, "C.4", POSITIVE, adjustable=True)
     policy_loss_reduction: str = setting(
-        "sequence_sum",
-        "How a minibatch's token losses become the policy loss: 'token_mean', or 'sequence_sum' (summed over an "
-        "completion, averaged over completions: equation 2 as written).",
-        _REDUCTION,
-        choices=_REDUCTIONS,
+        "sequence_sum", "Sum over a completion (equation 2), or mean over tokens.", _NOT_STATED, choices=_REDUCTIONS
     )
     num_iterations: int = _rloo("num_iterations", 1, "C.4: one inner epoch", AT_LEAST_ONE)
     disable_dropout: bool = _rloo(
@@ -124,99 +109,56 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
 
     # Value model
     cliprange_value: float = setting(
-        0.2,
-        "How far a token's value may move from the rollout's before its loss is clipped.",
-        "ours: Ziegler 2019",
-        POSITIVE,
-        adjustable=True,
+        0.2, "How far a value may move from the rollout's.", "ours: Ziegler 2019", POSITIVE, adjustable=True
     )
-    vf_coef: float = setting(
-        0.1, "Weight of the value loss.", "ours: Ziegler et al. 2019", NOT_NEGATIVE, adjustable=True
-    )
+    vf_coef: float = setting(0.1, "Value loss weight.", "ours: Ziegler et al. 2019", NOT_NEGATIVE, adjustable=True)
+    # The policy's learning rate is 0 in these iterations, and its warm-up starts after them.
     value_warmup_iterations: int = setting(
-        0,
-        "First iterations that train the value model alone. The policy's learning rate is 0 in them, and its warm-up "
-        "starts after them.",
-        "ours: the paper states none",
-        NOT_NEGATIVE,
+        0, "First iterations, which train the value model alone.", "ours: the paper states none", NOT_NEGATIVE
     )
 
     # KL penalty
     beta: float = _rloo("beta", 0.02, "C.4", NOT_NEGATIVE, adjustable=True)
     kl_estimator: str = setting(
-        "k1",
-        "Estimator of the KL to the reference in the reward: 'k1' (log ratio, equation 2) or 'k3' (non-negative).",
-        "§3.5",
-        choices=("k1", "k3"),
+        "k1", "KL in the reward: 'k1' (log ratio, equation 2) or 'k3' (non-negative).", "§3.5", choices=("k1", "k3")
     )
     kl_target: float | None = setting(
         None,
-        "KL to the reference to hold, in nats per completion, by adapting beta after each iteration; None keeps beta.",
+        "KL to the reference, in nats per completion, to which beta is adapted after each iteration.",
         "ours: the paper's beta is fixed; Ziegler et al. 2019 hold 6",
         POSITIVE,
         adjustable=True,
     )
     kl_horizon: float = setting(
-        10_000,
-        "Episodes in which beta changes by a fifth while the KL is far from kl_target.",
-        "ours: Ziegler 2019",
-        POSITIVE,
-        adjustable=True,
+        10_000, "Episodes in which beta changes by a fifth at most.", "ours: Ziegler 2019", POSITIVE, adjustable=True
     )
 
     # Pretraining gradient (PPO-ptx)
     ptx_coef: float = setting(
-        27.8,
-        "Weight of the pretraining loss (gamma of equation 2); 0 is plain PPO. What a value amounts to depends on the "
-        "two reductions.",
-        "C.4",
-        NOT_NEGATIVE,
-        adjustable=True,
+        27.8, "Weight of the pretraining loss (gamma of equation 2).", "C.4", NOT_NEGATIVE, adjustable=True
     )
     ptx_loss_reduction: str = setting(
-        "token_mean",
-        "The same for the pretraining loss: 'token_mean', or 'sequence_sum' (summed over an example of ptx_max_length "
-        "tokens, averaged over examples).",
-        _REDUCTION,
-        choices=_REDUCTIONS,
+        "token_mean", "Mean over tokens, or sum over an example.", _NOT_STATED, choices=_REDUCTIONS
     )
     ptx_episodes_ratio: int = setting(8, "Pretraining examples per episode.", "C.4", AT_LEAST_ONE)
-    ptx_max_length: int = setting(
-        1024, "Tokens per pretraining example.", "ours: the paper does not state it", AT_LEAST_ONE
-    )
-    compare_without_ptx: bool = setting(
-        False, "Also train with ptx_coef 0, into `ppo/`, to see what the gradient preserves.", "ours", neutral=True
-    )
+    ptx_max_length: int = setting(1024, "Tokens per pretraining example.", _NOT_STATED, AT_LEAST_ONE)
+    compare_without_ptx: bool = setting(False, "Also train with ptx_coef 0, into `ppo/`.", "ours", neutral=True)
 
     # Rollouts and batches
-    total_episodes: int | None = setting(
-        256_000, "Episodes of the whole stage; max_steps, in optimizer steps, replaces it.", "C.4: 256k", AT_LEAST_ONE
-    )
+    total_episodes: int | None = setting(256_000, "Episodes; max_steps replaces it.", "C.4: 256k", AT_LEAST_ONE)
     generation_batch_size: int = _rloo("generation_batch_size", 512, "C.4", AT_LEAST_TWO)
     per_device_train_batch_size: int = _rloo("per_device_train_batch_size", 8, _MINIBATCH)
     gradient_accumulation_steps: int = _rloo("gradient_accumulation_steps", 8, _MINIBATCH)
-    num_generations: int = _rloo(
-        "num_generations",
-        1,
-        "C.4: one completion per prompt",
-        Range(lambda value: value == 1, "must be 1, the baseline is the value model"),
-    )
+    num_generations: int = _rloo("num_generations", 1, "C.4: one completion per prompt", ONE)
+    # Continuous batching and vLLM bound the memory of their key-value caches themselves.
     rollout_batch_size: int | None = setting(
-        None,
-        "Completions that one process generates at once; None generates all of an iteration. Bounds the memory of the "
-        "key-value cache. Continuous batching and vLLM bound theirs themselves.",
-        "ours: all at once is fastest where it fits",
-        AT_LEAST_ONE,
+        None, "Completions a process generates at once.", "ours: all at once is fastest where it fits", AT_LEAST_ONE
     )
     temperature: float = _rloo("temperature", 1.0, "C.4", POSITIVE)
 
     # Lengths
-    max_prompt_length: int | None = setting(
-        1024, "Prompts with more tokens are left out.", "App C: prompts over 1k tokens are dropped", AT_LEAST_ONE
-    )
-    min_completion_length: int = setting(
-        0, "Tokens before EOS may come; the log-probabilities ignore it.", "ours: none is stated", NOT_NEGATIVE
-    )
+    max_prompt_length: int | None = setting(1024, "Longer prompts are left out.", LONG_PROMPTS, AT_LEAST_ONE)
+    min_completion_length: int = setting(0, "Tokens before EOS may come.", "ours: none is stated", NOT_NEGATIVE)
     max_completion_length: int = _rloo("max_completion_length", 1024, "App C: at most 1k tokens", AT_LEAST_ONE)
 
     # Learning rates
@@ -231,32 +173,24 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
     )
     lr_scheduler_type: SchedulerType | str = _rloo("lr_scheduler_type", "constant", "C.4: constant after warm-up")
     warmup_iterations: int = setting(
-        10, "Iterations in which the learning rates rise linearly to their peak.", "C.4", NOT_NEGATIVE, adjustable=True
+        10, "Iterations in which the learning rates rise linearly.", "C.4", NOT_NEGATIVE, adjustable=True
     )
-    warmup_start_factor: float = setting(
-        0.1, "Fraction of the peak at which the warm-up starts.", "C.4", POSITIVE_SHARE
-    )
+    warmup_start_factor: float = setting(0.1, "Share of the peak where the warm-up starts.", "C.4", POSITIVE_SHARE)
 
     # Weight average
-    ema_decay: float = setting(
-        0.992, "Decay of the moving average of the policy's weights; 0 keeps none.", "C.4", FRACTION
-    )
+    ema_decay: float = setting(0.992, "Decay of the average of the policy's weights; 0 keeps none.", "C.4", FRACTION)
     publish_weights: str = setting(
         "raw",
-        "Which weights the stage's folder holds: 'raw' (the last) or 'ema' (the moving average).",
+        "Weights in the stage's folder: 'raw' (the last) or 'ema' (their moving average).",
         "ours: the paper does not state which it evaluates",
         choices=("raw", "ema"),
     )
 
     # Guards, logging and saving
     stop_kl: float | None = setting(
-        None,
-        "Stop where objective/kl, in nats per completion, is above this.",
-        "ours: unset only warns",
-        POSITIVE,
-        neutral=True,
+        None, "Stop above this objective/kl (nats per completion).", "ours: unset only warns", POSITIVE, neutral=True
     )
-    rollout_log_samples: int = setting(4, "Rollouts of each iteration kept in rollouts.jsonl.", "ours", NOT_NEGATIVE)
+    rollout_log_samples: int = setting(4, "Rollouts per iteration kept in rollouts.jsonl.", "ours", NOT_NEGATIVE)
     logging_steps: float | None = _rloo("logging_steps", None, "ours: one record per iteration")
     save_steps: float | None = _rloo("save_steps", None, "ours: every 10 iterations")
     save_total_limit: int | None = _rloo(
@@ -283,14 +217,11 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         steps = self.optimizer_steps_per_iteration
         if self.max_steps <= 0 and self.total_episodes is not None:
             self.max_steps = self.total_episodes // self.generation_batch_size * steps
-        if self.logging_steps is None:
-            self.logging_steps = steps
-        if self.save_steps is None:
-            self.save_steps = 10 * steps
+        self.logging_steps = steps if self.logging_steps is None else self.logging_steps
+        self.save_steps = 10 * steps if self.save_steps is None else self.save_steps
         # RLOOConfig takes one of the two. After construction both are set, so a copy of this config passes both.
-        if self.steps_per_generation == self.generation_batch_size // (
-            self.per_device_train_batch_size * world_size()
-        ):
+        micro_batch = self.per_device_train_batch_size * world_size()
+        if self.steps_per_generation == self.generation_batch_size // micro_batch:
             self.steps_per_generation = None
         # RLOO's baseline needs two completions per prompt, so its config refuses fewer. A group of the whole batch
         # satisfies every check of RLOOConfig; `__post_init__` sets it back to one.

@@ -33,12 +33,7 @@ Training = TypeVar("Training", bound="StageConfig")
 class StageSettings(Generic[Data, Training]):
     """The settings of one stage, for example `StageSettings[PPOArguments, PPOConfig]`.
 
-    Attributes:
-        stage: `"sft"`, `"reward"` or `"ppo"`.
-        data_args: the `SFTArguments`, `RewardArguments` or `PPOArguments`.
-        model_args: the `ModelConfig`.
-        training_args: the `SFTConfig`, `RewardConfig` or `PPOConfig`.
-        values: what the recipe and the command line set, by key, of the right types.
+    `values` holds what the recipe and the command line set, by key, in the settings' types.
     """
 
     stage: str
@@ -60,13 +55,7 @@ class StageSettings(Generic[Data, Training]):
 
 @dataclass
 class Recipe:
-    """A recipe whose settings have been checked.
-
-    Attributes:
-        name: the name of its folder.
-        folder: the folder of its files.
-        stages: the settings by stage, in the order of training.
-    """
+    """A recipe whose settings have been checked: the name of its folder, and settings by stage, in training order."""
 
     name: str
     folder: Path
@@ -91,8 +80,7 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        name_or_path: name of a shipped recipe, a folder with `sft.yaml`, `reward.yaml` and `ppo.yaml`, or, for a
-            single stage, its YAML file.
+        name_or_path: name of a shipped recipe, a folder with a YAML file per stage, or one stage's YAML file.
         overrides: words of the command line: `--ppo.beta 0.05` for one stage, `--seed 3` for every stage that has the
             setting. They win over the files, and a later word over an earlier one.
         stages: the stages to read.
@@ -122,7 +110,7 @@ def load_recipe(
             _check_rules(stage, given[stage], typed[stage], str(files[stage]), problems)
     _check_templates(given, typed, problems)
     problems.raise_if_any(limit=100)
-    target = Path(output_dir) if output_dir is not None else Path("runs") / name
+    target = Path("runs") / name if output_dir is None else Path(output_dir)
     built = {stage: _build(stage, typed[stage], target / stage, problems) for stage in wanted}
     problems.raise_if_any(limit=100)
     return Recipe(name, folder, built)
@@ -198,11 +186,9 @@ def _check_templates(
     first = typed["sft"].get("prompt_template", stage_settings("sft")["prompt_template"].default)
     for stage in ("reward", "ppo"):
         other = typed.get(stage, {}).get("prompt_template")
-        if other is not None and other != first:
-            problems.add(
-                f"{given[stage]['prompt_template'].file}: prompt_template = {other!r}: must be that of sft.yaml, "
-                f"{first!r}; leave it out"
-            )
+        if other not in (None, first):
+            file = given[stage]["prompt_template"].file
+            problems.add(f"{file}: prompt_template = {other!r}: must be that of sft.yaml, {first!r}; leave it out")
 
 
 def _build(stage: str, typed: dict[str, Any], folder: Path, problems: Problems) -> StageSettings[Any, Any]:

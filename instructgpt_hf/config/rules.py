@@ -1,8 +1,7 @@
 """Rules across settings, and rules about installed packages. Standard library only.
 
 What one setting may be stands on its field. The training configs apply these rules when they are constructed; the
-recipe loader applies them to all files of a recipe before it constructs anything, so that it can report every problem
-at once.
+recipe loader before, to all files of a recipe, to report every problem at once.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ _TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "trackio": ("tracki
 def _trackers_are_installed(report_to: str | list[str] | None) -> str | None:
     for name in [report_to] if isinstance(report_to, str) else report_to or []:
         packages = _TRACKERS.get(name, ())
-        if packages and not any(find_spec(package) for package in packages):
+        if packages and not any(map(find_spec, packages)):
             return f"needs the package {packages[0]}: pip install {packages[0]}"
     return None
 
@@ -150,13 +149,8 @@ def _shortest_fits(shortest: int, longest: int, continuous: bool) -> str | None:
 # Options of `generate` and of vLLM that change the distribution from which tokens are drawn, each with the values that
 # switch it off.
 SAMPLING: dict[str, tuple[Any, ...]] = {
-    "do_sample": (True,),
-    "min_p": (0.0,),
-    "num_beams": (1,),
-    "repetition_penalty": (1.0,),
-    "top_k": (0,),
-    "top_p": (1.0,),
-    **dict.fromkeys(("frequency_penalty", "no_repeat_ngram_size", "presence_penalty"), (0.0,)),
+    **dict.fromkeys(("do_sample", "num_beams", "repetition_penalty", "top_p"), (1.0,)),
+    **dict.fromkeys(("frequency_penalty", "min_p", "no_repeat_ngram_size", "presence_penalty", "top_k"), (0.0,)),
     **dict.fromkeys(("bad_words", "bad_words_ids", "begin_suppress_tokens", "epsilon_cutoff", "eta_cutoff"), ()),
     **dict.fromkeys(("exponential_decay_length_penalty", "forced_bos_token_id", "forced_eos_token_id"), ()),
     **dict.fromkeys(("guidance_scale", "logit_bias", "min_length", "min_new_tokens", "min_tokens"), ()),
@@ -164,10 +158,7 @@ SAMPLING: dict[str, tuple[Any, ...]] = {
     "watermarking_config": (),
 }
 # The settings to use in place of such options.
-_INSTEAD = {
-    "temperature": "temperature",
-    **dict.fromkeys(("min_new_tokens", "min_tokens"), "min_completion_length"),
-}
+_INSTEAD = {"temperature": "temperature", **dict.fromkeys(("min_new_tokens", "min_tokens"), "min_completion_length")}
 
 
 @_reads("generation_kwargs")
@@ -202,12 +193,10 @@ def _one_backend(continuous: bool, use_vllm: bool) -> str | None:
 def _minibatch_divides(generation: int, per_device: int, accumulation: int) -> str | None:
     processes = world_size()
     minibatch = per_device * accumulation * processes
-    if generation % minibatch == 0:
-        return None
-    return (
-        f"must be a multiple of the minibatch of {minibatch} episodes: per_device_train_batch_size {per_device} "
-        f"x gradient_accumulation_steps {accumulation} x {processes} process{'es' if processes > 1 else ''}"
-    )
+    factors = f"per_device_train_batch_size {per_device} x gradient_accumulation_steps {accumulation}"
+    factors += f" x {processes} process{'es' if processes > 1 else ''}"
+    rule = f"must be a multiple of the minibatch of {minibatch} episodes: {factors}"
+    return rule if generation % minibatch else None
 
 
 @_reads("total_episodes", "generation_batch_size", "max_steps")
@@ -238,14 +227,10 @@ def _steps_fill_iterations(max_steps: int, *sizes: int) -> str | None:
 @_reads("save_steps", "save_strategy", *_BATCH, "num_iterations")
 def _saves_after_iterations(save_steps: float | None, strategy: Any, *sizes: int) -> str | None:
     steps = _iteration_steps(*sizes)
-    if save_steps is None or str(getattr(strategy, "value", strategy)) != "steps" or steps is None:
+    named = str(getattr(strategy, "value", strategy))
+    if save_steps is None or named != "steps" or steps is None or save_steps % steps == 0:
         return None
-    if save_steps % steps == 0:
-        return None
-    return (
-        f"must be a multiple of the {steps} optimizer steps of one iteration: rollouts are not saved, so only the end "
-        "of an iteration can be resumed exactly"
-    )
+    return f"must be a multiple of the {steps} optimizer steps of one iteration: only its end can be resumed exactly"
 
 
 @_reads("kl_target", "beta")

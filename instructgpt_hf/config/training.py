@@ -2,8 +2,7 @@
 
 They are TRL's configs with the paper's defaults and the settings that TRL does not have. Every field that this package
 adds or whose default it changes carries `metadata["source"]`: the section of the paper (Ouyang et al. 2022,
-arXiv:2203.02155) that states the default, or "ours" where the paper states none. All other fields are TRL's and
-transformers', with their defaults; what this package knows about them stands in `upstream`.
+arXiv:2203.02155) that states the default, or "ours" where the paper states none.
 """
 
 # ruff: noqa: RUF009  `changed` returns a dataclass field.
@@ -22,29 +21,18 @@ from transformers.trainer_utils import SchedulerType
 
 from instructgpt_hf._compat.quirks import settle_checkpointing_names
 from instructgpt_hf.config.device import native_precision
-from instructgpt_hf.config.fields import (
-    AT_LEAST_ONE,
-    FRACTION,
-    LIMIT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    Upstream,
-    changed,
-    not_in_recipes,
-    setting,
-    settings_of,
-)
+from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes, setting, settings_of
+from instructgpt_hf.config.ranges import AT_LEAST_ONE, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE
 from instructgpt_hf.config.rules import violations
 from instructgpt_hf.errors import Problems
 
-_COSINE_TO_TENTH = {"min_lr_rate": 0.1}
-_DISK = "ours: the newest checkpoint is enough to resume"
+_Kwargs = dict[str, Any] | str | None
+_TO_TENTH = {"min_lr_rate": 0.1}
 _PUSHED = not_in_recipes("has no effect; finished stages are pushed as a whole: push_to_hub, or `instructgpt-hf push`")
 _PREPARED = not_in_recipes("has no effect; the dataset is prepared before TRL sees it")
 _NEUTRAL = Upstream(neutral=True)
 
-_shared = partial(changed, trl.SFTConfig)  # TRL's three configs describe these fields in the same words
-_sft = partial(changed, trl.SFTConfig)
+_sft = partial(changed, trl.SFTConfig)  # TRL's three configs describe shared fields in the same words
 _reward = partial(changed, trl.RewardConfig)
 
 
@@ -59,9 +47,8 @@ class StageConfig:
     stage: ClassVar[str]
     upstream: ClassVar[Mapping[str, Upstream]] = {
         **dict.fromkeys(("learning_rate", "num_train_epochs"), Upstream(POSITIVE)),
-        **dict.fromkeys(
-            ("adam_epsilon", "max_grad_norm", "seed", "warmup_steps", "weight_decay"), Upstream(NOT_NEGATIVE)
-        ),
+        **dict.fromkeys(("adam_epsilon", "max_grad_norm", "seed"), Upstream(NOT_NEGATIVE)),
+        **dict.fromkeys(("warmup_steps", "weight_decay"), Upstream(NOT_NEGATIVE)),
         **dict.fromkeys(("adam_beta1", "adam_beta2"), Upstream(FRACTION)),
         **dict.fromkeys(("per_device_eval_batch_size", "per_device_train_batch_size"), Upstream(AT_LEAST_ONE)),
         **dict.fromkeys(("gradient_accumulation_steps", "max_length"), Upstream(AT_LEAST_ONE)),
@@ -80,20 +67,20 @@ class StageConfig:
         "config": not_in_recipes("is an option of the command, not a setting"),
         "eos_token": not_in_recipes("has no effect; the tokenizer's EOS ends every completion"),
         "hub_token": not_in_recipes("is a secret and does not belong in a recipe; log in with `hf auth login`"),
-        "ignore_data_skip": not_in_recipes("would break resuming"),
         "model_init_kwargs": not_in_recipes("has no effect; set dtype, attn_implementation or load_in_4bit"),
         "output_dir": not_in_recipes("comes from the command: --output_dir"),
         "pad_token": not_in_recipes("has no effect; a padding token that differs from EOS is chosen or added"),
         "parallelism_config": not_in_recipes("is not a plain value; use accelerate's configuration file"),
-        "save_only_model": not_in_recipes("would break resuming"),
+        **dict.fromkeys(("ignore_data_skip", "save_only_model"), not_in_recipes("would break resuming")),
     }
 
-    adam_beta2: float = _shared("adam_beta2", 0.95, "App C")
-    gradient_checkpointing: bool = _shared("gradient_checkpointing", False, "ours: off; trades time for memory")
-    bf16: bool | None = _shared(
+    adam_beta2: float = _sft("adam_beta2", 0.95, "App C")
+    gradient_checkpointing: bool = _sft("gradient_checkpointing", False, "ours: off; trades time for memory")
+    bf16: bool | None = _sft(
         "bf16", None, "ours: bf16 where the device computes it natively, fp16 on older CUDA devices, else float32"
     )
-    report_to: str | list[str] | None = _shared("report_to", "none", "ours")
+    report_to: str | list[str] | None = _sft("report_to", "none", "ours")
+    save_total_limit: int | None = _sft("save_total_limit", 1, "ours: the newest checkpoint is enough to resume")
 
     def __post_init__(self) -> None:
         self._check()
@@ -102,17 +89,14 @@ class StageConfig:
 
     def _check(self) -> None:
         """Raise one InstructGPTError with every rule that the settings break."""
-        problems = Problems(f"{type(self).__name__}: these settings cannot be used:")
         owner: type = type(self)
-        values = {}
+        problems, values = Problems(f"{owner.__name__}: these settings cannot be used:"), {}
         for name, item in settings_of(owner).items():
             value, refusal = getattr(self, name), item.refusal
             if refusal and refusal.in_programs and value not in (item.default, *refusal.off):
                 rule: str | None = refusal.rule
-            elif item.source is None:  # upstream checks the choices of its own fields
-                rule = item._replace(choices=()).violation(value)
-            else:
-                rule = item.violation(value)
+            else:  # upstream checks the choices of its own fields
+                rule = (item if item.source else item._replace(choices=())).violation(value)
             if rule is None:
                 values[name] = value
             else:
@@ -128,7 +112,7 @@ class StageConfig:
             self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         settle_checkpointing_names(self)
         # `min_lr_rate` belongs to the default scheduler; every other one refuses it.
-        if self.lr_scheduler_kwargs == _COSINE_TO_TENTH and self.lr_scheduler_type != "cosine_with_min_lr":
+        if self.lr_scheduler_kwargs == _TO_TENTH and self.lr_scheduler_type != "cosine_with_min_lr":
             self.lr_scheduler_kwargs = None
 
 
@@ -144,44 +128,36 @@ class SFTConfig(StageConfig, trl.SFTConfig):
     upstream: ClassVar[Mapping[str, Upstream]] = {
         "assistant_only_loss": not_in_recipes("has no effect; the loss covers the completion"),
         "completion_only_loss": not_in_recipes("has no effect; the loss always covers the completion only"),
-        "dataset_kwargs": _PREPARED,
-        "dataset_num_proc": _PREPARED,
+        **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), _PREPARED),
         "dataset_text_field": not_in_recipes("has no effect; demonstrations have the columns prompt and completion"),
     }
 
+    # The paper's residual dropout is 0.2 for its SFT models (C.1); it states none for the RL initialisation.
     residual_dropout: float | None = setting(
         None,
-        "Dropout on the residual branches, where the architecture has it; None leaves the model's own. The paper uses "
-        "0.2 for its SFT models (C.1) and states none for the RL initialisation.",
+        "Dropout of the residual branches; None keeps the model's.",
         "ours: many architectures have none",
         FRACTION,
     )
-    pretraining_mix: float = setting(
-        0.0,
-        "Fraction of the training examples that are pretraining text; 0.1 for the RL initialisation (C.3).",
-        "C.1",
-        FRACTION,
-    )
+    pretraining_mix: float = setting(0.0, "Fraction of training examples that are pretraining text.", "C.1", FRACTION)
     learning_rate: float = _sft("learning_rate", 9.65e-6, "C.1: 1.3B and 6B; 5.03e-6 for 175B")
     num_train_epochs: float = _sft("num_train_epochs", 16, "C.1; 2 for the RL initialisation (C.3)")
     per_device_train_batch_size: int = _sft("per_device_train_batch_size", 8, "C.1: batch of 32")
     gradient_accumulation_steps: int = _sft("gradient_accumulation_steps", 4, "C.1: batch of 32")
     lr_scheduler_type: SchedulerType | str = _sft("lr_scheduler_type", "cosine_with_min_lr", "C.1")
-    lr_scheduler_kwargs: dict[str, Any] | str | None = _sft(
-        "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.1: cosine to 10 % of the peak"
-    )
+    lr_scheduler_kwargs: _Kwargs = _sft("lr_scheduler_kwargs", _TO_TENTH, "C.1: cosine to 10 % of the peak")
     warmup_steps: float = _sft("warmup_steps", 0, "C.1: no warmup")
     max_length: int | None = _sft("max_length", 2048, "App C: context of 2k tokens")
     completion_only_loss: bool | None = _sft("completion_only_loss", True, "ours: the paper does not state it")
-    save_total_limit: int | None = _sft("save_total_limit", 1, _DISK)
 
 
 @dataclass
 class RewardConfig(StageConfig, trl.RewardConfig):
     """TRL's `RewardConfig` with the paper's reward model (§3.5, C.2).
 
-    `per_device_train_batch_size` counts prompts, each with all of its ranked completions; memory is bounded by
-    `max_tokens_per_forward`.
+    `per_device_train_batch_size` counts prompts, each with all of its ranked completions. They are sorted by length
+    and go through the model in as many passes of `max_tokens_per_forward` as they need; a ranking that exceeds one is
+    computed in parts, at the price of another forward pass.
     """
 
     stage: ClassVar[str] = "reward"
@@ -193,12 +169,7 @@ class RewardConfig(StageConfig, trl.RewardConfig):
     }
 
     max_tokens_per_forward: int = setting(
-        16_384,
-        "Tokens of one forward and backward pass, padding included. The prompts of a micro-batch are sorted by length "
-        "and go through the model in as many passes as they need; a ranking that exceeds one is computed in parts, at "
-        "the price of another forward pass.",
-        "ours: bounds memory",
-        AT_LEAST_ONE,
+        16_384, "Tokens of one forward and backward pass, padding included.", "ours: bounds memory", AT_LEAST_ONE
     )
     center_on_demonstrations: bool = setting(
         True, "Shift the scores after training so that demonstrations score 0 on average.", "§3.5"
@@ -207,8 +178,5 @@ class RewardConfig(StageConfig, trl.RewardConfig):
     num_train_epochs: float = _reward("num_train_epochs", 1, "C.2: more epochs overfit")
     per_device_train_batch_size: int = _reward("per_device_train_batch_size", 64, "C.2: batch of 64 prompts")
     lr_scheduler_type: SchedulerType | str = _reward("lr_scheduler_type", "cosine_with_min_lr", "C.2")
-    lr_scheduler_kwargs: dict[str, Any] | str | None = _reward(
-        "lr_scheduler_kwargs", _COSINE_TO_TENTH, "C.2: cosine to 10 % of the peak"
-    )
+    lr_scheduler_kwargs: _Kwargs = _reward("lr_scheduler_kwargs", _TO_TENTH, "C.2: cosine to 10 % of the peak")
     max_length: int | None = _reward("max_length", 2048, "App C: context of 2k tokens")
-    save_total_limit: int | None = _reward("save_total_limit", 1, _DISK)

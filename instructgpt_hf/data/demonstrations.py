@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rows import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_rows, check_texts, is_messages
 from instructgpt_hf.errors import InstructGPTError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
-
-
-class Schema(NamedTuple):
-    """One way in which demonstrations are written.
-
-    Attributes:
-        name: one word for documentation.
-        column: the column it is recognised by.
-        read: converts a dataset to the columns `prompt` and `completion`; the second argument names it in errors.
-    """
-
-    name: str
-    column: str
-    read: Callable[[Dataset, str], Dataset]
-
-
-def _responses(dataset: Dataset, where: str) -> Dataset:
-    return dataset.rename_column("response", "completion")
 
 
 def _messages(dataset: Dataset, where: str) -> Dataset:
@@ -42,12 +24,13 @@ def _messages(dataset: Dataset, where: str) -> Dataset:
     )
 
 
-# The first schema whose column the dataset has is used.
-SCHEMAS: tuple[Schema, ...] = (
-    Schema("prompt-completion", "completion", lambda dataset, where: dataset),
-    Schema("prompt-response", "response", _responses),
-    Schema("messages", "messages", _messages),
-)
+# Column -> reader of the schema with this column, which returns the columns `prompt` and `completion`. Of several in a
+# dataset, the first decides.
+SCHEMAS: dict[str, Callable[[Dataset, str], Dataset]] = {
+    "completion": lambda dataset, where: dataset,
+    "response": lambda dataset, where: dataset.rename_column("response", "completion"),
+    "messages": _messages,
+}
 
 
 def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
@@ -56,27 +39,18 @@ def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
     Raises:
         InstructGPTError: naming missing columns, or every wrong row.
     """
-    schema = next((schema for schema in SCHEMAS if schema.column in dataset.column_names), SCHEMAS[0])
-    dataset = schema.read(dataset, where)
-    require_columns(dataset, ["prompt", "completion"], where)
-    dataset = dataset.select_columns(["prompt", "completion"])
-    check_rows(dataset, where, _row_problem)
-    return dataset
+    column = next((column for column in SCHEMAS if column in dataset.column_names), "completion")
+    dataset = SCHEMAS[column](dataset, where)
+    check_texts(dataset, ["prompt", "completion"], where)
+    return dataset.select_columns(["prompt", "completion"])
 
 
 def _messages_problem(row: dict[str, Any]) -> str | None:
     turns = row["messages"]
-    if not is_text(turns):
+    if not is_messages(turns):
         return "messages: expected a non-empty list of {'role', 'content'}"
     if len(turns) < 2 or turns[-1]["role"] != "assistant":
         return "messages: the last of at least two turns must be the assistant's"
-    return None
-
-
-def _row_problem(row: dict[str, Any]) -> str | None:
-    for column in ("prompt", "completion"):
-        if not is_text(row[column]):
-            return f"{column}: found {row[column]!r}, expected non-empty text or chat messages"
     return None
 
 

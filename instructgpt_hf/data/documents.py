@@ -1,10 +1,13 @@
-"""Endless, resumable iteration over the documents of a text dataset."""
+"""Endless, resumable iteration over the documents of a text dataset, in an order that is a function of a seed.
+
+`state_dict()` is the position of the last document that `advance()` returned, as plain JSON.
+"""
 
 from __future__ import annotations
 
 import itertools
 import random
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
@@ -15,46 +18,18 @@ from instructgpt_hf.errors import InstructGPTError
 WINDOW = 1_000  # rows of a stream that are held in memory and shuffled together
 
 
-class Documents(Protocol):
-    """Endless documents; `state_dict()` identifies the last document returned by `advance()`."""
-
-    def advance(self) -> str:
-        """Return the next document."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the last document returned, as plain JSON."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> str | None:
-        """Restore a position and return its document, or None if no document had been returned yet."""
-
-
-def documents_of(dataset: Dataset | IterableDataset, seed: int) -> Documents:
-    """Documents of a dataset with the column `text`, in an order that is a function of the seed."""
-    if isinstance(dataset, IterableDataset):
-        return StreamedDocuments(dataset, seed)
-    return ShuffledDocuments(dataset, seed)
-
-
 class ShuffledDocuments:
-    """Documents of a `Dataset`: each once per pass, every pass in a new random order.
-
-    Args:
-        dataset: column `text`.
-        seed: seed of the orders.
-    """
+    """Documents of a `Dataset` with the column `text`: each once per pass, every pass in a new random order."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset = dataset
-        self.seed = seed
+        self.dataset, self.seed = dataset, seed
         self.passes = 0
         self.position = -1  # index in the order of this pass
         self._order = self._shuffled()
 
     def _shuffled(self) -> list[int]:
-        """Order of the present pass."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.passes)
-        order: list[int] = torch.randperm(len(self.dataset), generator=generator).tolist()
-        return order
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
 
     def _current(self) -> str:
         return str(self.dataset[self._order[self.position]]["text"])
@@ -88,17 +63,15 @@ class StreamedDocuments:
     Args:
         dataset: column `text`.
         seed: seed of the orders.
-        window: rows of a window.
+        window: number of rows in a window.
 
     Raises:
         InstructGPTError: from `advance`, if no row has text.
     """
 
     def __init__(self, dataset: IterableDataset, seed: int, window: int = WINDOW) -> None:
-        self.dataset = dataset
-        self.seed = seed
-        self.window = window
-        self._found = False
+        self.dataset, self.seed, self.window = dataset, seed, window
+        self._has_text = False  # whether any row so far had text
         self._open(passes=0, number=-1, start=None)
 
     def _open(self, passes: int, number: int, start: dict[str, Any] | None) -> None:
@@ -118,7 +91,7 @@ class StreamedDocuments:
         rows = list(itertools.islice(self._rows, self.window))
         self.number, self.position = self.number + 1, -1
         self._start, self._next = self._next, self._stream.state_dict()
-        self._documents = [row["text"] for row in rows if isinstance(row["text"], str) and is_text(row["text"])]
+        self._documents = [row["text"] for row in rows if is_text(row["text"])]
         random.Random(f"{self.seed} {self.passes} {self.number}").shuffle(self._documents)
         return bool(rows)
 
@@ -126,10 +99,10 @@ class StreamedDocuments:
         """Return the next document."""
         while self.position + 1 == len(self._documents):
             if not self._read_window():
-                if not self._found:
+                if not self._has_text:
                     raise InstructGPTError("the stream of pretraining text holds no row with text.")
                 self._open(passes=self.passes + 1, number=-1, start=None)
-        self._found = True
+        self._has_text = True
         self.position += 1
         return self._documents[self.position]
 
@@ -143,6 +116,6 @@ class StreamedDocuments:
             self._open(passes=0, number=-1, start=None)
             return None
         self._open(passes=state["passes"], number=state["window"] - 1, start=state["stream"])
-        self._found = self._read_window()
+        self._has_text = self._read_window()
         self.position = state["position"]
         return self._documents[self.position]

@@ -8,16 +8,12 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf.data.documents import documents_of
-from instructgpt_hf.data.rows import check_rows, is_text, require_columns
+from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
+from instructgpt_hf.data.rows import check_texts, require_columns
 
 
 def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
-    """Reduce a dataset to its column `field`, renamed to `text`.
-
-    Raises:
-        InstructGPTError: if there is no such column.
-    """
+    """Reduce a dataset to its column `field`, renamed to `text`; raises InstructGPTError if it is missing."""
     if field == "text":
         return dataset
     if dataset.column_names is not None:  # the columns of a stream may be unknown until it is read
@@ -26,19 +22,9 @@ def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dat
 
 
 def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
-    """Reduce a dataset to its column `text` and check every row.
-
-    Raises:
-        InstructGPTError: if the column is missing or a row holds no text.
-    """
-    require_columns(dataset, ["text"], where)
-    dataset = dataset.select_columns(["text"])
-    check_rows(
-        dataset,
-        where,
-        lambda row: None if is_text(row["text"]) else f"text: found {row['text']!r}, expected non-empty text",
-    )
-    return dataset
+    """Reduce a dataset to its column `text`; raises InstructGPTError if it is missing or a row holds no text."""
+    check_texts(dataset, ["text"], where, messages=False)
+    return dataset.select_columns(["text"])
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -54,7 +40,7 @@ class PretrainingStream(Iterator[list[int]]):
     would read, and a resumed run continues with the next token, whatever the number of processes was before.
 
     Args:
-        dataset: column `text`; shuffled anew in every pass (see `instructgpt_hf.data.documents`).
+        dataset: column `text`; shuffled anew in every pass.
         tokenizer: its EOS token ends every document; its beginning-of-text token, if it puts one before every text,
             starts it.
         block_length: tokens in a block.
@@ -72,12 +58,10 @@ class PretrainingStream(Iterator[list[int]]):
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
-        self.documents = documents_of(dataset, seed)
-        self.tokenizer = tokenizer
-        self.leading = leading_ids(tokenizer)
-        self.block_length = block_length
-        self.process_index = process_index
-        self.num_processes = num_processes
+        documents = StreamedDocuments if isinstance(dataset, IterableDataset) else ShuffledDocuments
+        self.documents = documents(dataset, seed)
+        self.tokenizer, self.leading, self.block_length = tokenizer, leading_ids(tokenizer), block_length
+        self.process_index, self.num_processes = process_index, num_processes
         self.cursor = 0  # index of the next token in the current document
         self._document: list[int] = []
 

@@ -16,13 +16,12 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
-from instructgpt_hf.data.rows import check_rows, is_text, require_columns
+from instructgpt_hf.data.rows import check_texts, short
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
 Completion = str | list[dict[str, str]]
-# A completion that no template contains, to find what a template writes after a completion.
-_PROBE = "[[answer]]"
+_PROBE = "[[answer]]"  # a completion that no template contains, to find what a template writes after a completion
 
 
 @dataclass(frozen=True)
@@ -58,19 +57,15 @@ class PromptFormat:
                 f"{tokenizer.pad_token!r} must both exist and differ, or a reward model reads its score one token "
                 "early. Let `instructgpt_hf.models.loading.load_tokenizer` add a padding token."
             )
-        if name == "chat":
-            if not tokenizer.chat_template:
-                raise InstructGPTError(
-                    f"prompt_template: 'chat' needs a chat template, and tokenizer {tokenizer.name_or_path!r} has "
-                    f"none. Choose a plain template: {', '.join(sorted(PLAIN_TEMPLATES))}."
-                )
-            return cls(name, tokenizer.chat_template, "", tokenizer.eos_token, tokenizer.pad_token)
-        if name not in PLAIN_TEMPLATES:
+        templates = {**PLAIN_TEMPLATES, "chat": (tokenizer.chat_template, "")}
+        if name not in templates:
+            raise InstructGPTError(f"prompt_template: {name!r} is not known; {nearest(name, templates)}")
+        if name == "chat" and not tokenizer.chat_template:
             raise InstructGPTError(
-                f"prompt_template: {name!r} is not known; {nearest(name, ['chat', *PLAIN_TEMPLATES])}"
+                f"prompt_template: 'chat' needs a chat template, and tokenizer {tokenizer.name_or_path!r} has none. "
+                f"Choose a plain template: {', '.join(sorted(PLAIN_TEMPLATES))}."
             )
-        template, completion_prefix = PLAIN_TEMPLATES[name]
-        return cls(name, template, completion_prefix, tokenizer.eos_token, tokenizer.pad_token)
+        return cls(name, *templates[name], tokenizer.eos_token, tokenizer.pad_token)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> PromptFormat:
@@ -82,15 +77,13 @@ class PromptFormat:
         return {**asdict(self), "sha256": hashlib.sha256(repr(asdict(self)).encode()).hexdigest()[:16]}
 
     def check_same(self, other: PromptFormat, where: str) -> None:
-        """Raise if `other` would render differently.
-
-        Raises:
-            InstructGPTError: naming the fields that differ and both values.
-        """
+        """Raise InstructGPTError if `other` renders differently, naming the fields that differ and both values."""
         mine, theirs = asdict(self), asdict(other)
         differing = [key for key in mine if mine[key] != theirs[key]]
         if differing:
-            detail = "; ".join(f"{key}: {_short(mine[key])} there, {_short(theirs[key])} here" for key in differing)
+            detail = "; ".join(
+                f"{key}: {short(mine[key], 40)} there, {short(theirs[key], 40)} here" for key in differing
+            )
             raise InstructGPTError(
                 f"{where}: the prompt format differs from the one the SFT model was trained with ({detail}). "
                 "Remove the setting to use the recorded format, or train every stage with the new one."
@@ -98,18 +91,16 @@ class PromptFormat:
 
     def prompt_text(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         """The rendered prompt, which the model completes."""
-        if self.name == "chat":
-            return str(
-                tokenizer.apply_chat_template(
-                    _messages(prompt), chat_template=self.template, add_generation_prompt=True, tokenize=False
-                )
-            )
-        return self.template.replace("{prompt}", _plain_text(prompt))
+        if self.name != "chat":
+            return self.template.replace("{prompt}", _plain_text(prompt))
+        return tokenizer.apply_chat_template(
+            _messages(prompt), chat_template=self.template, add_generation_prompt=True, tokenize=False
+        )
 
     def prompt_ids(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Token ids of the rendered prompt, with the special tokens that the tokenizer starts a plain text with."""
         text = self.prompt_text(prompt, tokenizer)
-        return list(tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"])
+        return tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"]
 
     def completion_ids(
         self, prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase, finished: bool = True
@@ -134,14 +125,14 @@ class PromptFormat:
         if not finished and chat:
             text = text.removesuffix(self._chat_completion(prompt, _PROBE, tokenizer).rpartition(_PROBE)[2])
         text = text.split(self.eos_token)[0]
-        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         return [*ids, tokenizer.convert_tokens_to_ids(self.eos_token)] if finished else ids
 
     def _chat_completion(self, prompt: Prompt, completion: str, tokenizer: PreTrainedTokenizerBase) -> str:
         """What the chat template writes after the rendered prompt."""
         before = self.prompt_text(prompt, tokenizer)
         messages = [*_messages(prompt), {"role": "assistant", "content": completion}]
-        whole = str(tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False))
+        whole = tokenizer.apply_chat_template(messages, chat_template=self.template, tokenize=False)
         if not whole.startswith(before):
             raise InstructGPTError(
                 "the chat template does not render a completion as a continuation of its prompt (templates that "
@@ -151,7 +142,7 @@ class PromptFormat:
 
     def completion_text(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
         """The text of a completion for people: without separator, EOS and padding."""
-        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:
@@ -165,10 +156,6 @@ def _plain_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 def prompt_rows(
@@ -187,23 +174,14 @@ def prompt_rows(
     Raises:
         InstructGPTError: naming the missing column, every wrong row, or the limit if all prompts are longer.
     """
-    require_columns(dataset, ["prompt"], where)
-    check_rows(
-        dataset,
-        where,
-        lambda row: (
-            None
-            if is_text(row["prompt"])
-            else f"prompt: found {row['prompt']!r}, expected non-empty text or chat messages"
-        ),
-    )
+    check_texts(dataset, ["prompt"], where)
     lengths = [len(prompt_format.prompt_ids(prompt, tokenizer)) for prompt in dataset["prompt"]]
     limit = max(lengths) if max_prompt_length is None else max_prompt_length
-    kept = dataset.select([index for index, length in enumerate(lengths) if length <= limit])
-    if len(kept) == 0:
+    kept = [index for index, length in enumerate(lengths) if length <= limit]
+    if not kept:
         raise InstructGPTError(
             f"{where}: every prompt is longer than max_prompt_length={max_prompt_length} tokens once rendered "
             f"(the shortest has {min(lengths)})."
         )
-    longest = max(length for length in lengths if length <= limit)
-    return kept, {"dropped_too_long": len(dataset) - len(kept), "longest_tokens": longest}
+    longest = max(lengths[index] for index in kept)
+    return dataset.select(kept), {"dropped_too_long": len(lengths) - len(kept), "longest_tokens": longest}

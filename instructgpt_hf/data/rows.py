@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from datasets import Dataset
@@ -11,11 +11,7 @@ from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 
 
 def require_columns(dataset: Dataset, columns: Sequence[str], where: str) -> None:
-    """Raise if a column is missing, naming the columns there are.
-
-    Raises:
-        InstructGPTError: naming the dataset, the missing columns and the nearest existing ones.
-    """
+    """Raise InstructGPTError if columns are missing, naming the nearest existing ones."""
     missing = [name for name in columns if name not in dataset.column_names]
     if missing:
         hints = [f"{name!r} ({nearest(name, dataset.column_names)})" for name in missing]
@@ -25,28 +21,46 @@ def require_columns(dataset: Dataset, columns: Sequence[str], where: str) -> Non
 
 
 def check_rows(dataset: Dataset, where: str, problem_of: Callable[[dict[str, Any]], str | None]) -> None:
-    """Check every row and report all the wrong ones at once.
+    """Raise InstructGPTError with one line per row for which `problem_of` returns what is wrong with it."""
+    raise_wrong_rows(where, enumerate(map(problem_of, dataset)))
 
-    Args:
-        problem_of: returns what is wrong with a row, or None.
 
-    Raises:
-        InstructGPTError: with one line per wrong row.
-    """
+def raise_wrong_rows(where: str, numbered: Iterable[tuple[int, str | None]]) -> None:
+    """Raise InstructGPTError with one line per problem that is not None; the numbers are those of the rows."""
     problems = Problems(f"{where}: wrong rows")
-    for index, row in enumerate(dataset):
-        problem = problem_of(row)
+    for number, problem in numbered:
         if problem:
-            problems.add(f"row {index}: {problem}")
+            problems.add(f"row {number}: {problem}")
     problems.raise_if_any()
 
 
 def is_text(value: Any) -> bool:
-    """Whether a value is a non-empty string or a non-empty list of chat messages."""
-    if isinstance(value, str):
-        return bool(value.strip())
+    """Whether a value is a string with more than white space."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_messages(value: Any) -> bool:
+    """Whether a value is a non-empty list of chat messages."""
     return (
         isinstance(value, list)
         and bool(value)
         and all(isinstance(turn, dict) and {"role", "content"} <= set(turn) for turn in value)
     )
+
+
+def check_texts(dataset: Dataset, columns: list[str], where: str, messages: bool = True) -> None:
+    """Raise InstructGPTError unless the columns exist and hold text, or chat messages if allowed, in every row."""
+    require_columns(dataset, columns, where)
+    expected = "expected non-empty text" + (" or chat messages" if messages else "")
+
+    def problem_of(row: dict[str, Any]) -> str | None:
+        wrong = [name for name in columns if not is_text(row[name]) and not (messages and is_messages(row[name]))]
+        return f"{wrong[0]}: found {short(row[wrong[0]])}, {expected}" if wrong else None
+
+    check_rows(dataset.select_columns(columns), where, problem_of)
+
+
+def short(value: Any, limit: int = 80) -> str:
+    """`repr(value)`, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

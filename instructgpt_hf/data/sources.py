@@ -58,15 +58,11 @@ class Sources:
         return dataset
 
     def resolve(self, name: str, split: str, role: str) -> str:
-        """Path or Hub id of a dataset: the file of a split of the lab's, any other name as it is.
-
-        Raises:
-            InstructGPTError: if the lab has no dataset of this name.
-        """
+        """Path or Hub id of a dataset: of the lab's, the file of a split; raises if the lab has no such dataset."""
         if not name.startswith(LAB_PREFIX):
             return name
-        kind = lab_kind(name, role)
-        return str(self.lab_folder() / f"{kind}.{split}.jsonl")
+        file = f"{lab_kind(name, role)}.{split}.jsonl"
+        return str(self.lab_folder() / file)
 
 
 def load_split(
@@ -79,19 +75,22 @@ def load_split(
         split: split name; a single local file is read whole as any split.
         config: configuration of a Hub dataset.
         role: what the data is for; named in errors.
-        streaming: read rows when they are needed instead of all of them now.
-
-    Returns:
-        A Dataset; an IterableDataset, which has at least one row, if `streaming`.
+        streaming: return an IterableDataset, which reads rows when needed; of a file, it has at least one.
 
     Raises:
         InstructGPTError: if the source is missing, unreadable, or empty.
     """
-    path = local_file(source, split, role)
-    if path is not None:
+    if (path := local_file(source, split, role)) is not None:
         dataset = _read_file(path, role, streaming)
     else:
-        dataset = _read_hub(source, config, split, role, streaming)
+        try:
+            dataset = load_dataset(source, config, split=split, streaming=streaming)
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InstructGPTError(
+                f"{role}: {source!r} (config {config!r}, split {split!r}) is neither a local path nor a Hub dataset "
+                f"that could be loaded: {reason}"
+            ) from error
     if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
     return dataset
@@ -105,7 +104,13 @@ def local_file(source: str, split: str, role: str = "dataset") -> Path | None:
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        return _file_of_split(path, split, role)
+        files = [path / f"{split}{suffix}" for suffix in FILE_FORMATS if (path / f"{split}{suffix}").is_file()]
+        if not files:
+            names = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
+            raise InstructGPTError(
+                f"{role}: {path}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {names})."
+            )
+        return files[0]
     if path.is_file():
         return path
     if source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
@@ -113,7 +118,7 @@ def local_file(source: str, split: str, role: str = "dataset") -> Path | None:
     return None
 
 
-def _read_file(path: Path, role: str, streaming: bool) -> Any:
+def _read_file(path: Path, role: str, streaming: bool) -> Dataset | IterableDataset:
     if path.suffix not in FILE_FORMATS:
         raise InstructGPTError(
             f"{role}: {path}: format {path.suffix!r} is not read; convert it to one of {', '.join(FILE_FORMATS)}."
@@ -122,11 +127,7 @@ def _read_file(path: Path, role: str, streaming: bool) -> Any:
         raise InstructGPTError(f"{role}: {path} has no rows (the file is empty).")
     try:
         dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
-        if streaming and next(iter(dataset), None) is None:
-            raise InstructGPTError(f"{role}: {path} has no rows.")
-        return dataset
-    except InstructGPTError:
-        raise
+        empty = next(iter(dataset), None) is None
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
         # How `datasets` reports a readable file without rows; before 5.0 it cannot read one of blank lines at all.
@@ -134,25 +135,9 @@ def _read_file(path: Path, role: str, streaming: bool) -> Any:
         if blank or "corresponds to no data" in reason:
             raise InstructGPTError(f"{role}: {path} has no rows.") from error
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
-
-
-def _file_of_split(folder: Path, split: str, role: str) -> Path:
-    files = [folder / f"{split}{suffix}" for suffix in FILE_FORMATS if (folder / f"{split}{suffix}").is_file()]
-    if not files:
-        names = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-        raise InstructGPTError(f"{role}: {folder}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {names}).")
-    return files[0]
-
-
-def _read_hub(name: str, config: str | None, split: str, role: str, streaming: bool) -> Any:
-    try:
-        return load_dataset(name, config, split=split, streaming=streaming)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InstructGPTError(
-            f"{role}: {name!r} (config {config!r}, split {split!r}) is neither a local path nor a Hub dataset that "
-            f"could be loaded: {reason}"
-        ) from error
+    if empty:
+        raise InstructGPTError(f"{role}: {path} has no rows.")
+    return dataset
 
 
 def hub_revision(name: str) -> str | None:

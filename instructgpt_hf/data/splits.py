@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from datasets import Dataset, IterableDataset
 
@@ -45,16 +45,12 @@ def test_split(data_args: DataArguments) -> str | None:
 
 
 def read_split(sources: Sources, data_args: DataArguments, role: str) -> Split:
-    """Demonstrations or prompts: the rows of the train split and the held-back ones.
-
-    Raises:
-        InstructGPTError: if the data cannot be read, or there are too few rows to hold one back.
-    """
+    """Demonstrations or prompts; raises InstructGPTError if they cannot be read or are too few to hold one back."""
     name, config = str(data_args.dataset_name), data_args.dataset_config
     rows = sources.read(name, config, data_args.dataset_train_split, role)
     if (split := test_split(data_args)) is not None:
         return Split(rows, sources.read(name, config, split, f"{role}_test"))
-    parts = _hold_back_rows(rows, SHARE, f"{role}: {name}", "row")
+    parts = _hold_back_rows(rows, SHARE, f"{role}: {name} has 1 row")
     sources.records[role]["held_back"] = len(parts.test)
     return parts
 
@@ -70,15 +66,13 @@ def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
     source = sources.read(name, config, data_args.dataset_train_split, "rankings", streaming)
     schema, _ = recognise(source, where)
     rows = ranking_rows(source, where)
-    record = sources.records["rankings"]
     if (split := test_split(data_args)) is not None:
         held_back = sources.read(name, config, split, "rankings_test")
         parts = Split(rows, ranking_rows(held_back, f"{where} (held back)"))
     else:
-        streamed = isinstance(rows, IterableDataset)
-        parts = _hold_back_first_rows(rows, where) if streamed else _hold_back_prompts(rows, where)
-        record["held_back"] = len(parts.test)
-    record["schema"] = schema.name
+        parts = _hold_back_first(rows, where, "streaming") if streaming else _hold_back_prompts(rows, where)
+        sources.records["rankings"]["held_back"] = len(parts.test)
+    sources.records["rankings"]["schema"] = schema.name
     return parts
 
 
@@ -88,9 +82,7 @@ def read_pretraining(
     """Pretraining text to train on and some held back, in the column `text`; None if `weight` is 0.
 
     Args:
-        sources: reads and records.
-        data_args: name the dataset.
-        setting: whose value `weight` is, for messages.
+        setting: name of the setting whose value `weight` is, for messages.
         weight: of the pretraining text in the stage's objective.
 
     Raises:
@@ -113,57 +105,42 @@ def read_pretraining(
         held_back = sources.read(name, config, "test", "pretraining_test")
         return Split(text, pretraining_rows(held_back, "pretraining test"))
     if isinstance(text, IterableDataset):
-        return _hold_back_first_texts(text, HELD_BACK_LIMIT, where)
-    return _hold_back_rows(text, TEXT_SHARE, where, "document")
+        parts = _hold_back_first(text, where, "pretraining_streaming")
+        require_columns(parts.test, ["text"], where)
+        texts = list(filter(is_text, parts.test["text"]))
+        if not texts:
+            raise InstructGPTError(
+                f"{where}: none of the first {HELD_BACK_LIMIT} rows holds text, which are held back."
+            )
+        return Split(parts.train, Dataset.from_dict({"text": texts}))
+    return _hold_back_rows(text, TEXT_SHARE, f"{where} has 1 document")
 
 
-def _hold_back_rows(rows: Dataset, share: int, where: str, unit: str) -> Split:
+def _hold_back_rows(rows: Dataset, share: int, one_row: str) -> Split:
+    """Hold back one row in `share`; `one_row` begins the error where there is only one."""
     if len(rows) < 2:
-        raise InstructGPTError(
-            f"{where} has {len(rows)} {unit}; at least 2 are needed to hold one back for measuring."
-        )
-    parts = rows.train_test_split(test_size=_held_back(len(rows), share), seed=0)
+        raise InstructGPTError(f"{one_row}; at least 2 are needed to hold one back for measuring.")
+    count = min(HELD_BACK_LIMIT, max(1, len(rows) // share))
+    parts = rows.train_test_split(test_size=count, seed=0)
     return Split(parts["train"], parts["test"])
 
 
 def _hold_back_prompts(rows: Dataset, where: str) -> Split:
     """Rankings of one prompt, by several labelers, stay together: a model is measured on prompts it has not seen."""
     keys = [json.dumps(prompt) for prompt in rows["prompt"]]
-    prompts = list(dict.fromkeys(keys))
-    if len(prompts) < 2:
-        count = "1 row" if len(rows) < 2 else f"{len(rows)} rows of one prompt"
-        raise InstructGPTError(f"{where} has {count}; at least 2 are needed to hold one back for measuring.")
-    parts = Dataset.from_dict({"key": prompts}).train_test_split(test_size=_held_back(len(prompts), SHARE), seed=0)
-    chosen = set(parts["test"]["key"])
+    count = "1 row" if len(rows) < 2 else f"{len(rows)} rows of one prompt"
+    prompts = Dataset.from_dict({"key": list(dict.fromkeys(keys))})
+    chosen = set(_hold_back_rows(prompts, SHARE, f"{where} has {count}").test["key"])
     train = rows.select([index for index, key in enumerate(keys) if key not in chosen])
     return Split(train, rows.select([index for index, key in enumerate(keys) if key in chosen]))
 
 
-def _held_back(rows: int, share: int) -> int:
-    return min(HELD_BACK_LIMIT, max(1, rows // share))
-
-
-def _hold_back_first_rows(rows: IterableDataset, where: str) -> Split:
-    test = Dataset.from_list(list(rows.take(HELD_BACK_LIMIT)), features=rows.features)
-    train = rows.skip(len(test))
-    _require_rest(train, len(test), HELD_BACK_LIMIT, where, "streaming")
-    return Split(train, test)
-
-
-def _hold_back_first_texts(rows: IterableDataset, limit: int, where: str) -> Split:
-    first: list[dict[str, Any]] = list(rows.take(limit))
-    require_columns(Dataset.from_list(first), ["text"], where)
-    texts = [row["text"] for row in first if isinstance(row["text"], str) and is_text(row["text"])]
-    if not texts:
-        raise InstructGPTError(f"{where}: none of the first {len(first)} rows holds text, which are held back.")
-    train = rows.skip(limit)
-    _require_rest(train, len(first), limit, where, "pretraining_streaming")
-    return Split(train, Dataset.from_dict({"text": texts}))
-
-
-def _require_rest(rest: IterableDataset, taken: int, limit: int, where: str, setting: str) -> None:
+def _hold_back_first(rows: IterableDataset, where: str, setting: str) -> Split:
+    """Hold back the first rows of a stream; `setting` is what turns streaming off."""
+    first, rest = list(rows.take(HELD_BACK_LIMIT)), rows.skip(HELD_BACK_LIMIT)
     if next(iter(rest), None) is None:
         raise InstructGPTError(
-            f"{where} has {taken} row{'s' * (taken > 1)}; a stream needs more, because its first {limit} are held "
-            f"back for measuring. Set {setting}: false."
+            f"{where} has {len(first)} row{'s' * (len(first) > 1)}; a stream needs more, because its first "
+            f"{HELD_BACK_LIMIT} are held back for measuring. Set {setting}: false."
         )
+    return Split(rest, Dataset.from_list(first, features=rows.features))

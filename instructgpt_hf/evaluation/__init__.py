@@ -5,29 +5,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_PUBLIC = {
-    "AccuracyBreakdown": "metrics",
-    "Calibration": "metrics",
-    "Estimate": "intervals",
-    "KendallTau": "metrics",
-    "LabelerAgreement": "metrics",
-    "LengthBias": "metrics",
-    "PairwiseAccuracy": "metrics",
-    "PolicyRow": "results",
-    "WinRate": "metrics",
-    "bootstrap_mean": "intervals",
-    "continuation_log_probs": "likelihood",
-    "evaluate_rankings": "reward_model.evaluate",
-    "flat_metrics": "reward_model.evaluate",
-    "labeler_agreement": "reward_model.evaluate",
-    "option_accuracy": "likelihood",
-    "paired_difference": "intervals",
-    "print_table": "report",
-    "sequence_kl": "likelihood",
-    "text_loss": "likelihood",
-    "wilson": "intervals",
-    "write_report": "report",
+_METRICS = "AccuracyBreakdown Calibration KendallTau LabelerAgreement LengthBias PairwiseAccuracy WinRate"
+_MODULES = {
+    "intervals": "Estimate bootstrap_mean paired_difference wilson",
+    "likelihood": "continuation_log_probs option_accuracy sequence_kl text_loss",
+    "metrics": _METRICS,
+    "report": "print_table write_report",
+    "results": "PolicyRow",
+    "reward_model.evaluate": "evaluate_rankings flat_metrics labeler_agreement",
 }
+_PUBLIC = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 __all__ = sorted(_PUBLIC)
 

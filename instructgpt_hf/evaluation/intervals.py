@@ -1,8 +1,13 @@
-"""95 % intervals for measurements over prompts or questions."""
+"""95 % intervals for measurements over prompts or questions.
+
+Those of the bootstrap are percentile intervals over independent units (prompts, questions), from `resamples` samples
+drawn with `seed`.
+"""
 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -50,12 +55,7 @@ def wilson(successes: float, count: int) -> Estimate:
 
 
 def bootstrap_mean(values: Sequence[float], seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
-    """A mean with its percentile bootstrap interval.
-
-    Args:
-        values: one number per independent unit (prompt, question).
-        seed: of the resampling.
-        resamples: how many.
+    """The mean of one value per unit, with its bootstrap interval.
 
     Raises:
         ValueError: if there are no values.
@@ -69,13 +69,11 @@ def bootstrap_ratio(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
-    """A ratio of sums with its percentile bootstrap interval, such as correct pairs / pairs with prompts as units.
+    """A ratio of sums with its bootstrap interval, such as correct pairs / pairs with prompts as units.
 
     Args:
-        numerators: one number per independent unit.
-        denominators: as many, each > 0.
-        seed: of the resampling.
-        resamples: how many.
+        numerators: [N], one number per unit.
+        denominators: [N], each > 0.
 
     Raises:
         ValueError: if there are no units, the lengths differ, or a denominator is not positive.
@@ -99,11 +97,9 @@ def bounded_ratio(
     width 0; the interval is then that of `wilson_between`.
 
     Args:
-        numerators: [N], one number per independent unit.
+        numerators: [N], one number per unit.
         denominators: [N], each >= 0; units with 0 are left out.
         lowest: 0 for shares, -1 for correlations and for differences of shares.
-        seed: of the resampling.
-        resamples: how many.
 
     Raises:
         ValueError: if no denominator is positive.
@@ -127,20 +123,9 @@ def wilson_between(value: float, units: int, lowest: float = 0.0) -> Estimate:
 
 
 def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
-    """Column sums of `resamples` bootstrap samples of the rows.
-
-    Args:
-        values: [N, C], one row per independent unit.
-        seed: of the resampling.
-        resamples: how many, R.
-
-    Returns:
-        [R, C].
-    """
-    rng = np.random.default_rng(seed)
-    units = len(values)
+    """[R, C]: column sums of R = `resamples` bootstrap samples of the rows of `values` [N, C], one row per unit."""
+    rng, units, sums = np.random.default_rng(seed), len(values), []
     block = max(1, _BLOCK // units)
-    sums = []
     for start in range(0, resamples, block):
         samples = min(block, resamples - start)
         drawn = rng.integers(units, size=(samples, units)) + units * np.arange(samples)[:, None]
@@ -149,9 +134,7 @@ def resampled_sums(values: np.ndarray, seed: int = 0, resamples: int = RESAMPLES
     return np.concatenate(sums)
 
 
-def paired_difference(
-    first: Sequence[float], second: Sequence[float], seed: int = 0, resamples: int = RESAMPLES
-) -> Estimate:
+def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Estimate:
     """Mean of `first - second` over the same units, with its bootstrap interval.
 
     For two policies on the same questions, this interval is narrower than their separate intervals suggest.
@@ -161,14 +144,14 @@ def paired_difference(
     """
     if len(first) != len(second):
         raise ValueError(f"Expected the same units on both sides, got {len(first)} and {len(second)}.")
-    return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], seed, resamples)
+    return bootstrap_mean([float(a) - float(b) for a, b in zip(first, second, strict=True)], seed)
 
 
 def win_rate(scores: Sequence[float], opponent_scores: Sequence[float]) -> dict[str, float]:
     """Share of prompts on which a policy's completion scores above its opponent's; a tie is half a win.
 
     Args:
-        scores: one number per prompt.
+        scores: one number per prompt, from a judge or a labeler.
         opponent_scores: of the opponent's completions of the same prompts.
 
     Returns:
@@ -178,8 +161,7 @@ def win_rate(scores: Sequence[float], opponent_scores: Sequence[float]) -> dict[
         InstructGPTError: if there are no prompts or a score is NaN.
     """
     pairs = list(zip(scores, opponent_scores, strict=True))
-    wins, ties = sum(a > b for a, b in pairs), sum(a == b for a, b in pairs)
-    losses = sum(a < b for a, b in pairs)
+    wins, ties, losses = (sum(test(a, b) for a, b in pairs) for test in (operator.gt, operator.eq, operator.lt))
     if wins + ties + losses < len(pairs) or not pairs:
         raise InstructGPTError(f"win rate: {len(pairs)} prompts, some with a score that is not a number.")
     share = wilson(wins + 0.5 * ties, len(pairs))

@@ -15,14 +15,9 @@ from instructgpt_hf.models.scoring import TextRewardModel, score_token_lists
 
 
 class SampledCompletions(NamedTuple):
-    """One completion per prompt by one policy.
+    """One completion by one policy for each of N prompts, which are as the dataset holds them.
 
-    Attributes:
-        prompts: N prompts as the dataset holds them.
-        prompt_ids: N lists of the policy's token ids.
-        completion_ids: N lists of token ids, with EOS where the completion is finished.
-        texts: N completions as text.
-        finished: whether each one ends with EOS.
+    `completion_ids` end with EOS where the completion is finished; `texts` are without special tokens.
     """
 
     prompts: Sequence[Prompt]
@@ -33,12 +28,7 @@ class SampledCompletions(NamedTuple):
 
 
 class Judge(Protocol):
-    """Scores completions; the higher the better.
-
-    Attributes:
-        name: as the report prints it.
-        independent: whether no policy was trained on its scores.
-    """
+    """Scores completions, the better the higher; `independent` if no policy was trained on the scores."""
 
     name: str
     independent: bool
@@ -60,13 +50,7 @@ class GoldLabeler:
 
 @dataclass(frozen=True)
 class RewardModelJudge:
-    """The reward model that PPO trained on; it reads the policy's token ids.
-
-    Attributes:
-        model: sequence classifier with a scalar head.
-        pad_token_id: of the policy's tokenizer.
-        batch_size: completions per forward pass.
-    """
+    """The reward model that PPO trained on, a sequence classifier with a scalar head; reads the policy's token ids."""
 
     model: PreTrainedModel | PeftModel
     pad_token_id: int
@@ -82,12 +66,7 @@ class RewardModelJudge:
 
 @dataclass(frozen=True)
 class TextRewardModelJudge:
-    """The reward model that PPO trained on, where it has a tokenizer or prompt format of its own and reads text.
-
-    Attributes:
-        reward: the model with its tokenizer and prompt format.
-        batch_size: completions per forward pass.
-    """
+    """The reward model that PPO trained on, where it has a tokenizer or prompt format of its own and reads text."""
 
     reward: TextRewardModel
     batch_size: int

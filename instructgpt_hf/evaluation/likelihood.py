@@ -23,12 +23,10 @@ def option_accuracy(
 ) -> dict[str, Any]:
     """Share of questions whose right option has the highest mean log-probability per token.
 
-    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is scored
+    Appendix D prints "lowest average per-token log-probability", which must mean the lowest loss. Text is read
     without a chat template, and with a beginning-of-text token only if the tokenizer adds one by default.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         tasks: dicts with `task` (a name), `prompt`, `options` (at least two different texts, each with the space that
             separates it from the prompt) and `answer`, the index of the right one.
         batch_size: sequences per forward pass; every option is one.
@@ -42,20 +40,14 @@ def option_accuracy(
         InstructGPTError: if there are no tasks or some are malformed; the message names each one.
     """
     _check_tasks(tasks)
-    prompts, options, owners = [], [], []
-    for number, item in enumerate(tasks):
-        for option in item["options"]:
-            prompt_ids, option_ids = _split(tokenizer, item["prompt"], option)
-            prompts.append(prompt_ids)
-            options.append(option_ids)
-            owners.append(number)
-    means = [logps.mean().item() for logps in continuation_log_probs(model, prompts, options, batch_size)]
-    by_question: list[list[float]] = [[] for _ in tasks]
-    for number, mean in zip(owners, means, strict=True):
-        by_question[number].append(mean)
-    hits = [row.index(max(row)) == item["answer"] for row, item in zip(by_question, tasks, strict=True)]
+    pairs = [_split(tokenizer, item["prompt"], option) for item in tasks for option in item["options"]]
+    prompts, options = ([pair[side] for pair in pairs] for side in (0, 1))
+    means = iter([logps.mean().item() for logps in continuation_log_probs(model, prompts, options, batch_size)])
+    hits: list[bool] = []
     by_task: dict[str, list[int]] = {}
     for number, item in enumerate(tasks):
+        of_options = [next(means) for _ in item["options"]]
+        hits.append(of_options.index(max(of_options)) == item["answer"])
         by_task.setdefault(item["task"], []).append(number)
     return {
         **_summary(tasks, hits, range(len(tasks))),
@@ -70,10 +62,7 @@ def text_loss(
     """Mean next-token loss on held-out pretraining text, in nats per token, over the tokens of all texts.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         texts: documents; each is cut to `max_length` tokens.
-        max_length: in tokens.
         batch_size: documents per forward pass.
 
     Raises:
@@ -102,7 +91,7 @@ def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, option: str) -> tupl
         shared += 1
     lead = leading_ids(tokenizer)
     if not shared and not lead:
-        # The first token has no predecessor and cannot be scored; it is the same for (almost) every option.
+        # The first token has no predecessor, thus no log-probability; it is the same for (almost) every option.
         shared = 1
     return lead + whole[:shared], whole[shared:]
 
@@ -118,11 +107,10 @@ def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
     problems = Problems("task accuracy: malformed questions")
     for number, item in enumerate(tasks):
         missing = [key for key in _KEYS if key not in item]
+        options, answer = item.get("options", ()), item.get("answer")
         if missing:
             problems.add(f"question {number}: missing {', '.join(missing)}; expected {', '.join(_KEYS)}")
-            continue
-        options, answer = item["options"], item["answer"]
-        if len(options) < 2 or len(set(options)) < len(options) or not all(options):
+        elif len(options) < 2 or len(set(options)) < len(options) or not all(options):
             problems.add(f"question {number}: options must be at least two different texts, got {options!r}")
         elif isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer < len(options):
             problems.add(f"question {number}: answer must be an index below {len(options)}, got {answer!r}")
@@ -190,12 +178,8 @@ def sequence_kl(
     The estimate is unbiased if `completion_ids` were sampled from the policy at this temperature, EOS included.
 
     Args:
-        policy: a causal language model (see `continuation_log_probs`).
+        policy: a causal language model; the other arguments are those of `continuation_log_probs`.
         reference: another one; the SFT model in InstructGPT.
-        prompt_ids: N lists of tokens.
-        completion_ids: N lists of tokens sampled from the policy.
-        batch_size: sequences per forward pass.
-        temperature: of the sampling.
         seed: of the bootstrap.
 
     Returns:
@@ -204,9 +188,7 @@ def sequence_kl(
     Raises:
         ValueError: if the numbers of prompts and completions differ or one of them is empty.
     """
-    first, second = (
-        continuation_log_probs(model, prompt_ids, completion_ids, batch_size, temperature)
-        for model in (policy, reference)
-    )
+    given = prompt_ids, completion_ids, batch_size, temperature
+    first, second = (continuation_log_probs(model, *given) for model in (policy, reference))
     sums = [kl_estimate(a, b, "k1").sum().item() for a, b in zip(first, second, strict=True)]
     return bootstrap_mean(sums, seed)

@@ -6,7 +6,8 @@ independent, and Wilson's on the number of prompts for the win rate and where al
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import datasets
@@ -46,9 +47,8 @@ def _metric(
 
     def _info(self: Any) -> evaluate.MetricInfo:
         features = datasets.Features({"predictions": prediction, "references": reference})
-        return evaluate.MetricInfo(
-            description=summary, citation=_CITATION, inputs_description=inputs, features=features
-        )
+        texts = {"description": summary, "inputs_description": inputs, "citation": _CITATION}
+        return evaluate.MetricInfo(features=features, **texts)
 
     def _compute(self: Any, predictions: Any, references: Any, **options: Any) -> dict[str, Any]:
         return compute(predictions, references, **options)
@@ -57,18 +57,13 @@ def _metric(
     return type(name, (_InMemoryMetric,), {**texts, "_info": _info, "_compute": _compute})
 
 
-def _of_rankings(name: str, summary: str, measure: Callable[..., dict[str, Any]]) -> type[evaluate.Metric]:
-    """A metric class around a measure of scored rankings."""
+def _of_rankings(name: str, measure: Callable[[Rankings], dict[str, Any]]) -> type[evaluate.Metric]:
+    """A metric class around a measure of scored rankings, with the measure's docstring as its description."""
 
-    def compute(
-        scores: Sequence[Sequence[float]],
-        ranks: Sequence[Sequence[int]],
-        lengths: Sequence[Sequence[int]] | None = None,
-        seed: int = 0,
-        resamples: int = intervals.RESAMPLES,
-    ) -> dict[str, Any]:
-        return measure(Rankings.read(name, scores, ranks, lengths), seed=seed, resamples=resamples)
+    def compute(scores: Any, ranks: Any, **options: Any) -> dict[str, Any]:
+        return measure(Rankings.read(name, scores, ranks, **options))
 
+    summary = inspect.getdoc(measure) or ""
     return _metric(name, summary, _RANKINGS_INPUTS, datasets.Sequence(_SCORE), _RANKS, compute)
 
 
@@ -79,32 +74,11 @@ def _labeler_agreement(first: Any, second: Any, **options: Any) -> dict[str, Any
     return result
 
 
-PairwiseAccuracy = _of_rankings(
-    "PairwiseAccuracy",
-    "Share of strictly ranked pairs of completions that a reward model orders as the labels do: `accuracy`, the "
-    "counts of pairs and prompts, ties apart; with lengths `length_baseline_accuracy` and `above_length_baseline`.",
-    measures.accuracy,
-)
-AccuracyBreakdown = _of_rankings(
-    "AccuracyBreakdown",
-    "Pairwise accuracy by the number of completions (`by_completions`) and by the distance in rank (`by_gap`).",
-    measures.breakdown,
-)
-Calibration = _of_rankings(
-    "Calibration",
-    "Expected calibration error of sigmoid(score difference), and its reliability curve (`bins`).",
-    measures.calibration,
-)
-KendallTau = _of_rankings(
-    "KendallTau",
-    "Kendall's tau-b of scores and ranks, mean over prompts; with lengths also that of lengths and ranks.",
-    measures.kendall_tau,
-)
-LengthBias = _of_rankings(
-    "LengthBias",
-    "How much a reward model's scores follow length, beside how much the ranks do; needs lengths.",
-    length_bias,
-)
+PairwiseAccuracy = _of_rankings("PairwiseAccuracy", measures.accuracy)
+AccuracyBreakdown = _of_rankings("AccuracyBreakdown", measures.breakdown)
+Calibration = _of_rankings("Calibration", measures.calibration)
+KendallTau = _of_rankings("KendallTau", measures.kendall_tau)
+LengthBias = _of_rankings("LengthBias", length_bias)
 LabelerAgreement = _metric(
     "LabelerAgreement",
     "Share of the pairs ranked strictly by two labelers that both order alike: `agreement`, `pairs`, `tied_pairs` "

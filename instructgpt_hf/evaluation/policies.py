@@ -23,14 +23,7 @@ BATCH_SIZE = 64
 
 
 class MeasuredPolicy(NamedTuple):
-    """What is kept of one policy.
-
-    Attributes:
-        row: its results.
-        texts: its completions of the held-out prompts.
-        judged: the judge's score of each.
-        hits: for each task question whether it was answered right.
-    """
+    """Results of one policy, its completions, the judge's score of each, and whether each task question was hit."""
 
     row: PolicyRow
     texts: list[str]
@@ -72,12 +65,9 @@ class PolicyEvaluation:
     def measure(
         self, name: str, policy: PreTrainedModel | PeftModel, sft_judged: Sequence[float] | None = None
     ) -> MeasuredPolicy:
-        """Measure one policy on everything.
+        """Measure one policy on everything; `sft_judged` are the judge's scores of the SFT model's completions.
 
-        Args:
-            name: of the policy's row.
-            policy: in evaluation mode.
-            sft_judged: the judge's scores of the SFT model's completions; None leaves out win rate and KL.
+        Without `sft_judged`, win rate and KL are left out.
         """
         sampled = self._sample(policy)
         rewards = self.reward.scores(sampled)

@@ -29,31 +29,26 @@ def write_report(
     curves: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> list[Path]:
-    """Write report.json, report.md, policies.png and, with curves, training_curves.png.
+    """Write report.json, report.md, policies.png and, with curves, training_curves.png; return the files written.
 
     Args:
         folder: created if it does not exist.
         rows: one per policy, in the order shown.
         curves: trainer log histories by stage (`sft`, `reward`, `ppo`, `ppo-ptx`); stages may be missing.
         notes: facts about the measurement by name, such as the judge and the number of prompts.
-
-    Returns:
-        The files written.
     """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
-    written = [target / "report.json"]
     record = {"notes": dict(notes or {}), "policies": [asdict(row) for row in rows]}
-    written[0].write_text(json.dumps(to_json(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(to_json(record), indent=2, allow_nan=False) + "\n"
+    (target / "report.json").write_text(text, encoding="utf-8")
     pictures = {}
     if any(row.win_rate or row.task_accuracy for row in rows):
         pictures["Policies"] = draw_policies(rows, target / "policies.png")
     if curves and any(curves.values()):
         pictures["Training curves"] = draw_training_curves(curves, target / "training_curves.png")
-    text = "\n".join(["# Evaluation", "", *_markdown_table(rows), "", *_notes(notes), *_by_task(rows)])
-    text += "".join(f"\n![{title}]({path.name})\n" for title, path in pictures.items())
-    (target / "report.md").write_text(text, encoding="utf-8")
-    return [*written, target / "report.md", *pictures.values()]
+    (target / "report.md").write_text(_markdown(rows, notes or {}, pictures), encoding="utf-8")
+    return [target / "report.json", target / "report.md", *pictures.values()]
 
 
 def write_samples(path: Path, prompts: Sequence[Prompt], completions: Mapping[str, Sequence[str]]) -> None:
@@ -65,13 +60,7 @@ def write_samples(path: Path, prompts: Sequence[Prompt], completions: Mapping[st
 
 
 def print_table(rows: Sequence[PolicyRow], console: Console | None = None, title: str | None = None) -> None:
-    """Print the rows as a table; columns without any value are left out.
-
-    Args:
-        rows: one per policy.
-        console: standard output by default.
-        title: above the table.
-    """
+    """Print one line per policy as a table, by default on standard output; columns without values are left out."""
     table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("policy", no_wrap=True)
     columns = _columns(rows)
@@ -89,13 +78,9 @@ def print_table(rows: Sequence[PolicyRow], console: Console | None = None, title
 
 def _columns(rows: Sequence[PolicyRow]) -> list[Metric]:
     """The metrics with a column that any policy has, in the order of `PolicyRow`'s attributes."""
-    order = [field.name for field in fields(PolicyRow)]
-    measured = [
-        metric
-        for metric in METRICS
-        if metric.column and any(getattr(row, metric.attribute) is not None for row in rows)
-    ]
-    return sorted(measured, key=lambda metric: order.index(metric.attribute))
+    by_attribute = {metric.attribute: metric for metric in METRICS if metric.column}
+    measured = [field.name for field in fields(PolicyRow) if any(getattr(row, field.name) is not None for row in rows)]
+    return [by_attribute[name] for name in measured if name in by_attribute]
 
 
 def _cells(row: PolicyRow, columns: Sequence[Metric]) -> list[str]:
@@ -113,25 +98,20 @@ def _cell(value: Estimate | float | None, share: bool) -> str:
     return f"{shown[0]}{unit}" + (f" ({shown[1]} to {shown[2]})" if len(shown) == 3 else "")
 
 
-def _markdown_table(rows: Sequence[PolicyRow]) -> list[str]:
+def _markdown(rows: Sequence[PolicyRow], notes: Mapping[str, Any], pictures: Mapping[str, Path]) -> str:
     columns = _columns(rows)
-    headings = [metric.column.replace("\n", " ") for metric in columns]
-    lines = ["| policy | " + " | ".join(headings) + " |", "|---|" + "---:|" * len(headings)]
-    return lines + ["| " + " | ".join([row.name, *_cells(row, columns)]) + " |" for row in rows]
-
-
-def _notes(notes: Mapping[str, Any] | None) -> list[str]:
-    lines = ["In parentheses: 95 % intervals. A tie is half a win.", ""]
-    return lines + [f"- {name}: {value}" for name, value in (notes or {}).items()] + ([""] if notes else [])
-
-
-def _by_task(rows: Sequence[PolicyRow]) -> list[str]:
+    headings = ["policy", *(metric.column.replace("\n", " ") for metric in columns)]
+    lines = ["# Evaluation", "", *_table(headings, [[row.name, *_cells(row, columns)] for row in rows]), ""]
+    lines += ["In parentheses: 95 % intervals. A tie is half a win.", ""]
+    lines += [f"- {name}: {value}" for name, value in notes.items()] + ([""] if notes else [])
     tasks = sorted({task for row in rows for task in row.task_accuracy_by_task})
-    if not tasks:
-        return []
-    lines = ["## Accuracy by task", "", "| task | " + " | ".join(row.name for row in rows) + " |"]
-    lines.append("|---|" + "---:|" * len(rows))
-    for task in tasks:
-        cells = [_cell(row.task_accuracy_by_task.get(task), True) for row in rows]
-        lines.append(f"| {task} | " + " | ".join(cells) + " |")
-    return [*lines, ""]
+    if tasks:
+        cells = [[task, *(_cell(row.task_accuracy_by_task.get(task), True) for row in rows)] for task in tasks]
+        lines += ["## Accuracy by task", "", *_table(["task", *(row.name for row in rows)], cells), ""]
+    return "\n".join(lines) + "".join(f"\n![{title}]({path.name})\n" for title, path in pictures.items())
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, numbers to the right."""
+    head, *lines = (f"| {' | '.join(cells)} |" for cells in (headings, *rows))
+    return [head, "|---|" + "---:|" * (len(headings) - 1), *lines]

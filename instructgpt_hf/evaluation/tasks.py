@@ -22,8 +22,6 @@ def exact_match(
     """Share of few-shot questions whose greedy completion, up to the first newline, is the right option.
 
     Args:
-        model: a causal language model.
-        tokenizer: its tokenizer.
         tasks: dicts with `task`, `prompt`, `options` and `answer`, the index of the right option.
         max_new_tokens: must exceed the length of the longest option.
         batch_size: questions per batch.
@@ -40,8 +38,5 @@ def exact_match(
     by_task: dict[str, list[bool]] = {}
     for item, hit in zip(tasks, hits, strict=True):
         by_task.setdefault(item["task"], []).append(hit)
-    return (
-        wilson(sum(hits), len(hits)),
-        {name: wilson(sum(own), len(own)) for name, own in sorted(by_task.items())},
-        hits,
-    )
+    shares = {name: wilson(sum(own), len(own)) for name, own in sorted(by_task.items())}
+    return wilson(sum(hits), len(hits)), shares, hits

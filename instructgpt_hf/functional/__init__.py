@@ -14,6 +14,7 @@ from instructgpt_hf.functional.ppo import (
     lm_loss,
     loss_denominator,
     policy_loss,
+    ppo_ptx_loss,
     predicted_mask,
     value_loss,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "pair_counts",
     "pairwise_accuracy",
     "policy_loss",
+    "ppo_ptx_loss",
     "predicted_mask",
     "strict_pairs",
     "token_log_probs",

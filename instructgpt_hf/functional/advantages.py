@@ -1,6 +1,6 @@
 """From scores to advantages: the bandit reward of InstructGPT section 3.5, token by token, and GAE.
 
-Batches are [B, T] completions; `mask` is 1 on the real tokens, which come first in every row.
+Batches are [B, T] completions; `mask` is 1 on the tokens that count, which come first in every row.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from instructgpt_hf.functional.masked import check_same_shape, masked_whiten
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tensor:
-    """Reward of every token: -beta times its KL term, and on the last real token also the reward model's score.
+    """Reward of every token: -beta times its KL term, and on the last unmasked token also the reward model's score.
 
     Summed over a row this is the bracket of equation 2. The paper does not say where the score is added; the last
     token is where lm-human-preferences adds it, and with gamma = 1 the return of every token is the same anywhere.
@@ -20,21 +20,21 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
     Args:
         scores: [B] reward model scores.
         kl: [B, T] estimate of log(policy / reference) of every token, in nats.
-        mask: [B, T] right-padded, at least one real token per row.
+        mask: [B, T] right-padded, at least one 1 per row.
         beta: KL coefficient (InstructGPT C.4: 0.02).
 
     Returns:
         [B, T] in the dtype of `kl`, 0 outside the mask.
 
     Raises:
-        ValueError: if the shapes do not fit, or the mask is not right-padded with a real token in every row.
+        ValueError: if the shapes do not fit, or the mask is not right-padded with a 1 in every row.
     """
     check_same_shape(kl=kl, mask=mask)
     if scores.shape != kl.shape[:1]:
         raise ValueError(f"Expected one score per row, got scores {list(scores.shape)}, kl {list(kl.shape)}.")
-    real = _prefix_mask(mask)
-    rewards = torch.where(real, -beta * kl, 0.0)
-    last = real.sum(1, keepdim=True) - 1
+    mask = _prefix_mask(mask)
+    rewards = torch.where(mask, -beta * kl, 0.0)
+    last = mask.sum(1, keepdim=True) - 1
     return rewards.scatter_add(1, last, scores.to(rewards.dtype)[:, None])
 
 
@@ -42,13 +42,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     """Generalized advantage estimation (Schulman et al. 2015, arXiv:1506.02438, equation 16).
 
     `A_t = sum over l of (gamma * lam)^l * delta_{t+l}` with `delta_t = r_t + gamma * V_{t+1} - V_t`; the episode ends
-    after the last real token, so the value after it is 0. InstructGPT uses no discount (gamma = 1, C.4) and does not
-    state lambda (Stiennon et al. 2020, B.1: 0.95).
+    after the last unmasked token, so the value after it is 0. InstructGPT uses no discount (gamma = 1, C.4) and does
+    not state lambda (Stiennon et al. 2020, B.1: 0.95).
 
     Args:
         rewards: [B, T].
         values: [B, T], the value function before each token.
-        mask: [B, T] right-padded, at least one real token per row.
+        mask: [B, T] right-padded, at least one 1 per row.
         gamma: discount.
         lam: 0 is one-step temporal difference, 1 is Monte Carlo.
 
@@ -57,11 +57,11 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
         returns: [B, T], advantages + values: the value function's targets. Both are 0 outside the mask.
 
     Raises:
-        ValueError: if the shapes differ, or the mask is not right-padded with a real token in every row.
+        ValueError: if the shapes differ, or the mask is not right-padded with a 1 in every row.
     """
     check_same_shape(rewards=rewards, values=values, mask=mask)
-    real = _prefix_mask(mask)
-    rewards, values = torch.where(real, rewards, 0.0), torch.where(real, values, 0.0)
+    mask = _prefix_mask(mask)
+    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
     following = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     deltas = rewards + gamma * following - values
     advantages = torch.empty_like(deltas)
@@ -73,7 +73,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Scale the real tokens' rewards to variance 1 and keep their mean (lm-human-preferences; off by default here).
+    """Scale the unmasked rewards to variance 1 and keep their mean (lm-human-preferences; off by default here).
 
     Args:
         rewards: [B, T].
@@ -90,14 +90,14 @@ def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
 
 def _prefix_mask(mask: Tensor) -> Tensor:
     """`mask` as bool, after checking that every row is one or more ones followed by zeros."""
-    real = mask.bool()
-    if real.ndim != 2 or real.shape[1] == 0:
+    prefix = mask.bool()
+    if prefix.ndim != 2 or prefix.shape[1] == 0:
         raise ValueError(f"Expected a [B, T] mask with T >= 1, got {list(mask.shape)}.")
-    broken = ~real[:, 0] | (real[:, 1:] & ~real[:, :-1]).any(1)
+    broken = ~prefix[:, 0] | (prefix[:, 1:] & ~prefix[:, :-1]).any(1)
     if bool(broken.any()):
         rows = broken.nonzero().flatten().tolist()
         raise ValueError(
-            f"Expected a right-padded mask with a real token in every row, got {list(mask.shape)} "
+            f"Expected a right-padded mask with a 1 in every row, got {list(mask.shape)} "
             f"with {len(rows)} other rows, the first is row {rows[0]}."
         )
-    return real
+    return prefix

@@ -17,10 +17,10 @@ def adapted_kl_weight(beta: float, kl: float, target: float, episodes: int, hori
 
     Args:
         beta: weight that the batch was rewarded with; 0 stays 0.
-        kl: mean KL to the reference of the batch, nats per answer.
-        target: the KL to hold, nats per answer, above 0.
-        episodes: answers of the batch.
-        horizon: answers over which the weight follows; at least a fifth of `episodes`, or the weight could turn
+        kl: mean KL to the reference of the batch, nats per completion.
+        target: the KL to hold, nats per completion, above 0.
+        episodes: completions of the batch.
+        horizon: completions over which the weight follows; at least a fifth of `episodes`, or the weight could turn
             negative.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Statistics over the real tokens of a padded batch.
+"""Statistics over the unmasked tokens of a padded batch.
 
 Values outside the mask are never used: they may hold anything, NaN and infinity included.
 """
@@ -24,11 +24,11 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         ValueError: if the shapes differ.
     """
     check_same_shape(values=values, mask=mask)
-    real = mask.bool()
-    kept = torch.where(real, values, 0.0)
+    mask = mask.bool()
+    kept = torch.where(mask, values, 0.0)
     if dim is None:
-        return kept.sum() / real.sum().clamp(min=1)
-    return kept.sum(dim) / real.sum(dim).clamp(min=1)
+        return kept.sum() / mask.sum().clamp(min=1)
+    return kept.sum(dim) / mask.sum(dim).clamp(min=1)
 
 
 def masked_var(values: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
@@ -46,15 +46,15 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
         ValueError: if the shapes differ.
     """
     check_same_shape(values=values, mask=mask)
-    real = mask.bool()
+    mask = mask.bool()
     # Junk is replaced before any arithmetic: multiplied by a zero gradient it would come back as NaN.
-    squares = (torch.where(real, values, 0.0) - masked_mean(values, mask)).square()
-    count = real.sum()
-    return torch.where(real, squares, 0.0).sum() / (count - int(unbiased)).clamp(min=1)
+    squares = (torch.where(mask, values, 0.0) - masked_mean(values, mask)).square()
+    count = mask.sum()
+    return torch.where(mask, squares, 0.0).sum() / (count - int(unbiased)).clamp(min=1)
 
 
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
-    """Scale the real values to variance 1 and, with `shift_mean`, move their mean to 0.
+    """Scale the unmasked values to variance 1 and, with `shift_mean`, move their mean to 0.
 
     The variance is the unbiased one, as in TRL 1.12's PPO and in lm-human-preferences.
 

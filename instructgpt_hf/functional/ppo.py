@@ -1,6 +1,6 @@
 """The losses of PPO and PPO-ptx, token by token.
 
-Batches are [B, T] completions. A loss is the sum over real tokens divided by `denominator`, which decides the
+Batches are [B, T] completions. A loss is the sum over unmasked tokens divided by `denominator`, which decides the
 reduction (`loss_denominator`): with the whole minibatch's as denominator, the losses and gradients of its
 micro-batches add up to those of the minibatch exactly. Values outside the mask are never used: they may hold anything,
 NaN and infinity included.
@@ -8,31 +8,17 @@ NaN and infinity included.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
+from instructgpt_hf.functional.log_probs import token_log_probs
 from instructgpt_hf.functional.masked import check_same_shape, masked_mean, masked_var
-
-__all__ = [
-    "PolicyLoss",
-    "ValueLoss",
-    "explained_variance",
-    "kl_estimate",
-    "lm_loss",
-    "log_probs_and_entropy",
-    "loss_denominator",
-    "policy_loss",
-    "predicted_mask",
-    "token_log_probs",
-    "value_loss",
-]
 
 
 class PolicyLoss(NamedTuple):
-    """Scalars. Only `loss` carries a gradient; the others are means over the real tokens of this call.
+    """Scalars. Only `loss` carries a gradient; the others are means over the unmasked tokens of this call.
 
     `clip_fraction` is the share of tokens whose gradient the clip removed, `approx_kl` the k3 estimate of
     KL(rollout policy, present policy) in nats per token, `ratio_mean` the mean probability ratio.
@@ -45,7 +31,7 @@ class PolicyLoss(NamedTuple):
 
 
 class ValueLoss(NamedTuple):
-    """Scalars. Only `loss` carries a gradient; the others are about the real tokens of this call.
+    """Scalars. Only `loss` carries a gradient; the others are over the unmasked tokens of this call.
 
     `clip_fraction` is the share of tokens where the clipped error is the larger one.
     """
@@ -54,7 +40,7 @@ class ValueLoss(NamedTuple):
     clip_fraction: Tensor
 
 
-def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: Literal["k1", "k3"] = "k1") -> Tensor:
+def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
     """Estimate of KL(policy, reference) from one sampled token (Schulman 2020, "Approximating KL divergence").
 
     Both are unbiased for tokens sampled from the policy. k1, the log ratio, is what equation 2 of InstructGPT
@@ -96,10 +82,10 @@ def policy_loss(
         logps: [B, T] log-probabilities under the policy being trained.
         old_logps: [B, T] log-probabilities at rollout time.
         advantages: [B, T].
-        mask: [B, T], 1 on real tokens.
+        mask: [B, T], 1 on the tokens that count.
         clip_low: the ratio is clipped below at 1 - clip_low (InstructGPT C.4: 0.2).
         clip_high: and above at 1 + clip_high.
-        denominator: what the sum over real tokens is divided by; their number here by default.
+        denominator: divisor of the sum over unmasked tokens; their number here by default.
 
     Returns:
         See `PolicyLoss`.
@@ -108,18 +94,18 @@ def policy_loss(
         ValueError: if the shapes differ.
     """
     check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
-    real = mask.bool()
+    mask = mask.bool()
     # Masked before the exponential: infinity outside the mask would turn into NaN in the gradient.
-    log_ratio = torch.where(real, logps - old_logps, 0.0)
+    log_ratio = torch.where(mask, logps - old_logps, 0.0)
     ratio = torch.exp(log_ratio)
-    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = _over_tokens(torch.max(free, clipped), real, denominator)
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    loss = _over_tokens(torch.max(unclipped, clipped), mask, denominator)
     with torch.no_grad():
         return PolicyLoss(
             loss=loss,
-            clip_fraction=masked_mean((clipped > free).to(ratio.dtype), real),
-            approx_kl=masked_mean(torch.expm1(log_ratio) - log_ratio, real),
-            ratio_mean=masked_mean(ratio, real),
+            clip_fraction=masked_mean((clipped > unclipped).to(ratio.dtype), mask),
+            approx_kl=masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+            ratio_mean=masked_mean(ratio, mask),
         )
 
 
@@ -131,7 +117,7 @@ def value_loss(
     clip: float,
     denominator: Tensor | float | None = None,
 ) -> ValueLoss:
-    """Half the squared error of the value function, pessimistic between the free and the clipped prediction.
+    """Half the squared error of the value function, the larger of the unclipped and the clipped prediction's.
 
     The paper does not state it; this is the form of lm-human-preferences and of TRL 1.12.
 
@@ -139,10 +125,10 @@ def value_loss(
         values: [B, T] from the value function being trained.
         old_values: [B, T] at rollout time.
         returns: [B, T] targets.
-        mask: [B, T], 1 on real tokens.
+        mask: [B, T], 1 on the tokens that count.
         clip: how far a prediction may move from `old_values` before its loss stops falling, in units of reward;
             infinity switches clipping off.
-        denominator: what the sum over real tokens is divided by; their number here by default.
+        denominator: divisor of the sum over unmasked tokens; their number here by default.
 
     Returns:
         See `ValueLoss`.
@@ -151,24 +137,24 @@ def value_loss(
         ValueError: if the shapes differ.
     """
     check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    real = mask.bool()
-    values, old_values, returns = (torch.where(real, item, 0.0) for item in (values, old_values, returns))
+    mask = mask.bool()
+    values, old_values, returns = (torch.where(mask, item, 0.0) for item in (values, old_values, returns))
     limited = old_values + (values - old_values).clamp(-clip, clip)
-    free, clipped = (values - returns).square(), (limited - returns).square()
-    loss = _over_tokens(0.5 * torch.max(free, clipped), real, denominator)
+    unclipped, clipped = (values - returns).square(), (limited - returns).square()
+    loss = _over_tokens(0.5 * torch.max(unclipped, clipped), mask, denominator)
     with torch.no_grad():
         # Inside the range the two differ by rounding only.
-        limits = (clipped > free) & ((values - old_values).abs() > clip)
-        return ValueLoss(loss=loss, clip_fraction=masked_mean(limits.to(values.dtype), real))
+        limits = (clipped > unclipped) & ((values - old_values).abs() > clip)
+        return ValueLoss(loss=loss, clip_fraction=masked_mean(limits.to(values.dtype), mask))
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """1 - Var(returns - values) / Var(returns) over the real tokens: 1 is perfect, below 0 worse than a constant.
+    """1 - Var(returns - values) / Var(returns) over the unmasked tokens: 1 is perfect, below 0 worse than a constant.
 
     Args:
         values: [B, T] predictions.
-        returns: [B, T] what came of it.
-        mask: [B, T], 1 on real tokens.
+        returns: [B, T] empirical returns.
+        mask: [B, T], 1 on the tokens that count.
 
     Returns:
         A scalar; 0 where the returns do not vary.
@@ -188,9 +174,9 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | flo
     Args:
         logits: [B, T, V] of the whole sequences; `logits[:, t]` predicts `ids[:, t + 1]`.
         ids: [B, T]; values outside the mask are ignored.
-        mask: [B, T], 1 on real tokens, padded on either side.
-        denominator: what the sum over predicted tokens is divided by; their number here (`predicted_mask(mask).sum()`)
-            by default. The number of sequences makes it the sum over tokens that equation 2 writes.
+        mask: [B, T], 1 on the tokens that count, padded on either side.
+        denominator: divisor of the sum over predicted tokens; their number here (`predicted_mask(mask).sum()`) by
+            default. The number of sequences makes it the sum over tokens that equation 2 writes.
 
     Returns:
         A scalar, nats.
@@ -207,12 +193,12 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | flo
 
 
 def loss_denominator(mask: Tensor, reduction: str) -> Tensor:
-    """What a sum of token losses is divided by; the denominators of micro-batches add up to that of their minibatch.
+    """Denominator of a sum of token losses; the denominators of micro-batches add up to that of their minibatch.
 
     `token_mean` divides by the tokens, so that every token weighs the same and the loss is in units per token.
     `sequence_sum` divides by the sequences: the mean over sequences of the sum over a sequence's tokens, which is the
-    estimate of an expectation over whole answers or texts as equation 2 of InstructGPT writes it. Within a minibatch
-    the two differ by one factor, the mean length.
+    estimate of an expectation over whole completions or texts as equation 2 of InstructGPT writes it. Within a
+    minibatch the two differ by one factor, the mean length.
 
     Args:
         mask: [B, T], true on the tokens that count.
@@ -231,16 +217,34 @@ def loss_denominator(mask: Tensor, reduction: str) -> Tensor:
     raise ValueError(f"Expected a reduction 'token_mean' or 'sequence_sum', got {reduction!r}.")
 
 
+def ppo_ptx_loss(
+    policy: Tensor, value: Tensor, vf_coef: float, lm: Tensor | float = 0.0, ptx_coef: float = 0.0
+) -> Tensor:
+    """Equation 2 of InstructGPT as one sum to be minimised: PPO's surrogate, its value loss, and the pretraining term.
+
+    The policy loss has on average the gradient of equation 2's bracket, score minus KL penalty; the last term is
+    gamma times the expectation of log pi(x). PPO adds the value loss, which trains no weight of the policy.
+
+    Args:
+        policy: loss of `policy_loss`.
+        value: loss of `value_loss`.
+        vf_coef: weight of the value loss.
+        lm: `lm_loss` of pretraining text.
+        ptx_coef: gamma of equation 2 (C.4: 27.8); 0 is plain PPO.
+    """
+    return policy + vf_coef * value + ptx_coef * lm
+
+
 def predicted_mask(mask: Tensor) -> Tensor:
-    """Bool [B, T]: the tokens that `lm_loss` counts, those that are real and follow a real token."""
-    real = mask.bool()
-    counted = real.clone()
+    """Bool [B, T]: the tokens that `lm_loss` counts: unmasked ones that follow an unmasked token."""
+    mask = mask.bool()
+    counted = mask.clone()
     counted[:, :1] = False
-    counted[:, 1:] &= real[:, :-1]
+    counted[:, 1:] &= mask[:, :-1]
     return counted
 
 
-def _over_tokens(losses: Tensor, real: Tensor, denominator: Tensor | float | None) -> Tensor:
-    """Sum of the real tokens' losses over `denominator`, their number by default."""
-    total = torch.where(real, losses, 0.0).sum()
-    return total / (real.sum().clamp(min=1) if denominator is None else denominator)
+def _over_tokens(losses: Tensor, mask: Tensor, denominator: Tensor | float | None) -> Tensor:
+    """Sum of the unmasked tokens' losses over `denominator`, their number by default."""
+    total = torch.where(mask, losses, 0.0).sum()
+    return total / (mask.sum().clamp(min=1) if denominator is None else denominator)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
 from instructgpt_hf.errors import Problems
@@ -18,18 +16,11 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 _SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
 _CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
 _CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
-_PATH_KEYS = (
-    "_name_or_path",
-    "name_or_path",
-    "base_model_name_or_path",
-    "tokenizer_file",
-    "vocab_file",
-    "merges_file",
-)
+_NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+_PATH_KEYS = (*_NAME_KEYS, "tokenizer_file", "vocab_file", "merges_file")
 
 
-@dataclass(frozen=True)
-class Bundle:
+class Bundle(NamedTuple):
     """Content of one commit, by path in the repository: files on disk and generated texts."""
 
     files: dict[str, Path]
@@ -66,7 +57,7 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
     if "config.json" not in files and "adapter_config.json" not in files:
         problems.add("there is neither config.json nor adapter_config.json")
     problems.raise_if_any()
-    texts = {STAGE_FILE: _record_text(publishable(artifact, links))}
+    texts = {STAGE_FILE: public_artifact(artifact, links, check_disk=True).text()}
     for name in [name for name in files if name.split("/")[-1] in _CONFIG_FILES]:
         original = json.loads(files[name].read_text(encoding="utf-8"))
         changed = _without_paths(original, _known_paths(folder, artifact, links))
@@ -74,11 +65,6 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
             texts[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
             del files[name]
     return Bundle(files, texts)
-
-
-def publishable(artifact: StageArtifact, links: dict[str, str]) -> StageArtifact:
-    """The record without local paths; a source that exists as a local folder is not taken for a Hub id."""
-    return public_artifact(artifact, links, _is_local)
 
 
 def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
@@ -89,15 +75,6 @@ def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, st
     original = json.loads(config.read_text(encoding="utf-8"))
     needed = _without_paths(original, _known_paths(folder, artifact, links)).get("base_model_name_or_path")
     return {**links, "adapter_base": str(needed)}
-
-
-def _is_local(source: str) -> bool:
-    return Path(source).exists()
-
-
-def _record_text(artifact: StageArtifact) -> str:
-    with tempfile.TemporaryDirectory() as folder:
-        return artifact.save(folder).read_text(encoding="utf-8")
 
 
 def _known_paths(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
@@ -120,5 +97,5 @@ def _without_paths(values: dict[str, Any], known: dict[str, str]) -> dict[str, A
         value = values.get(key)
         if isinstance(value, str) and value:
             resolved = str(Path(value).expanduser().resolve())
-            changed[key] = known.get(value) or known.get(resolved) or public_source(value, _is_local)
+            changed[key] = known.get(value) or known.get(resolved) or public_source(value, check_disk=True)
     return changed

@@ -14,9 +14,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact
+from instructgpt_hf.artifacts import STAGE_FOLDERS, StageArtifact, finished_stages
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.markdown import environment, squeeze
 from instructgpt_hf.hub.results import index_entries, result_rows
@@ -25,20 +25,13 @@ from instructgpt_hf.hub.sources import bare_name, is_generated, is_repo_id, publ
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard, ModelCardData
 
-_TEMPLATE_OF = {"sft": "sft.md", "reward": "reward.md", "ppo": "ppo.md", "ppo-ptx": "ppo.md", "value": "value.md"}
-_TITLES = {
-    "sft": "supervised fine-tuning (stage 1 of 3)",
-    "reward": "reward model (stage 2 of 3)",
-    "ppo": "PPO policy (stage 3 of 3)",
-    "ppo-ptx": "PPO-ptx policy (stage 3 of 3)",
-    "value": "value model of the policy",
-}
-_TAGS = {
-    "sft": ["trl", "sft"],
-    "reward": ["trl", "reward-trainer", "reward-model", "rlhf"],
-    "ppo": ["trl", "ppo", "rlhf"],
-    "ppo-ptx": ["trl", "ppo", "ppo-ptx", "rlhf"],
-    "value": ["trl", "ppo", "value-model", "rlhf"],
+# Template, title and tags by stage, and of a policy's value model.
+_PARTS = {
+    "sft": ("sft.md", "supervised fine-tuning (stage 1 of 3)", ["trl", "sft"]),
+    "reward": ("reward.md", "reward model (stage 2 of 3)", ["trl", "reward-trainer", "reward-model", "rlhf"]),
+    "ppo": ("ppo.md", "PPO policy (stage 3 of 3)", ["trl", "ppo", "rlhf"]),
+    "ppo-ptx": ("ppo.md", "PPO-ptx policy (stage 3 of 3)", ["trl", "ppo", "ppo-ptx", "rlhf"]),
+    "value": ("value.md", "value model of the policy", ["trl", "ppo", "value-model", "rlhf"]),
 }
 # The source of a default: a section of the paper, another source, or "ours".
 _SOURCE = re.compile(r"(ours|TRL|paper|App|section|§|[A-F]\.\d)", re.IGNORECASE)
@@ -46,22 +39,20 @@ _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "r
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
 # Files of the reward stage's evaluation, which its card shows and names.
 _EVALUATION_FILES = ("evaluation.json", "evaluation.png")
-_ROLES = {
-    "demonstrations": "Demonstrations",
-    "demonstrations_test": "Demonstrations, held back",
-    "rankings": "Rankings",
-    "rankings_test": "Rankings, held back",
-    "prompts": "Prompts",
-    "prompts_test": "Prompts, held back",
-    "pretraining": "Pretraining text",
-    "pretraining_test": "Pretraining text, held back",
-}
+_DATA = {"demonstrations": "Demonstrations", "rankings": "Rankings", "prompts": "Prompts"}
+_DATA["pretraining"] = "Pretraining text"
+_ENDS = {"": "", "_test": ", held back"}
+_ROLES = {role + end: label + note for role, label in _DATA.items() for end, note in _ENDS.items()}
 
 
 def render_card(
-    artifact: StageArtifact, *, repo_id: str | None = None, links: dict[str, str] | None = None
+    artifact: StageArtifact,
+    *,
+    repo_id: str | None = None,
+    links: dict[str, str] | None = None,
+    value_model: bool = False,
 ) -> ModelCard:
-    """The model card of one stage.
+    """The model card of one stage, or of a policy's value model.
 
     Args:
         artifact: the stage's record; local paths in it appear as their last component only.
@@ -69,83 +60,86 @@ def render_card(
         links: Hub ids of the other models of the run, by stage (`"sft"`, `"reward"`, `"ppo"`, `"ppo-ptx"`), `"value"`
             for this policy's value model, `"base"` for a base model pushed apart, `"adapter_base"` for the model an
             adapter needs.
+        value_model: whether the card is that of the value model of the policy in `artifact`.
 
     Returns:
         A card whose metadata the Hub accepts. Facts missing from the record are left out.
 
     Raises:
-        InstructGPTError: if the record's stage is unknown.
+        InstructGPTError: if the record's stage is unknown, or has no value model where its card is wanted.
     """
-    return _render(artifact, artifact.stage, repo_id, links)
-
-
-def render_value_card(
-    artifact: StageArtifact, *, repo_id: str | None = None, links: dict[str, str] | None = None
-) -> ModelCard:
-    """The card of a policy's value model, from the policy's record; the arguments are those of `render_card`."""
-    return _render(artifact, "value", repo_id, links)
-
-
-def _render(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str] | None) -> ModelCard:
     from huggingface_hub import ModelCard
 
-    if artifact.stage not in STAGE_FOLDERS or (part == "value" and artifact.stage in ("sft", "reward")):
+    if artifact.stage not in STAGE_FOLDERS or (value_model and artifact.stage in ("sft", "reward")):
         raise InstructGPTError(
             f"{artifact.stage!r}: there is no card for this stage; stages are {', '.join(STAGE_FOLDERS)}."
         )
-    links = dict(links or {})
-    shown = public_artifact(artifact, links)
-    body = environment().get_template(_TEMPLATE_OF[part]).render(_context(shown, part, repo_id, links))
-    metadata = _metadata(shown, part, repo_id, links)
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{squeeze(body)}\n")
+    links = links or {}
+    subject = _Subject(public_artifact(artifact, links), repo_id, links, value_model)
+    body = environment().get_template(_PARTS[subject.part][0]).render(_context(subject))
+    return ModelCard(f"---\n{_metadata(subject).to_yaml()}\n---\n\n{squeeze(body)}\n")
 
 
-def _metadata(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str]) -> ModelCardData:
+class _Subject(NamedTuple):
+    """The model that a card describes: its public record, and the arguments of `render_card`."""
+
+    artifact: StageArtifact
+    repo_id: str | None
+    links: dict[str, str]
+    value_model: bool
+
+    @property
+    def part(self) -> str:
+        return "value" if self.value_model else self.artifact.stage
+
+    @property
+    def local_name(self) -> str:
+        return f"{self.artifact.recipe}-{self.artifact.stage}{'-value' if self.value_model else ''}"
+
+    @property
+    def is_adapter(self) -> bool:
+        # The record describes the policy, whose value model may be saved in the other form.
+        return "adapter_base" in self.links if self.value_model else self.artifact.model.get("kind") == "adapter"
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether this is a reward model that started from another pretrained model than the SFT model."""
+        return self.artifact.stage == "reward" and bool(self.artifact.config.get("model_name_or_path"))
+
+
+def _metadata(subject: _Subject) -> ModelCardData:
     """The YAML header, with the Hub's keys, Hub ids and Python numbers only."""
     from huggingface_hub import ModelCardData
 
-    adapter = _is_adapter(artifact, part, links)
-    base = _base_model(artifact, part, links)
+    artifact, base = subject.artifact, _base_model(subject)
     datasets = [item.get("source") for item in artifact.data.values()]
-    repo_ids = [source for source in datasets if is_repo_id(source) and "/" in source]
-    results = [] if part == "value" else index_entries(artifact)
-    metrics = sorted({result.metric_type for result in results})
-    name = repo_id.split("/")[-1] if repo_id else f"{artifact.recipe}-{_suffix(artifact, part)}"
+    results = [] if subject.value_model else index_entries(artifact)
+    license = artifact.model.get("license") or artifact.config.get("license")
     return ModelCardData(
-        license=_license(artifact),
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag={"reward": "text-classification", "value": None}.get(part, "text-generation"),
-        tags=[*_TAGS[part], "instructgpt", "instructgpt-hf"],
+        license=license if isinstance(license, str) and license else None,
+        library_name="peft" if subject.is_adapter else "transformers",
+        pipeline_tag={"reward": "text-classification", "value": None}.get(subject.part, "text-generation"),
+        tags=[*_PARTS[subject.part][2], "instructgpt", "instructgpt-hf"],
         base_model=base,
-        base_model_relation=None if base is None else "adapter" if adapter else "finetune",
-        datasets=list(dict.fromkeys(repo_ids)) or None,
-        metrics=metrics or None,
-        model_name=name,
+        base_model_relation=None if base is None else "adapter" if subject.is_adapter else "finetune",
+        datasets=list(dict.fromkeys(item for item in datasets if is_repo_id(item) and "/" in item)) or None,
+        metrics=sorted({result.metric_type for result in results}) or None,
+        model_name=subject.repo_id.split("/")[-1] if subject.repo_id else subject.local_name,
         eval_results=results or None,
     )
 
 
-def _license(artifact: StageArtifact) -> str | None:
-    value = artifact.model.get("license") or artifact.config.get("license")
-    return value if isinstance(value, str) and value else None
-
-
-def _base_model(artifact: StageArtifact, part: str, links: dict[str, str]) -> str | None:
+def _base_model(subject: _Subject) -> str | None:
     """Hub id of the model that an adapter needs, or else of the nearest earlier stage or the base model."""
-    candidates = [artifact.base_model.get("id")]
-    if _is_adapter(artifact, part, links):
-        candidates = [links.get("adapter_base"), *candidates]
-    elif part == "value":
-        candidates.insert(0, artifact.previous.get("reward", {}).get("source"))
-    elif part != "sft" and not _own_base(artifact):
-        candidates.insert(0, artifact.previous.get("sft", {}).get("source"))
-    return next((source for source in candidates if _on_hub(source, artifact.base_model)), None)
-
-
-def _on_hub(source: Any, base_model: dict[str, Any]) -> bool:
-    """Whether `source` is a Hub id. Ids without a namespace count only for a base model with a revision."""
-    is_base = source == base_model.get("id") and bool(base_model.get("revision"))
-    return is_repo_id(source) and ("/" in source or is_base)
+    base, previous = subject.artifact.base_model, subject.artifact.previous
+    candidates = [base.get("id")]
+    if subject.is_adapter:
+        candidates.insert(0, subject.links.get("adapter_base"))
+    elif subject.part != "sft" and not subject.has_own_base:
+        candidates.insert(0, previous.get("reward" if subject.value_model else "sft", {}).get("source"))
+    # Ids without a namespace count only for a base model with a revision.
+    bare = base.get("id") if base.get("revision") else None
+    return next((item for item in candidates if is_repo_id(item) and ("/" in item or item == bare)), None)
 
 
 class _Facts(dict[str, Any]):
@@ -155,62 +149,43 @@ class _Facts(dict[str, Any]):
         return None
 
 
-def _context(artifact: StageArtifact, part: str, repo_id: str | None, links: dict[str, str]) -> dict[str, Any]:
+def _context(subject: _Subject) -> dict[str, Any]:
+    artifact, adapter = subject.artifact, subject.is_adapter
     known, other = result_rows(artifact.metrics, artifact.stage)
     sections = ("config", "prompt_format", "base_model", "model", "metrics", "training", "hardware")
-    adapter = _is_adapter(artifact, part, links)
     facts: dict[str, Any] = {name: _Facts(getattr(artifact, name)) for name in sections}
+    defaults = {key: _with_source(value) for key, value in artifact.paper_defaults.items()}
+    name = subject.repo_id.split("/")[-1] if subject.repo_id else artifact.recipe
     return {
         "artifact": dataclasses.replace(artifact, **facts),
-        "title": f"{repo_id.split('/')[-1] if repo_id else artifact.recipe}: {_TITLES[part]}",
-        "model_id": repo_id or f"{artifact.recipe}-{_suffix(artifact, part)}",
-        "has_repo": repo_id is not None,
+        "title": f"{name}: {_PARTS[subject.part][1]}",
+        "model_id": subject.repo_id or subject.local_name,
+        "has_repo": subject.repo_id is not None,
         "adapter": adapter,
-        "own_base": _own_base(artifact),
-        "has_average": bool(_setting(artifact, "ema_decay")),
+        "own_base": subject.has_own_base,
+        "has_average": bool(artifact.config.get("ema_decay", defaults.get("ema_decay", (None, ""))[0])),
         "format": _Facts(artifact.prompt_format),
         "base": _described(artifact.base_model.get("id"), artifact.base_model.get("revision")),
-        "adapter_base": links.get("adapter_base"),
+        "adapter_base": subject.links.get("adapter_base"),
         "settings": [(key, value) for key, value in sorted(artifact.config.items()) if _is_relevant(key, adapter)],
         # A default of None means that a feature is not used; the card lists used ones only.
         "defaults": [
             (key, default, source)
-            for key, (default, source) in sorted((key, _with_source(v)) for key, v in artifact.paper_defaults.items())
+            for key, (default, source) in sorted(defaults.items())
             if default is not None and _is_relevant(key, adapter)
         ],
         "datasets": _datasets(artifact),
         "known_results": known,
         "other_results": other,
-        "lineage": _lineage(artifact, part, links),
-        "links": links,
+        "lineage": _lineage(subject),
+        "links": subject.links,
         "versions": sorted(artifact.versions.items()),
     }
 
 
-def _is_adapter(artifact: StageArtifact, part: str, links: dict[str, str]) -> bool:
-    # The record describes the policy, whose value model may be saved in the other form.
-    return "adapter_base" in links if part == "value" else artifact.model.get("kind") == "adapter"
-
-
 def _is_relevant(key: str, adapter: bool) -> bool:
     """Whether a setting affects the model, unlike those of logging, saving and adapters that are not used."""
-    if key.startswith(_BOOKKEEPING):
-        return False
-    return adapter or not key.startswith(_ADAPTER_SETTINGS)
-
-
-def _own_base(artifact: StageArtifact) -> bool:
-    """Whether this is a reward model that started from another pretrained model than the SFT model."""
-    return artifact.stage == "reward" and bool(artifact.config.get("model_name_or_path"))
-
-
-def _setting(artifact: StageArtifact, key: str) -> Any:
-    """The value of a setting, changed or at this package's default; None if the record does not hold it."""
-    return artifact.config.get(key, _with_source(artifact.paper_defaults.get(key))[0])
-
-
-def _suffix(artifact: StageArtifact, part: str) -> str:
-    return f"{artifact.stage}-value" if part == "value" else artifact.stage
+    return not key.startswith(_BOOKKEEPING) and (adapter or not key.startswith(_ADAPTER_SETTINGS))
 
 
 def _described(source: Any, revision: Any = None) -> str:
@@ -233,25 +208,16 @@ def _described_dataset(source: Any) -> str:
 
 def _datasets(artifact: StageArtifact) -> list[dict[str, Any]]:
     """For each dataset role in a fixed order: label, source, split, rows, fingerprint and the other counts."""
-    order = {role: index for index, role in enumerate(_ROLES)}
-    shown = []
-    for role in sorted(artifact.data, key=lambda name: (order.get(name, len(order)), name)):
+    shown, main = [], ("split", "rows", "fingerprint")
+    for role in [*(role for role in _ROLES if role in artifact.data), *sorted(set(artifact.data) - set(_ROLES))]:
         item = artifact.data[role]
         extra = [
             (key.replace("_", " "), value)
             for key, value in sorted(item.items())
-            if key not in ("source", "split", "rows", "fingerprint") and isinstance(value, (int, float, str))
+            if key not in ("source", *main) and isinstance(value, (int, float, str))
         ]
-        shown.append(
-            {
-                "label": _ROLES.get(role, role.capitalize()),
-                "source": _described_dataset(item.get("source")),
-                "split": item.get("split"),
-                "rows": item.get("rows"),
-                "fingerprint": item.get("fingerprint"),
-                "extra": extra,
-            }
-        )
+        label, source = _ROLES.get(role, role.capitalize()), _described_dataset(item.get("source"))
+        shown.append({"label": label, "source": source, "extra": extra} | {key: item.get(key) for key in main})
     return shown
 
 
@@ -265,21 +231,18 @@ def _with_source(value: Any) -> tuple[Any, str]:
     return value, ""
 
 
-def _lineage(artifact: StageArtifact, part: str, links: dict[str, str]) -> list[tuple[str, str]]:
+def _lineage(subject: _Subject) -> list[tuple[str, str]]:
     """Label and description of the other models of the run, as far as they are known."""
-    base = _described(artifact.base_model.get("id"), artifact.base_model.get("revision"))
-    lines = [("Base model", base)]
+    artifact, links = subject.artifact, subject.links
+    lines = [("Base model", _described(artifact.base_model.get("id"), artifact.base_model.get("revision")))]
     for stage, label in (("sft", "SFT model"), ("reward", "Reward model")):
         item = artifact.previous.get(stage, {})
         source = links.get(stage) or item.get("source")
         suffix = f", fingerprint `{item['fingerprint']}`" if item.get("fingerprint") else ""
-        if stage != part and source:
+        if stage != subject.part and source:
             lines.append((label, _described(source) + suffix))
-    for stage, label in (("ppo", "PPO policy"), ("ppo-ptx", "PPO-ptx policy")):
-        if stage in links and (stage != artifact.stage or part == "value"):
-            lines.append((label, _described(links[stage])))
-    if "value" in links and part != "value":
-        lines.append(("Value model of this policy", _described(links["value"])))
+    others = {"ppo": "PPO policy", "ppo-ptx": "PPO-ptx policy", "value": "Value model of this policy"}
+    lines += [(label, _described(links.get(part))) for part, label in others.items() if part != subject.part]
     return [(label, text) for label, text in lines if text]
 
 
@@ -293,19 +256,14 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
         InstructGPTError: if no stage of the run is finished.
     """
     run, out = Path(run_folder), Path(out_dir)
-    finished = [stage for stage in STAGE_FOLDERS if (run / stage / STAGE_FILE).is_file()]
-    if not finished:
-        raise InstructGPTError(
-            f"{run}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE})."
-        )
+    finished = finished_stages(run)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for stage in finished:
-        artifact = public_artifact(StageArtifact.load(run / stage), is_local=lambda source: Path(source).exists())
+        artifact = public_artifact(StageArtifact.load(run / stage), check_disk=True)
         training = {key: value for key, value in artifact.training.items() if key != "log"}
-        saved = dataclasses.replace(artifact, training=training).save(out)
-        record = saved.replace(out / f"{stage}.stage.json")
-        card = out / f"{stage}.md"
+        record, card = out / f"{stage}.stage.json", out / f"{stage}.md"
+        record.write_text(dataclasses.replace(artifact, training=training).text(), encoding="utf-8")
         card.write_text(card_of_record(record), encoding="utf-8")
         shown = [run / stage / name for name in _EVALUATION_FILES if (run / stage / name).is_file()]
         written += [record, card, *(Path(shutil.copy(path, out)) for path in shown)]
@@ -314,8 +272,7 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
 
 def card_of_record(path: str | Path) -> str:
     """The text of the card rendered from a `<stage>.stage.json` file."""
-    values = json.loads(Path(path).read_text(encoding="utf-8"))
-    return str(render_card(StageArtifact(**values)))
+    return str(render_card(StageArtifact(**json.loads(Path(path).read_text(encoding="utf-8")))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -51,7 +51,6 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_network_error(error: BaseException) -> bool:
-    """Whether the connection failed."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     failed = isinstance(error, (connection_error(), ConnectionError, TimeoutError))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,21 +31,13 @@ def environment() -> Environment:
 
 def _cell(value: Any) -> str:
     """`value` as one cell of a Markdown table."""
-    if isinstance(value, bool) or value is None:
-        text = str(value).lower() if isinstance(value, bool) else "none"
+    if isinstance(value, (bool, dict, list)):
+        value = json.dumps(value, sort_keys=True, ensure_ascii=False)
     elif isinstance(value, int):
-        text = f"{value:,}"
-    elif isinstance(value, (dict, list)):
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    else:
-        text = str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+        value = f"{value:,}"
+    return " ".join(str("none" if value is None else value).split()).replace("|", "\\|")
 
 
 def squeeze(text: str) -> str:
     """`text` without trailing blanks and without consecutive empty lines."""
-    lines: list[str] = []
-    for line in text.strip().splitlines():
-        if line.strip() or (lines and lines[-1]):
-            lines.append(line.rstrip())
-    return "\n".join(lines)
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(line.rstrip() for line in text.strip().splitlines()))

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact
+from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact, finished_stages
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
-from instructgpt_hf.hub.bundle import VALUE_FOLDER, Bundle, prepare, publishable, with_adapter_base
-from instructgpt_hf.hub.card import render_card, render_value_card
+from instructgpt_hf.hub.bundle import VALUE_FOLDER, Bundle, prepare, with_adapter_base
+from instructgpt_hf.hub.card import render_card
 from instructgpt_hf.hub.client import call
+from instructgpt_hf.hub.sources import public_artifact
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 # Files of an earlier push that would be loaded with the new model unless it replaces them.
-_MODEL_FILES = (".safetensors", ".safetensors.index.json")
+_WEIGHTS = (".safetensors", ".safetensors.index.json")
 
 
 def push_stage(
@@ -29,10 +30,9 @@ def push_stage(
     token: str | None = None,
     links: dict[str, str] | None = None,
     commit_message: str | None = None,
+    value_model: bool = False,
 ) -> str:
-    """Upload one stage's folder as one commit, with a card rendered from its `stage.json`.
-
-    The value model in a policy's folder is left out; `push_run` gives it a repository of its own.
+    """Upload one stage's model, or its value model, as one commit, with a card rendered from its `stage.json`.
 
     Args:
         folder: a stage's folder.
@@ -41,6 +41,7 @@ def push_stage(
         token: a Hub token; by default the one of `hf auth login` or HF_TOKEN.
         links: Hub ids of the run's other models; see `instructgpt_hf.hub.card.render_card`.
         commit_message: title of the commit.
+        value_model: upload the value model in a policy's folder, which is left out otherwise.
 
     Returns:
         URL of the commit, or of the latest one if nothing changed.
@@ -48,30 +49,15 @@ def push_stage(
     Raises:
         InstructGPTError: if the folder is not a finished stage, holds pickles or checkpoints, or the Hub refuses.
     """
-    path = Path(folder)
-    artifact = StageArtifact.load(path)
+    artifact = StageArtifact.load(folder)
+    path = Path(folder) / VALUE_FOLDER if value_model else Path(folder)
     links = with_adapter_base(path, artifact, links or {})
     upload = prepare(path, artifact, links)
-    upload.texts["README.md"] = str(render_card(publishable(artifact, links), repo_id=repo_id, links=links))
-    message = commit_message or f"Add the {artifact.stage} stage of {artifact.recipe}"
+    shown = public_artifact(artifact, links, check_disk=True)
+    upload.texts["README.md"] = str(render_card(shown, repo_id=repo_id, links=links, value_model=value_model))
+    model = f"value model of {artifact.stage}" if value_model else f"{artifact.stage} stage"
+    message = commit_message or f"Add the {model} of {artifact.recipe}"
     return _commit(upload, repo_id, private, token, message)
-
-
-def push_value_model(
-    folder: str | Path,
-    repo_id: str,
-    *,
-    private: bool = True,
-    token: str | None = None,
-    links: dict[str, str] | None = None,
-) -> str:
-    """Upload the value model of a policy's stage folder; arguments, result and errors are those of `push_stage`."""
-    path = Path(folder)
-    artifact = StageArtifact.load(path)
-    links = with_adapter_base(path / VALUE_FOLDER, artifact, links or {})
-    upload = prepare(path / VALUE_FOLDER, artifact, links)
-    upload.texts["README.md"] = str(render_value_card(publishable(artifact, links), repo_id=repo_id, links=links))
-    return _commit(upload, repo_id, private, token, f"Add the value model of {artifact.stage} of {artifact.recipe}")
 
 
 def push_run(
@@ -86,16 +72,14 @@ def push_run(
 ) -> dict[str, str]:
     """Upload every finished stage of a run to `{namespace}/{prefix}-{stage}`, with links between the cards.
 
-    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before the first
-    upload.
+    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before any upload.
 
     Args:
         run_folder: a run's folder, such as `runs/tiny-cpu`.
         namespace: user or organization; None for the user the token belongs to.
-        private: see `push_stage`.
+        private, token: see `push_stage`.
         stages: the stages to push; None for every finished one.
         prefix: first part of the repositories' names; None for the recipe's name.
-        token: see `push_stage`.
         console: one line per repository goes there; None prints nothing.
 
     Returns:
@@ -107,25 +91,28 @@ def push_run(
     run = Path(run_folder)
     chosen = _chosen_stages(run, stages)
     artifacts = {stage: StageArtifact.load(run / stage) for stage in chosen}
+    policies = [stage for stage in chosen if (run / stage / VALUE_FOLDER).is_dir()]
     for stage, artifact in artifacts.items():
         prepare(run / stage, artifact, {})
-        if _has_value_model(run / stage):
+        if stage in policies:
             prepare(run / stage / VALUE_FOLDER, artifact, {})
-    space = namespace or _whoami(token)
+    space = namespace or call("find out who you are on the Hub", lambda: _api(token).whoami()["name"], secret=token)
     repo_ids = {stage: f"{space}/{prefix or artifacts[stage].recipe}-{stage}" for stage in chosen}
     pushed: dict[str, str] = {}
+
+    def push(stage: str, links: dict[str, str], end: str = "") -> None:
+        name, repo_id = stage + end, repo_ids[stage] + end
+        url = push_stage(run / stage, repo_id, private=private, token=token, links=links, value_model=bool(end))
+        pushed[name] = repo_id
+        if console is not None:
+            console.print(f"{name}: pushed to {repo_id} ({url})", highlight=False)
+
     for stage in chosen:
         links = _links(stage, artifacts, repo_ids)
-        value_id = f"{repo_ids[stage]}-value" if _has_value_model(run / stage) else None
-        if value_id:
-            value_links = {**links, stage: repo_ids[stage]}
-            url = push_value_model(run / stage, value_id, private=private, token=token, links=value_links)
-            pushed[f"{stage}-value"] = value_id
-            _log(console, f"{stage}-value", value_id, url)
-            links["value"] = value_id
-        url = push_stage(run / stage, repo_ids[stage], private=private, token=token, links=links)
-        pushed[stage] = repo_ids[stage]
-        _log(console, stage, repo_ids[stage], url)
+        if stage in policies:
+            push(stage, {**links, stage: repo_ids[stage]}, end="-value")
+            links["value"] = pushed[f"{stage}-value"]
+        push(stage, links)
     return pushed
 
 
@@ -141,37 +128,18 @@ def _links(stage: str, artifacts: dict[str, StageArtifact], repo_ids: dict[str, 
     return links
 
 
-def _log(console: Console | None, stage: str, repo_id: str, url: str) -> None:
-    if console is not None:
-        console.print(f"{stage}: pushed to {repo_id} ({url})", highlight=False)
-
-
 def _chosen_stages(run: Path, stages: Iterable[str] | None) -> list[str]:
-    finished = [stage for stage in STAGE_FOLDERS if (run / stage / STAGE_FILE).is_file()]
     if stages is None:
-        if not finished:
-            raise InstructGPTError(
-                f"{run}: no finished stage here (none of {', '.join(STAGE_FOLDERS)} holds {STAGE_FILE}). "
-                "Point to the output folder of `instructgpt-hf run`."
-            )
-        return finished
+        return finished_stages(run)
     problems = Problems(f"{run}: cannot push these stages:")
     wanted = list(stages)
     for stage in wanted:
         if stage not in STAGE_FOLDERS:
             problems.add(f"{stage!r} is no stage; {nearest(stage, STAGE_FOLDERS)}")
-        elif stage not in finished:
+        elif not (run / stage / STAGE_FILE).is_file():
             problems.add(f"{stage!r} is not finished: {run / stage / STAGE_FILE} does not exist")
     problems.raise_if_any()
     return [stage for stage in STAGE_FOLDERS if stage in wanted]
-
-
-def _has_value_model(folder: Path) -> bool:
-    return (folder / VALUE_FOLDER).is_dir()
-
-
-def _whoami(token: str | None) -> str:
-    return str(call("find out who you are on the Hub", lambda: _api(token).whoami()["name"], secret=token))
 
 
 def _api(token: str | None) -> HfApi:
@@ -206,10 +174,6 @@ def _operations(upload: Bundle, remote: list[str]) -> list[CommitOperationAdd | 
 
     added = [CommitOperationAdd(name, path) for name, path in sorted(upload.files.items())]
     added += [CommitOperationAdd(name, text.encode()) for name, text in sorted(upload.texts.items())]
-    kept = {*upload.files, *upload.texts}
-    stale = [
-        name
-        for name in sorted(remote)
-        if name not in kept and (name.endswith(_MODEL_FILES) or name in ("config.json", "adapter_config.json"))
-    ]
+    stale = sorted(set(remote) - {*upload.files, *upload.texts})
+    stale = [name for name in stale if name.endswith(_WEIGHTS) or name in ("config.json", "adapter_config.json")]
     return [*added, *(CommitOperationDelete(name) for name in stale)]

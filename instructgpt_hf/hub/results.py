@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from instructgpt_hf.artifacts import StageArtifact, to_json
 from instructgpt_hf.metric_register import stage_metrics
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of a results table, already formatted."""
 
     label: str
@@ -29,10 +27,9 @@ def result_rows(metrics: dict[str, Any], stage: str) -> tuple[list[Row], list[Ro
     values = to_json(metrics)
     labelled: dict[str, tuple[str, str]] = {}
     for metric in stage_metrics(stage):
-        if metric.label:
-            numbers = {name: number for name in values if (number := metric.number_in(name)) is not None}
-            for name in sorted(numbers, key=lambda name: numbers[name]):
-                labelled[name] = metric.label.format(numbers[name]), metric.kind
+        numbers = [(number, name) for name in values if (number := metric.number_in(name)) is not None]
+        for number, name in sorted(numbers) if metric.label else ():
+            labelled[name] = metric.label.format(number), metric.kind
     bounds = {name + end for name in values for end in ("_low", "_high")}
     others = {name: (f"`{name}`", "number") for name in sorted(set(values) - set(labelled) - bounds)}
     return list(_rows(values, labelled)), list(_rows(values, others))
@@ -71,20 +68,18 @@ def index_entries(artifact: StageArtifact) -> list[EvalResult]:
     task = "text-classification" if artifact.stage == "reward" else "text-generation"
     entries = []
     for metric in stage_metrics(artifact.stage):
-        if metric.index is None:
-            continue
-        metric_type, role = metric.index
+        metric_type, role = metric.index or ("", "")
         value = to_json(artifact.metrics.get(metric.name))
-        held_back = artifact.data.get(f"{role}_test")
-        data = held_back or artifact.data.get(role)
-        if not _is_number(value) or not data or not data.get("source"):
+        held_back = artifact.data.get(f"{role}_test", {})
+        source = (held_back or artifact.data.get(role, {})).get("source", "")
+        if not metric.index or not _is_number(value) or not source:
             continue
         entries.append(
             EvalResult(
                 task_type=task,
-                dataset_type=data["source"].removeprefix("./"),
-                dataset_name=data["source"].removeprefix("./"),
-                dataset_split=held_back.get("split") if held_back else None,
+                dataset_type=source.removeprefix("./"),
+                dataset_name=source.removeprefix("./"),
+                dataset_split=held_back.get("split"),
                 metric_type=metric_type,
                 metric_name=metric.label,
                 metric_value=float(value),

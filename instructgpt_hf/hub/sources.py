@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from instructgpt_hf.artifacts import StageArtifact
@@ -50,20 +49,20 @@ def bare_name(source: str) -> str:
     return PurePosixPath(source.replace("\\", "/").rstrip("/")).name or "folder"
 
 
-def public_source(source: Any, is_local: Callable[[str], bool] | None = None) -> Any:
+def public_source(source: Any, check_disk: bool = False) -> Any:
     """The public form of `source`: a Hub id or `lab:` name unchanged, a local path as `./<last part>`.
 
     Without the dot, the name could be read as a Hub id and lead to somebody else's repository.
 
     Args:
         source: what a stage recorded; anything but a string is returned as it is.
-        is_local: whether a source that has the form of a Hub id (`runs/sft`) is a local folder; by default none is.
+        check_disk: whether a source in the form of a Hub id (`runs/sft`) is a local path if there is one on disk.
     """
     if not isinstance(source, str) or is_generated(source):
         return source
     if cached := _CACHED.search(source):
         return cached[1].replace("--", "/")
-    if is_repo_id(source) and not (is_local is not None and is_local(source)):
+    if is_repo_id(source) and not (check_disk and Path(source).exists()):
         return source
     return f"./{bare_name(source)}"
 
@@ -80,55 +79,46 @@ def scrub(value: Any) -> Any:
 
 
 def public_artifact(
-    artifact: StageArtifact,
-    links: dict[str, str] | None = None,
-    is_local: Callable[[str], bool] | None = None,
+    artifact: StageArtifact, links: dict[str, str] | None = None, check_disk: bool = False
 ) -> StageArtifact:
     """A copy of `artifact` without local paths and tokens.
 
     Args:
         artifact: the record as the stage wrote it.
         links: Hub ids by stage (`"sft"`, `"reward"`, ...) and `"base"`; they replace the recorded sources.
-        is_local: see `public_source`.
+        check_disk: see `public_source`.
     """
     links = links or {}
     previous = {}
     for stage, item in artifact.previous.items():
         # A stage of the same run is recorded under its folder's name.
-        own = f"./{stage}" if item.get("source") == stage else public_source(item.get("source"), is_local)
+        own = f"./{stage}" if item.get("source") == stage else public_source(item.get("source"), check_disk)
         previous[stage] = {**scrub(item), "source": links.get(stage) or own}
     data = {
-        role: {**scrub(item), "source": public_source(item.get("source"), is_local)}
+        role: {**scrub(item), "source": public_source(item.get("source"), check_disk)}
         for role, item in artifact.data.items()
     }
-    base = dict(scrub(artifact.base_model))
-    base["id"] = links.get("base") or public_source(artifact.base_model.get("id"), is_local)
+    base = links.get("base") or public_source(artifact.base_model.get("id"), check_disk)
     return dataclasses.replace(
         artifact,
-        config=_public_config(artifact.config, links, is_local),
-        paper_defaults=_public_config(artifact.paper_defaults, links, is_local),
-        base_model=base,
+        config=_public_config(artifact.config, links, check_disk),
+        paper_defaults=_public_config(artifact.paper_defaults, links, check_disk),
+        base_model={**scrub(artifact.base_model), "id": base},
         previous=previous,
         data=data,
-        model=scrub(artifact.model),
-        metrics=scrub(artifact.metrics),
-        training=scrub(artifact.training),
-        versions=scrub(artifact.versions),
-        hardware=scrub(artifact.hardware),
+        **{name: scrub(getattr(artifact, name)) for name in ("model", "metrics", "training", "versions", "hardware")},
     )
 
 
-def _public_config(
-    config: dict[str, Any], links: dict[str, str], is_local: Callable[[str], bool] | None
-) -> dict[str, Any]:
+def _public_config(config: dict[str, Any], links: dict[str, str], check_disk: bool) -> dict[str, Any]:
     shown = {}
     for key, value in config.items():
         if key in _SECRET_KEYS or key in _PLACE_KEYS:
             continue
         if key in _SOURCE_KEYS:
-            shown[key] = links.get(_SOURCE_KEYS[key]) or public_source(value, is_local)
+            shown[key] = links.get(_SOURCE_KEYS[key]) or public_source(value, check_disk)
         elif key in _SOURCE_LISTS and isinstance(value, list):
-            shown[key] = [public_source(item, is_local) for item in value]
+            shown[key] = [public_source(item, check_disk) for item in value]
         else:
             shown[key] = scrub(value)
     return shown

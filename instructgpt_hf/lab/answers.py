@@ -76,8 +76,7 @@ def _describe(instruction: Instruction, care: float, rng: random.Random) -> list
     said = {relation: _value(name, relation, care, rng) for relation in asked}
     sentences = []
     if "category" in said and "colour" in said:
-        noun = f"{said.pop('colour')} {said.pop('category')}"
-        sentences.append(f"The {name} is {world.article(noun)}.")
+        sentences.append(say(name, "category", f"{said.pop('colour')} {said.pop('category')}"))
     for relation, value in said.items():
         sentences.append(say(name, relation, value, pronoun=bool(sentences)))
     return sentences
@@ -110,14 +109,14 @@ def _list(instruction: Instruction, care: float, rng: random.Random) -> list[str
 
 
 def _write(instruction: Instruction, care: float, rng: random.Random) -> list[str]:
-    words = [*instruction.things, instruction.value] if instruction.value else list(instruction.things)
+    words = [word for word in (*instruction.things, instruction.value) if word]
     if not _careful(care, rng):
         words.pop(rng.randrange(2))
         words.append(rng.choice([name for name in world.NAMES if name not in words]))
     places = [word for word in words if word in world.PLACES]
     things = [word for word in words if word not in world.PLACES]
     place = places[0] if places else (rng.choice(world.PLACES) if rng.random() < 0.3 else None)
-    return [say_event(rng, things[0], things[1] if len(things) > 1 else None, place)]
+    return [say_event(rng, things, place)]
 
 
 def _compare(instruction: Instruction, care: float, rng: random.Random) -> list[str]:
@@ -136,32 +135,25 @@ def _greet(instruction: Instruction, care: float, rng: random.Random) -> list[st
 
 
 _CONTENT = {
-    "describe": _describe,
-    "question": _question,
-    "check": _check,
-    "list": _list,
-    "write": _write,
-    "compare": _compare,
-    "greet": _greet,
-}
+    "describe": _describe, "question": _question, "check": _check, "list": _list, "write": _write,
+    "compare": _compare, "greet": _greet,
+}  # fmt: skip
 
 
 def spoil(text: str, rng: random.Random) -> str:
     """Damage `text` with a fault that is typical of models rather than of people."""
     words = text.split()
     kind = rng.choice(("shuffle", "cut", "repeat", "stutter", "garble", "echo"))
+    if kind in ("repeat", "echo"):
+        return f"{text} {rng.choice(split_sentences(text)) if kind == 'repeat' else _aside(rng)}"
     if kind == "shuffle":
         rng.shuffle(words)
-        return " ".join(words)
-    if kind == "cut":
-        return " ".join(words[: rng.randint(1, max(1, len(words) - 1))])
-    if kind == "repeat":
-        return f"{text} {rng.choice(split_sentences(text))}"
-    if kind == "stutter":
+    elif kind == "cut":
+        words = words[: rng.randint(1, max(1, len(words) - 1))]
+    elif kind == "stutter":
         start = rng.randrange(len(words))
-        return " ".join(words[: start + 1] + [words[start]] * rng.randint(1, 6) + words[start + 1 :])
-    if kind == "garble":
+        words[start:start] = [words[start]] * rng.randint(1, 6)
+    else:
         number = rng.randrange(len(words))
         words[number] = rng.choice(list(world.LEXICON.values()))
-        return " ".join(words)
-    return f"{text} {_aside(rng)}"
+    return " ".join(words)

@@ -8,22 +8,11 @@ from instructgpt_hf.lab import world
 from instructgpt_hf.lab.statements import say, say_event, say_together
 from instructgpt_hf.lab.tasks import TASKS, block_text
 
-# Weights of the kinds of document, out of 100.
-WEIGHTS = {"portrait": 24, "gathering": 10, "story": 8, "comparison": 4, "talk": 4, "block": 50}
-
-
-def document(rng: random.Random) -> str:
-    """One document of the pretraining text, 10 to 150 tokens long."""
-    kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
-    if kind == "block":
-        return block_text(rng.choice(list(TASKS)), rng)
-    return _PROSE[kind](rng)
-
 
 def documents(seed: int | str, count: int) -> list[str]:
-    """`count` documents; different seeds give different text of the same distribution."""
+    """`count` documents of 10 to 150 tokens; different seeds give different text of the same distribution."""
     rng = random.Random(f"corpus {seed}")
-    return [document(rng) for _ in range(count)]
+    return [rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0](rng) for _ in range(count)]
 
 
 def _portrait(rng: random.Random) -> str:
@@ -34,7 +23,7 @@ def _portrait(rng: random.Random) -> str:
         named = rng.random() < 0.3
         if named:
             noun = f"{world.fact(name, 'colour')} {world.fact(name, 'category')}"
-            sentences.append(f"The {name} is {world.article(noun)}.")
+            sentences.append(say(name, "category", noun))
             relations = [relation for relation in relations if relation in ("size", "place")]
         for number, relation in enumerate(relations):
             pronoun = (named or number > 0) and rng.random() < 0.6
@@ -48,8 +37,7 @@ def _gathering(rng: random.Random) -> str:
     for _ in range(rng.randint(1, 4)):
         relation = rng.choice(("category", "colour", "place", "size"))
         value = rng.choice(world.VALUES[relation])
-        names = world.members(relation, value)
-        sentences.append(say_together(rng.sample(names, rng.randint(2, 4)), relation, value))
+        sentences.append(say_together(rng.sample(world.members(relation, value), rng.randint(2, 4)), relation, value))
     return " ".join(sentences)
 
 
@@ -57,9 +45,9 @@ def _story(rng: random.Random) -> str:
     """Made-up events, which need not agree with the facts."""
     sentences = []
     for _ in range(rng.randint(2, 5)):
-        thing, other = rng.sample(world.NAMES, 2)
+        things = rng.sample(world.NAMES, 2)
         place = rng.choice(world.PLACES) if rng.random() < 0.5 else None
-        sentences.append(say_event(rng, thing, other if rng.random() < 0.6 else None, place))
+        sentences.append(say_event(rng, things if rng.random() < 0.6 else things[:1], place))
     return " ".join(sentences)
 
 
@@ -67,10 +55,9 @@ def _comparison(rng: random.Random) -> str:
     """Pairs of things of different size."""
     sentences = []
     for _ in range(rng.randint(2, 4)):
-        small = rng.choice(world.members("size", "small"))
-        large = rng.choice(world.members("size", "large"))
-        pair = (small, "smaller", large) if rng.random() < 0.5 else (large, "larger", small)
-        sentences.append(f"The {pair[0]} is {pair[1]} than the {pair[2]}.")
+        small, large = (rng.choice(world.members("size", size)) for size in ("small", "large"))
+        first, order, second = (small, "smaller", large) if rng.random() < 0.5 else (large, "larger", small)
+        sentences.append(f"The {first} is {order} than the {second}.")
     return " ".join(sentences)
 
 
@@ -79,24 +66,20 @@ def _talk(rng: random.Random) -> str:
     lines = []
     first, second = rng.sample(world.PEOPLE, 2)
     for number in range(rng.randint(2, 4)):
-        name = rng.choice(world.NAMES)
-        relation = rng.choice(world.RELATIONS)
-        said = rng.choice(
-            (
-                say(name, relation, world.fact(name, relation)),
-                say_event(rng, name, place=rng.choice(world.PLACES)),
-                f"Hello, {name}!",
-                f"Yes, {rng.choice(rng.choice(world.OPPOSITES))} and {rng.choice(rng.choice(world.OPPOSITES))}.",
-            )
+        name, relation = rng.choice(world.NAMES), rng.choice(world.RELATIONS)
+        remarks = (
+            say(name, relation, world.fact(name, relation)),
+            say_event(rng, [name], rng.choice(world.PLACES)),
+            f"Hello, {name}!",
+            f"Yes, {rng.choice(rng.choice(world.OPPOSITES))} and {rng.choice(rng.choice(world.OPPOSITES))}.",
         )
-        lines.append(f"{first if number % 2 == 0 else second}: {said}")
+        lines.append(f"{first if number % 2 == 0 else second}: {rng.choice(remarks)}")
     return "\n".join(lines)
 
 
-_PROSE = {
-    "portrait": _portrait,
-    "gathering": _gathering,
-    "story": _story,
-    "comparison": _comparison,
-    "talk": _talk,
-}
+def _block(rng: random.Random) -> str:
+    return block_text(rng.choice(list(TASKS)), rng)
+
+
+# Weights of the kinds of document, out of 100.
+WEIGHTS = {_portrait: 24, _gathering: 10, _story: 8, _comparison: 4, _talk: 4, _block: 50}

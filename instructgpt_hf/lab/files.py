@@ -32,15 +32,10 @@ STRAY_SHARE, SPOILED_SHARE = 0.2, 0.2
 
 
 def write(folder: Path, seed: int = 0) -> dict[str, Path]:
-    """Write all files of the lab into `folder`, which is created if it does not exist.
-
-    Args:
-        folder: where the files go; files of the same name are replaced.
-        seed: seed of prompts, answers, ranks and texts; the same seed gives the same bytes.
+    """Write all files of the lab into `folder`, which is created if it does not exist; the same seed, the same bytes.
 
     Returns:
-        The path of each file by its name without the suffix: "demonstrations.train", "demonstrations.test",
-        "rankings.*", "prompts.*", "pretraining.*" and "tasks.test".
+        The path of each file by its name in `SIZES`, such as "demonstrations.train"; a file that existed is replaced.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -63,10 +58,6 @@ def rows(name: str, seed: int, size: int) -> list[dict[str, Any]]:
     return [_ROW[kind](prompt, rng) for prompt in draw_prompts(rng, size, test=split == "test")]
 
 
-def _demonstration(prompt: str, rng: random.Random) -> dict[str, Any]:
-    return {"prompt": prompt, "completion": demonstrate(parse(prompt), rng)}
-
-
 def _ranking(prompt: str, rng: random.Random) -> dict[str, Any]:
     """Distinct answers of every quality, some of them damaged, with the ranks of a noisy labeler."""
     instruction = parse(prompt)
@@ -82,7 +73,7 @@ def _ranking(prompt: str, rng: random.Random) -> dict[str, Any]:
 
 
 _ROW: dict[str, Callable[[str, random.Random], dict[str, Any]]] = {
-    "demonstrations": _demonstration,
+    "demonstrations": lambda prompt, rng: {"prompt": prompt, "completion": demonstrate(parse(prompt), rng)},
     "rankings": _ranking,
     "prompts": lambda prompt, rng: {"prompt": prompt},
 }

@@ -6,13 +6,15 @@ whatever the seeds.
 
 from __future__ import annotations
 
+import itertools
 import random
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.lab import world
-from instructgpt_hf.lab.statements import GREETINGS
+from instructgpt_hf.lab.statements import GREETINGS, predicate
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Instruction:
 
 # Weights of the kinds, out of 100.
 WEIGHTS = {"describe": 20, "question": 20, "check": 12, "list": 18, "write": 12, "compare": 10, "greet": 8}
+# Relations of a whole description, and those that things are listed by.
+DESCRIBED = ("category", "colour", "place")
 COUNTS = {2: "two", 3: "three", 4: "four"}
 WORDINGS: dict[str, tuple[str, ...]] = {
     "describe": ("Describe the {thing}.", "Tell me about the {thing}."),
@@ -60,8 +64,8 @@ def draw(rng: random.Random) -> Instruction:
     kind = rng.choices(list(WEIGHTS), list(WEIGHTS.values()))[0]
     thing, other = rng.sample(world.NAMES, 2)
     if kind == "describe":
-        asked = ("category", "colour", "place")
-        return Instruction(kind, (thing,), asked if rng.random() < 0.4 else tuple(rng.sample(world.RELATIONS, 2)))
+        relations = DESCRIBED if rng.random() < 0.4 else tuple(rng.sample(world.RELATIONS, 2))
+        return Instruction(kind, (thing,), relations)
     if kind == "question":
         return Instruction(kind, (thing,), (rng.choice(world.RELATIONS),))
     if kind == "check":
@@ -69,7 +73,7 @@ def draw(rng: random.Random) -> Instruction:
         value = world.fact(thing, relation) if rng.random() < 0.5 else rng.choice(world.VALUES[relation])
         return Instruction(kind, (thing,), (relation,), value)
     if kind == "list":
-        relation = rng.choice(("category", "colour", "place"))
+        relation = rng.choice(DESCRIBED)
         return Instruction(kind, (), (relation,), rng.choice(world.VALUES[relation]), rng.choice(list(COUNTS)))
     if kind == "write":
         if rng.random() < 0.5:
@@ -82,34 +86,24 @@ def draw(rng: random.Random) -> Instruction:
     return Instruction(kind, (thing,), (rng.choice(list(GREETINGS)),))
 
 
-def _wording_key(instruction: Instruction) -> str:
-    if instruction.kind in ("question", "list"):
-        return f"{instruction.kind} {instruction.relations[0]}"
-    return "describe two" if instruction.kind == "describe" and len(instruction.relations) == 2 else instruction.kind
-
-
 def render(instruction: Instruction, wording: int = 0) -> str:
     """The prompt that asks for `instruction`, in one of its two wordings."""
-    things, relations, value = instruction.things, instruction.relations, instruction.value
+    kind, things, value = instruction.kind, instruction.things, instruction.value
+    first, second = (*instruction.relations, "", "")[:2]
+    key = f"{kind} {first}" if kind in ("question", "list") else kind
+    if kind == "describe" and len(instruction.relations) == 2:
+        key = "describe two"
     fields = {
+        **dict.fromkeys(("first", "order", "greeting"), first),
+        "second": second,
         "thing": things[0] if things else "",
         "other": things[1] if len(things) > 1 else value,
-        "first": relations[0] if relations else "",
-        "second": relations[-1] if relations else "",
-        "order": relations[0] if relations else "",
-        "greeting": relations[0] if relations else "",
         "value": value,
         "count": COUNTS.get(instruction.count, ""),
         "plural": world.CATEGORIES.get(value, ""),
-        "predicate": _predicate(relations[0], value) if instruction.kind == "check" else "",
+        "predicate": predicate(first, value) if kind == "check" else "",
     }
-    return WORDINGS[_wording_key(instruction)][wording].format(**fields)
-
-
-def _predicate(relation: str, value: str) -> str:
-    if relation == "place":
-        return f"in the {value}"
-    return world.article(value) if relation == "category" else value
+    return WORDINGS[key][wording].format(**fields)
 
 
 def draw_prompts(rng: random.Random, count: int, test: bool) -> list[str]:
@@ -122,64 +116,38 @@ def draw_prompts(rng: random.Random, count: int, test: bool) -> list[str]:
     return list(prompts)
 
 
-_VALUE_OF = {value: relation for relation, values in world.VALUES.items() for value in values}
-_COUNT_OF = {word: count for count, word in COUNTS.items()}
-_CATEGORY_OF = {plural: name for name, plural in world.CATEGORIES.items()}
-_CHOICES = {
-    "thing": world.NAMES,
-    "other": (*world.NAMES, *world.PLACES),
-    "first": world.RELATIONS,
-    "second": world.RELATIONS,
-    "order": ("larger", "smaller"),
-    "greeting": tuple(GREETINGS),
-    "value": (*world.COLOURS, *world.PLACES),
-    "count": tuple(_COUNT_OF),
-    "plural": tuple(_CATEGORY_OF),
-    "predicate": tuple(_predicate(relation, value) for value, relation in _VALUE_OF.items()),
-}
-
-
-def _pattern(wording: str) -> re.Pattern[str]:
-    parts = re.split(r"\{(\w+)\}", wording)
-    pieces = [
-        f"(?P<{part}>{'|'.join(_CHOICES[part])})" if number % 2 else re.escape(part)
-        for number, part in enumerate(parts)
-    ]
-    return re.compile("".join(pieces))
-
-
-_PATTERNS = [(key, _pattern(wording)) for key, wordings in WORDINGS.items() for wording in wordings]
-
-
 def parse(prompt: str) -> Instruction:
-    """Parse a prompt into the instruction it was rendered from.
+    """The instruction that a prompt was rendered from.
 
     Raises:
         InstructGPTError: if the prompt is not one of the lab's.
     """
-    for key, pattern in _PATTERNS:
-        if match := pattern.fullmatch(prompt.strip()):
-            return _from_fields(key, match.groupdict())
+    if instruction := _by_prompt().get(prompt.strip()):
+        return instruction
     raise InstructGPTError(
         f"The gold labeler only knows the lab's own instructions, not {prompt!r}: give it the `prompt` column of the "
         "lab's files, before any prompt template."
     )
 
 
-def _from_fields(key: str, fields: dict[str, str]) -> Instruction:
-    kind, _, detail = key.partition(" ")
-    things = tuple(fields[name] for name in ("thing", "other") if fields.get(name) in world.THINGS)
-    if kind == "describe":
-        return Instruction(kind, things, (fields["first"], fields["second"]) if detail else
-                           ("category", "colour", "place"))  # fmt: skip
-    if kind == "question":
-        return Instruction(kind, things, (detail,))
-    if kind == "check":
-        value = fields["predicate"].split()[-1]
-        return Instruction(kind, things, (_VALUE_OF[value],), value)
-    if kind == "list":
-        value = _CATEGORY_OF[fields["plural"]] if detail == "category" else fields["value"]
-        return Instruction(kind, (), (detail,), value, _COUNT_OF[fields["count"]])
-    if kind == "write":
-        return Instruction(kind, things, (), "" if len(things) == 2 else fields["other"])
-    return Instruction(kind, things, (fields["order" if kind == "compare" else "greeting"],))
+@cache
+def _by_prompt() -> dict[str, Instruction]:
+    return {render(instruction, wording): instruction for instruction in _every_instruction() for wording in (0, 1)}
+
+
+def _every_instruction() -> Iterator[Instruction]:
+    for relation in DESCRIBED:
+        for value, count in itertools.product(world.VALUES[relation], COUNTS):
+            yield Instruction("list", (), (relation,), value, count)
+    for thing in world.NAMES:
+        yield Instruction("describe", (thing,), DESCRIBED)
+        for relations in itertools.product(world.RELATIONS, repeat=2):
+            yield Instruction("describe", (thing,), relations)
+        for relation, values in world.VALUES.items():
+            yield Instruction("question", (thing,), (relation,))
+            yield from (Instruction("check", (thing,), (relation,), value) for value in values)
+        yield from (Instruction("write", (thing,), (), place) for place in world.PLACES)
+        yield from (Instruction("greet", (thing,), (greeting,)) for greeting in GREETINGS)
+        for other in world.NAMES:
+            yield Instruction("write", (thing, other))
+            yield from (Instruction("compare", (thing, other), (order,)) for order in ("larger", "smaller"))

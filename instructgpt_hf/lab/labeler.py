@@ -35,12 +35,8 @@ def criteria(prompt: str, completion: str) -> dict[str, float]:
     * repetition (0 to -3): -1 for each sentence that repeats an earlier one's content; -0.5 for each doubled word.
     * length (0 to -3): -0.25 for each word beyond 20; -1 for an empty answer.
 
-    Args:
-        prompt: an instruction of the lab, before any prompt template.
-        completion: the answer alone, without EOS.
-
     Raises:
-        InstructGPTError: if the prompt is not one of the lab's.
+        InstructGPTError: if `prompt` is not one of the lab's, before any prompt template.
     """
     instruction = parse(prompt)
     sentences = _read_all(completion)
@@ -86,7 +82,6 @@ def gold_ranks(prompt: str, completions: Sequence[str], noise: float, rng: rando
         completions: [K] answers to it.
         noise: standard deviation of the Gaussian noise on each score: 0 for the exact labeler, `LABELER_NOISE` for a
             person.
-        rng: source of the noise.
 
     Returns:
         [K] ranks, 1 = best, without gaps; answers whose scores lie within `TIE_MARGIN` of the best of their rank tie.
@@ -103,8 +98,7 @@ def gold_ranks(prompt: str, completions: Sequence[str], noise: float, rng: rando
 
 def _read_all(completion: str) -> list[Sentence]:
     """Read every sentence; "It" refers to the first subject of the statement before."""
-    sentences: list[Sentence] = []
-    subject: str | None = None
+    sentences, subject = [], None
     for text in split_sentences(completion):
         # A missing capital or full stop costs form, not the content.
         said = read(world.capital(text if text[-1] in ".!?" else f"{text}."), subject)
@@ -121,10 +115,8 @@ def _on_topic(instruction: Instruction, said: Sentence) -> bool:
 
 def _wrong_openings(instruction: Instruction, answers: list[Sentence]) -> int:
     """Number of statements that begin with the wrong yes or no, or with either where the request is not a check."""
-    openings = [said.opening for said in answers if said.kind == "claim" and said.opening]
-    if instruction.kind != "check":
-        return len(openings)
-    return sum(opening != _right_opening(instruction) for opening in openings)
+    right = _right_opening(instruction) if instruction.kind == "check" else ""
+    return sum(said.kind == "claim" and said.opening not in ("", right) for said in answers)
 
 
 def _right_opening(instruction: Instruction) -> str:

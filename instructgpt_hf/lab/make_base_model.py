@@ -9,30 +9,26 @@ version give the same weights.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from instructgpt_hf.lab import corpus
 from instructgpt_hf.lab.answers import demonstrate
 from instructgpt_hf.lab.instructions import draw_prompts, parse
 from instructgpt_hf.lab.tasks import tasks
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-VOCABULARY = 1024
-POSITIONS = 256
-WINDOW = 128
-BATCH = 32
-STEPS = 1500
-PEAK_LEARNING_RATE = 3e-3
-WARMUP = 100
+VOCABULARY, POSITIONS = 1024, 256
+BATCH, WINDOW = 32, 128
+STEPS, WARMUP, PEAK_LEARNING_RATE = 1500, 100, 3e-3
 
 README = """---
 license: apache-2.0
@@ -60,9 +56,6 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     Its merges are learned from the pretraining text and, so that prompts stay short, from instructions and answers,
     which the model is not trained on.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
     rng = random.Random(f"tokenizer {seed}")
     texts = corpus.documents(f"tokenizer {seed}", 4000)
     for prompt in draw_prompts(rng, 1000, test=False):
@@ -70,20 +63,17 @@ def make_tokenizer(seed: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special, alphabet = ["<pad>", "<eos>"], sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=VOCABULARY, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", model_max_length=POSITIONS
-    )
+    tokens = {"pad_token": "<pad>", "eos_token": "<eos>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=POSITIONS, **tokens)
 
 
 def make_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     """An untrained model of about one million parameters; its weights depend on `seed` only."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=128,
@@ -101,15 +91,15 @@ def make_model(seed: int, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalL
         return LlamaForCausalLM(config)
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, seed: int | str, window: int = WINDOW) -> Iterator[torch.Tensor]:
-    """Endless batches [BATCH, window] of token ids: new documents, each ended by EOS, packed."""
+def batches(tokenizer: PreTrainedTokenizerFast, seed: str) -> Iterator[torch.Tensor]:
+    """Endless batches [BATCH, WINDOW] of token ids: new documents, each ended by EOS, packed."""
     stream: list[int] = []
-    for part in range(1_000_000):
+    for part in itertools.count():
         for ids in tokenizer(corpus.documents(f"{seed} part {part}", 1000))["input_ids"]:
             stream += [*ids, tokenizer.eos_token_id]
-        while len(stream) >= BATCH * window:
-            yield torch.tensor(stream[: BATCH * window]).view(BATCH, window)
-            del stream[: BATCH * window]
+        while len(stream) >= BATCH * WINDOW:
+            yield torch.tensor(stream[: BATCH * WINDOW]).view(BATCH, WINDOW)
+            del stream[: BATCH * WINDOW]
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -127,8 +117,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
     data = batches(tokenizer, f"base {seed}")
     start = time.monotonic()
     model.train()
-    for step in range(steps):
-        ids = next(data)
+    for step, ids in enumerate(itertools.islice(data, steps)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         loss = model(input_ids=ids, labels=ids).loss
@@ -137,8 +126,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
         optimizer.step()
         optimizer.zero_grad()
         if (step + 1) % 100 == 0 or step + 1 == steps:
-            seconds = time.monotonic() - start
-            line = f"step {step + 1}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s"
+            line = f"step {step + 1}/{steps}  loss {loss.item():.3f}  {time.monotonic() - start:.0f} s"
             if (step + 1) % 500 == 0:
                 line += f"  held-out loss {held_out_loss(model, tokenizer):.3f}"
                 line += f"  task accuracy {task_accuracy(model, tokenizer, tasks(1, 180))[0]:.3f}"
@@ -149,9 +137,8 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, seed: int
 @torch.no_grad()
 def held_out_loss(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> float:
     """Mean next-token loss in nats on text of another seed."""
-    data = batches(tokenizer, "held out")
-    losses = [float(model(input_ids=ids, labels=ids).loss) for ids in (next(data) for _ in range(4))]
-    return sum(losses) / len(losses)
+    data = itertools.islice(batches(tokenizer, "held out"), 4)
+    return sum(float(model(input_ids=ids, labels=ids).loss) for ids in data) / 4
 
 
 def _option_log_probs(
@@ -161,7 +148,7 @@ def _option_log_probs(
     prompts = [tokenizer(item["prompt"])["input_ids"] for item in items for _ in item["options"]]
     options = [tokenizer(option)["input_ids"] for item in items for option in item["options"]]
     rows = [torch.tensor(prompt + option) for prompt, option in zip(prompts, options, strict=True)]
-    # Padding is on the right, after every token that is scored, so no attention mask is needed.
+    # Padding is on the right, after every token that counts, so no attention mask is needed.
     padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
     log_probs = model(input_ids=padded).logits[:, :-1].float().log_softmax(-1)
     token_log_probs = log_probs.gather(-1, padded[:, 1:, None])[..., 0]
@@ -183,8 +170,7 @@ def task_accuracy(
         part = items[start : start + 16]
         for item, means in zip(part, _option_log_probs(model, tokenizer, part), strict=True):
             hits.setdefault(item["task"], []).append(means.index(max(means)) == item["answer"])
-    flat = [hit for task_hits in hits.values() for hit in task_hits]
-    return sum(flat) / len(flat), {task: sum(task_hits) / len(task_hits) for task, task_hits in hits.items()}
+    return sum(map(sum, hits.values())) / len(items), {task: sum(own) / len(own) for task, own in hits.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -199,8 +185,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = make_model(args.seed, tokenizer)
     print(f"{sum(weights.numel() for weights in model.parameters()):,} parameters", flush=True)
     train(model, tokenizer, args.seed, args.steps)
-    loss = held_out_loss(model, tokenizer)
-    items = tasks(0, 450)
+    loss, items = held_out_loss(model, tokenizer), tasks(0, 450)
     accuracy, by_task = task_accuracy(model, tokenizer, items)
     print(f"held-out loss {loss:.3f}, task accuracy {accuracy:.3f}:")
     for task, share in by_task.items():
@@ -208,9 +193,8 @@ def main(arguments: list[str] | None = None) -> None:
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     shares = ", ".join(f"{task} {share:.0%}" for task, share in by_task.items())
-    card = README.format(
-        seed=args.seed, steps=args.steps, loss=loss, accuracy=accuracy, items=len(items), by_task=shares
-    )
+    measured = {"loss": loss, "accuracy": accuracy, "items": len(items), "by_task": shares}
+    card = README.format(seed=args.seed, steps=args.steps, **measured)
     (args.output_dir / "README.md").write_text(card, encoding="utf-8", newline="\n")
 
 

@@ -30,13 +30,10 @@ class Claim(NamedTuple):
 
 
 class Sentence(NamedTuple):
-    """A sentence that was read.
+    """A sentence that was read: its kind, the claims it makes and the things and places it mentions.
 
-    Attributes:
-        kind: "claim", "event", "greeting" or "courtesy"; None if it is not a sentence of this world.
-        claims: the statements made; empty for the other kinds.
-        words: the things and places mentioned, for events and greetings as well as for claims.
-        opening: "yes", "no" or a greeting, else "".
+    `kind` is "claim", "event", "greeting" or "courtesy", or None if it is not a sentence of this world; `opening` is
+    "yes", "no", a greeting or "".
     """
 
     kind: str | None
@@ -84,12 +81,7 @@ def split_sentences(text: str) -> list[str]:
 
 
 def read(sentence: str, subject: str | None = None) -> Sentence:
-    """Read one sentence.
-
-    Args:
-        sentence: the sentence with its full stop or exclamation mark.
-        subject: the thing that "It" refers to: the subject of the sentence before.
-    """
+    """Read one sentence with its closing mark; "It" refers to `subject`, the subject of the sentence before."""
     if sentence in COURTESIES:
         return Sentence("courtesy")
     mentioned = frozenset(_MENTION.findall(sentence))
@@ -110,7 +102,9 @@ def _read_claims(match: re.Match[str], mentioned: frozenset[str], subject: str |
         return Sentence(None, (), mentioned)
     subjects = [str(subject)] if pronoun else re.findall(rf"the ({_THING})", phrase.lower())
     plural_verb = f"{phrase} are " in match.string
-    if plural_verb != (len(subjects) > 1) or (match["plural"] is not None) != (plural_verb and not _shared(match)):
+    # These predicates have the same form for one subject and for several.
+    shared = any(match[group] for group in ("only_colour", "only_size", "place", "order"))
+    if plural_verb != (len(subjects) > 1) or (match["plural"] is not None) != (plural_verb and not shared):
         return Sentence(None, (), mentioned)
     said = {
         "category": match["category"] or _PLURALS.get(match["plural"] or ""),
@@ -123,15 +117,9 @@ def _read_claims(match: re.Match[str], mentioned: frozenset[str], subject: str |
     return Sentence("claim", claims, mentioned | frozenset(subjects), (match["opening"] or "").lower())
 
 
-def _shared(match: re.Match[str]) -> bool:
-    """Whether the predicate has the same form for one subject and for several."""
-    return any(match[group] for group in ("only_colour", "only_size", "place", "order"))
-
-
 def say(subject: str, relation: str, value: str, pronoun: bool = False) -> str:
     """`The fox is red.` for (fox, colour, red); with `pronoun`, `It is red.`"""
-    who = "It" if pronoun else f"The {subject}"
-    return f"{who} is {predicate(relation, value)}."
+    return f"{'It' if pronoun else f'The {subject}'} is {predicate(relation, value)}."
 
 
 def predicate(relation: str, value: str, plural: bool = False) -> str:
@@ -150,10 +138,9 @@ def say_together(names: list[str], relation: str, value: str) -> str:
     return f"{world.capital(world.join_names(names))} are {predicate(relation, value, plural=True)}."
 
 
-def say_event(rng: random.Random, thing: str, other: str | None = None, place: str | None = None) -> str:
-    """A sentence of fiction, neither true nor false, that mentions the given words."""
+def say_event(rng: random.Random, things: list[str], place: str | None) -> str:
+    """A sentence of fiction, neither true nor false, that mentions one or two things and the place."""
     where = f" in the {place}" if place else ""
-    if other and rng.random() < 0.5:
-        return f"The {thing} is {rng.choice(SPOTS)} the {other}{where}."
-    also = f" and the {other}" if other else ""
-    return f"{rng.choice(world.PEOPLE)} {rng.choice(VERBS)} the {thing}{also}{where}."
+    if len(things) > 1 and rng.random() < 0.5:
+        return f"The {things[0]} is {rng.choice(SPOTS)} the {things[1]}{where}."
+    return f"{rng.choice(world.PEOPLE)} {rng.choice(VERBS)} {world.join_names(things)}{where}."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from instructgpt_hf.lab import world
@@ -23,26 +24,21 @@ class Example(NamedTuple):
     wrong: tuple[str, ...]
 
 
-def _fact(relation: str) -> Callable[[random.Random], Example]:
-    def draw(rng: random.Random) -> Example:
-        name = rng.choice(world.NAMES)
-        answer = world.fact(name, relation)
-        return Example(name, answer, tuple(value for value in world.VALUES[relation] if value != answer))
-
-    return draw
+def _fact(relation: str, rng: random.Random) -> Example:
+    name = rng.choice(world.NAMES)
+    answer = world.fact(name, relation)
+    return Example(name, answer, tuple(value for value in world.VALUES[relation] if value != answer))
 
 
 def _plural(rng: random.Random) -> Example:
     name = rng.choice(world.NAMES)
     others = rng.sample([other for other in world.NAMES if other != name], 2)
-    answer = world.THINGS[name].plural
-    regular = f"{name}s" if answer != f"{name}s" else f"{name}es"
-    return Example(name, answer, (regular, *(world.THINGS[other].plural for other in others)))
+    answer, *wrong = (world.THINGS[word].plural for word in (name, *others))
+    return Example(name, answer, (f"{name}s" if answer != f"{name}s" else f"{name}es", *wrong))
 
 
 def _opposite(rng: random.Random) -> Example:
-    pair = rng.choice(world.OPPOSITES)
-    turned = rng.randrange(2)
+    pair, turned = rng.choice(world.OPPOSITES), rng.randrange(2)
     others = [word for other in world.OPPOSITES if other != pair for word in other]
     return Example(pair[turned], pair[1 - turned], tuple(rng.sample(others, 3)))
 
@@ -67,16 +63,13 @@ def _reverse(rng: random.Random) -> Example:
 
 def _who(rng: random.Random) -> Example:
     people, things = rng.sample(world.PEOPLE, 4), rng.sample(world.NAMES, 3)
-    asked = rng.randrange(3)
     facts = " ".join(f"{person} has the {thing}." for person, thing in zip(people, things, strict=False))
-    wrong = tuple(person for number, person in enumerate(people) if number != asked)
-    return Example(f"{facts} The {things[asked]}", people[asked], wrong)
+    asked = rng.randrange(3)
+    return Example(f"{facts} The {things[asked]}", people.pop(asked), tuple(people))
 
 
 TASKS: dict[str, Callable[[random.Random], Example]] = {
-    "colour": _fact("colour"),
-    "category": _fact("category"),
-    "place": _fact("place"),
+    **{relation: partial(_fact, relation) for relation in ("colour", "category", "place")},
     "plural": _plural,
     "opposite": _opposite,
     "next": _next,
@@ -85,8 +78,7 @@ TASKS: dict[str, Callable[[random.Random], Example]] = {
     "who": _who,
 }
 COMPOSED = ("translate", "reverse", "who")
-SHOTS = {"who": 2}
-DEFAULT_SHOTS = 4
+SHOTS = {task: 2 if task == "who" else 4 for task in TASKS}
 
 
 def _held_out(task: str, before: str, query: str) -> bool:
@@ -106,14 +98,14 @@ def _block(task: str, shots: int, rng: random.Random) -> list[Example]:
 
 def block_text(task: str, rng: random.Random) -> str:
     """One few-shot block of the pretraining text: three to eight lines of `task`, two to four of the long `who`."""
-    shots = rng.randint(2, 4) if task in SHOTS else rng.randint(3, 8)
+    shots = rng.randint(2, 4) if task == "who" else rng.randint(3, 8)
     return "\n".join(f"{line.query}: {line.answer}" for line in _block(task, shots, rng))
 
 
 def _item(task: str, rng: random.Random) -> dict[str, Any]:
     """Draw a block of shots and a query that is held out after them, until both fit."""
     while True:
-        lines = _block(task, SHOTS.get(task, DEFAULT_SHOTS), rng)
+        lines = _block(task, SHOTS[task], rng)
         example = TASKS[task](rng)
         if _held_out(task, lines[-1].query, example.query) and example.query not in [line.query for line in lines]:
             break
@@ -133,7 +125,7 @@ def tasks(seed: int, n: int) -> list[dict[str, Any]]:
 
     Returns:
         Dicts with `task` (its name), `prompt` (the shots and the query, ending in a colon), `options` (four texts;
-        each begins with the space that follows the colon, so that `prompt + option` is the text to score) and `answer`
+        each begins with the space that follows the colon, so that `prompt + option` is the whole text) and `answer`
         (the index of the right option). Chance is 0.25 for the choice by mean log-probability per token, and about 0
         for greedy exact match up to the end of the line.
     """

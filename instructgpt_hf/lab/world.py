@@ -50,33 +50,17 @@ _TABLE = """
 """
 
 
-def _read_table() -> dict[str, Thing]:
-    words = _TABLE.split()
-    rows = (Thing(*words[start : start + 6]) for start in range(0, len(words), 6))
-    return {thing.name: thing for thing in rows}
-
-
-THINGS: dict[str, Thing] = _read_table()
-NAMES: tuple[str, ...] = tuple(THINGS)
-CATEGORIES: dict[str, str] = {
-    "animal": "animals",
-    "bird": "birds",
-    "fruit": "fruits",
-    "tool": "tools",
-    "toy": "toys",
-    "garment": "garments",
-    "vehicle": "vehicles",
-    "dish": "dishes",
-}
+_WORDS = _TABLE.split()
+THINGS = {_WORDS[start]: Thing(*_WORDS[start : start + 6]) for start in range(0, len(_WORDS), 6)}
+NAMES = tuple(THINGS)
+CATEGORIES = {  # with their plurals
+    "animal": "animals", "bird": "birds", "fruit": "fruits", "tool": "tools", "toy": "toys", "garment": "garments",
+    "vehicle": "vehicles", "dish": "dishes",
+}  # fmt: skip
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey")
 SIZES = ("small", "large")
 PLACES = ("meadow", "barn", "garden", "harbour", "market", "kitchen", "attic", "cellar")
-VALUES: dict[str, tuple[str, ...]] = {
-    "category": tuple(CATEGORIES),
-    "colour": COLOURS,
-    "size": SIZES,
-    "place": PLACES,
-}
+VALUES: dict[str, tuple[str, ...]] = {"category": tuple(CATEGORIES), "colour": COLOURS, "size": SIZES, "place": PLACES}
 RELATIONS = tuple(VALUES)
 PEOPLE = ("Ann", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gwen", "Hugo")
 NUMBERS = (
@@ -117,23 +101,19 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def held_out(key: str, every: int = 10) -> bool:
-    """Whether `key` belongs to the test split: about one key in `every`, the same ones for every seed.
+def held_out(key: str) -> bool:
+    """Whether `key` belongs to the test split: about one key in ten, the same ones for every seed.
 
     CRC-32 rather than `hash`, whose value for a string changes from one Python process to the next.
     """
-    return zlib.crc32(key.encode()) % every == 0
+    return zlib.crc32(key.encode()) % 10 == 0
 
 
-def _invent_words() -> dict[str, str]:
-    """One distinct word of the invented language for each thing and colour."""
-    rng = random.Random("the invented language")
-    syllables = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
-    pairs = [first + second for first in syllables for second in syllables if first != second]
-    return dict(zip([*NAMES, *COLOURS], rng.sample(pairs, len(NAMES) + len(COLOURS)), strict=True))
-
-
-LEXICON: dict[str, str] = _invent_words()
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+_INVENTED = [first + second for first in _SYLLABLES for second in _SYLLABLES if first != second]
+_DRAWN = random.Random("the invented language").sample(_INVENTED, len(NAMES) + len(COLOURS))
+# One distinct word of the invented language for each thing and colour.
+LEXICON = dict(zip([*NAMES, *COLOURS], _DRAWN, strict=True))
 
 
 def translate(colour: str, name: str) -> str:

@@ -37,7 +37,8 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     Args:
         run: the PPO stage of the run, finished.
     """
-    sft_folder, sft = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
+    previous = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
+    sft_folder, sft = previous.folder, previous.record
     reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
     evaluation = _evaluation(run, sft_folder, sft, reward)
     policies = _policies(run, {"sft": sft.fingerprint, "reward": reward.record.fingerprint})

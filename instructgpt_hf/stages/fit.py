@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -30,7 +30,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class ProgressBar(TrainerCallback):
-    """A bar with the latest metrics instead of the Trainer's printed dictionaries."""
+    """A bar with the latest metrics instead of the Trainer's printed dictionaries; its block stops the drawing."""
 
     def __init__(self, run: StageRun) -> None:
         self.run = run
@@ -45,24 +45,18 @@ class ProgressBar(TrainerCallback):
         )
         self.task: Any = None
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Start the bar where a resumed run stands."""
         if state.is_world_process_zero:
             self.progress.start()
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """One optimizer step further."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Show the newest metrics."""
         shown = terminal_values(logs or {})
         if self.task is None or not shown:
@@ -73,39 +67,31 @@ class ProgressBar(TrainerCallback):
             self.printed = time.monotonic()
             self.run.log(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Leave the finished bar on the screen."""
-        self.stop()
+    def __enter__(self) -> ProgressBar:
+        return self
 
-    def stop(self) -> None:
-        """Stop drawing, also after an error."""
+    def __exit__(self, *_: Any) -> None:
         self.progress.stop()
 
 
 class StopAtCheckpoint(TrainerCallback):
-    """Turns the first Ctrl-C into a checkpoint and a clean end; the second one stops at once.
+    """Turns the first Ctrl-C inside its block into a checkpoint and a clean end; the second one stops at once.
 
     Args:
         boundary: optimizer steps between the points at which the stage can resume.
     """
 
     def __init__(self, run: StageRun, boundary: int) -> None:
-        self.run = run
-        self.boundary = boundary
+        self.run, self.boundary = run, boundary
         self.requested = False
+
+    def __enter__(self) -> StopAtCheckpoint:
         self.previous: Any = None
-
-    def install(self) -> None:
-        """Handle SIGINT, if this is the main thread."""
-        try:
+        with contextlib.suppress(ValueError):  # not the main thread, which alone may handle signals
             self.previous = signal.signal(signal.SIGINT, self._request)
-        except ValueError:
-            self.previous = None
+        return self
 
-    def remove(self) -> None:
-        """Restore the previous handler of SIGINT."""
+    def __exit__(self, *_: Any) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGINT, self.previous)
 
@@ -115,9 +101,7 @@ class StopAtCheckpoint(TrainerCallback):
         self.requested = True
         self.run.log("stopping at the next point it can resume from; Ctrl-C again stops at once")
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop once requested, at the next boundary; save no checkpoint at the last step.
 
         The models of the last step go into the stage's folder. Resuming from a checkpoint of it would train on.
@@ -130,21 +114,16 @@ class StopAtCheckpoint(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save no checkpoint at the last step."""
         if state.global_step >= state.max_steps:
             control.should_save = False
 
 
 def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, boundary: int = 1) -> dict[str, Any]:
-    """Train to the end.
+    """Train to the end, from `checkpoint` if there is one.
 
     Args:
-        trainer: of the stage.
-        run: the stage.
-        checkpoint: folder to resume from; None starts from the beginning.
         boundary: optimizer steps between the points at which the trainer can resume.
 
     Returns:
@@ -160,15 +139,10 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
     _keep_events(trainer, run)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    bar, stop = ProgressBar(run), StopAtCheckpoint(run, boundary)
-    trainer.add_callback(bar)
-    trainer.add_callback(stop)
-    stop.install()
-    try:
+    with ProgressBar(run) as bar, StopAtCheckpoint(run, boundary) as stop:
+        trainer.add_callback(bar)
+        trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finally:
-        stop.remove()
-        bar.stop()
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted
     history = trainer.state.log_history

@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from huggingface_hub import metadata_load
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, model_fingerprint, vocabulary_fingerprint
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems
-from instructgpt_hf.models.loading import load_config, positions, resolve_source
+from instructgpt_hf.models.loading import count_parameters, load_config, positions, resolve_source
 from instructgpt_hf.stages.run import StageRun
 
 SLOW_TO_LOAD = 2**30  # bytes of weights
 
 
-class FinishedStage(NamedTuple):
-    """An earlier stage: its folder and its record."""
+@dataclass(frozen=True)
+class FinishedStage:
+    """An earlier stage: its folder, its record, and what the recipe calls it."""
 
     folder: Path
     record: StageArtifact
+    source: str
+
+    @property
+    def reference(self) -> dict[str, Any]:
+        """Entry of a later stage's `previous` in stage.json."""
+        return {"source": self.source, "fingerprint": self.record.fingerprint}
 
 
 def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedStage:
@@ -35,17 +44,16 @@ def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedSta
     Raises:
         InstructGPTError: if it is missing or is another stage.
     """
-    own = run.run_folder / stage
-    if source is None and not (own / STAGE_FILE).is_file():
+    folder = run.run_folder / stage if source is None else resolve_source(source, role=f"{stage} stage")
+    if source is None and not (folder / STAGE_FILE).is_file():
         known = " to the folder or Hub id of a finished one" if stage == "sft" else ""
         raise InstructGPTError(
-            f"{own}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path{known}."
+            f"{folder}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path{known}."
         )
-    folder = own if source is None else resolve_source(source, role=f"{stage} stage")
     record = StageArtifact.load(folder)
     if record.stage != stage:
         raise InstructGPTError(f"{folder}: is a finished {record.stage!r} stage, expected {stage!r}.")
-    return FinishedStage(folder, record)
+    return FinishedStage(folder, record, source or stage)
 
 
 def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
@@ -61,19 +69,22 @@ def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreT
 
 def _license(folder: Path) -> str | None:
     card = folder / "README.md"
-    if not card.is_file():
-        return None
-    stated = (metadata_load(card) or {}).get("license")
+    stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
     return stated if isinstance(stated, str) else None
 
 
-def check_vocabulary(expected: dict[str, Any], other: dict[str, Any], role: str) -> None:
-    """Raise unless two base models read the same token ids.
+def model_record(model: Any, base: dict[str, Any]) -> dict[str, Any]:
+    """What stage.json holds of a trained model: kind, architecture, licence, numbers of parameters."""
+    return {
+        "kind": "adapter" if hasattr(model, "peft_config") else "full",
+        "architecture": type(unwrap_peft(model)).__name__,
+        "license": base.get("license"),
+        **count_parameters(model),
+    }
 
-    Args:
-        expected: record of the SFT model's base.
-        other: record of another base.
-        role: of the model that descends from the other one.
+
+def check_vocabulary(expected: dict[str, Any], other: dict[str, Any], role: str) -> None:
+    """Raise unless the SFT model's base (`expected`) and the base of another `role` read the same token ids.
 
     Raises:
         InstructGPTError: naming both base models.
@@ -121,13 +132,7 @@ def show_loading_progress(folder: Path) -> None:
 
 
 def usable_length(run: StageRun, config: PretrainedConfig, max_length: int | None) -> int | None:
-    """`max_length`, or the model's number of positions where that is smaller, which is logged.
-
-    Args:
-        run: the stage.
-        config: of the model.
-        max_length: the stage's setting, in tokens; longer examples are left out.
-    """
+    """`max_length` in tokens, or the model's number of positions where that is smaller, which is logged."""
     limit = positions(config)
     if limit is None or (max_length is not None and max_length <= limit):
         return max_length

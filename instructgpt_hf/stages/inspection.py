@@ -1,4 +1,4 @@
-"""`instructgpt-hf data inspect`: summarizes a dataset of rankings as the reward trainer will see it."""
+"""`instructgpt-hf data inspect`: summarize a dataset of rankings as the reward trainer will see it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import encode_ranking, ranking_rows
 from instructgpt_hf.data.rankings.schemas import recognise
 from instructgpt_hf.data.rankings.summary import Encode, summarize_rankings, words_of
-from instructgpt_hf.data.sources import load_split
-from instructgpt_hf.lab import LAB_MODEL, LAB_PREFIX, lab_kind
+from instructgpt_hf.data.sources import Sources, load_split
+from instructgpt_hf.lab import LAB_MODEL
 from instructgpt_hf.models.loading import load_tokenizer
 
 
@@ -68,19 +68,21 @@ def inspect_rankings(
 
 def _read(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
     with tempfile.TemporaryDirectory() as folder:
-        source = name
-        if name.startswith(LAB_PREFIX):
-            lab.write(Path(folder), seed=0)
-            source = str(Path(folder) / f"{lab_kind(name, 'rankings')}.{split}.jsonl")
-        elif limit is None:
+
+        def lab_folder() -> Path:
+            lab.write(Path(folder))
+            return Path(folder)
+
+        source = Sources(lab_folder).resolve(name, split, "rankings")
+        if limit is None and source == name:
             return load_split(source, split, config, "rankings")
+        # The lab's rows are read into memory, because their file is gone afterwards.
         stream = load_split(source, split, config, "rankings", streaming=True)
-        rows = list(stream if limit is None else stream.take(limit))
-        return Dataset.from_list(rows, features=stream.features)
+        return Dataset.from_list(list(stream.take(limit) if limit else stream), features=stream.features)
 
 
 def _encoder(source: str, template: str | None) -> Encode:
-    """Tokenizes a row as the reward stage does."""
+    """Encoder of a row, as the reward stage tokenizes it."""
     folder = lab.base_model_path() if source == LAB_MODEL else Path(source).expanduser()
     tokenizer = load_tokenizer(folder)
     if template is None and (folder / STAGE_FILE).is_file():

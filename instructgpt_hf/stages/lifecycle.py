@@ -49,13 +49,11 @@ def check_launch(training_args: TrainingArguments, stage: str) -> None:
 def stage_fingerprint(
     run: StageRun, data: dict[str, dict[str, Any]], models: dict[str, Any], without: Collection[str] = ()
 ) -> str:
-    """Hash of all that determines a stage's result: settings, data, models read, processes, package version.
+    """Hash of all that determines a stage's result: settings but those `without`, data, models, package version.
 
     Args:
-        run: the stage.
         data: records of the datasets read, by role.
         models: fingerprints of the models and functions read, by role.
-        without: settings to leave out.
     """
     left_out = neutral_keys(run.settings.stage).union(without)
     values = {key: value for key, value in run.settings.changed().items() if key not in left_out}
@@ -104,12 +102,7 @@ def owns_checkpoints(run: StageRun, digest: str) -> bool:
 
 
 def prepare_checkpoint_folder(run: StageRun, digest: str, keep: bool) -> None:
-    """Create the checkpoint folder; empty it unless it holds checkpoints to resume from.
-
-    Args:
-        run: the stage.
-        digest: its fingerprint.
-        keep: its checkpoints may be resumed from.
+    """Create the checkpoint folder of a stage with the fingerprint `digest`; empty it first unless `keep`.
 
     Raises:
         InstructGPTError: if the folder cannot be written.
@@ -130,13 +123,7 @@ def prepare_checkpoint_folder(run: StageRun, digest: str, keep: bool) -> None:
 
 
 def finish(run: StageRun, artifact: StageArtifact, save_models: Callable[[Path], None]) -> StageArtifact:
-    """Write models and stage.json in one step, then drop the checkpoints.
-
-    Args:
-        run: the stage.
-        artifact: its record; gets the time.
-        save_models: called with the folder to write into.
-    """
+    """Write models (`save_models` gets the folder) and stage.json in one step, then drop the checkpoints."""
     artifact.finished_at = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     if is_main():
         with atomic_folder(run.folder) as folder:

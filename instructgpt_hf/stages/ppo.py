@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.models.loading import check_adapter_settings, count_parameters, load_policy, load_tokenizer
+from instructgpt_hf.models.loading import check_adapter_settings, load_policy, load_tokenizer
 from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
 from instructgpt_hf.stages.inputs import (
     FinishedStage,
     check_rollout_lengths,
     model_options,
+    model_record,
     previous_stage,
     recorded_format,
 )
@@ -31,36 +31,25 @@ LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
 
 
 class PPOInputs(NamedTuple):
-    """The models, prompts and texts that stage 3 reads.
+    """Models, prompts and texts that stage 3 reads."""
 
-    Attributes:
-        largest: folder of the reward model.
-        sft: the SFT stage.
-        tokenizer: of the policy.
-        prompt_format: of the SFT stage.
-        rewards: everything that scores completions.
-        prompts: within the length limit.
-        counts: `dropped_too_long` and `longest_tokens` of the prompts.
-        pretraining: text; None for plain PPO.
-    """
-
-    largest: Path
+    largest: Path  # folder of the reward model
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
     rewards: Rewards
-    prompts: Dataset
-    counts: dict[str, int]
-    pretraining: Split | None
+    prompts: Dataset  # within the length limit
+    counts: dict[str, int]  # `dropped_too_long` and `longest_tokens` of the prompts
+    pretraining: Split | None  # None for plain PPO
 
 
 class PPOModels(NamedTuple):
-    """The policy, its first reward model, the value model, and all rewards in the order of `reward_weights`."""
+    """Loaded models of stage 3."""
 
     policy: Any
-    reward_model: Any
+    reward_model: Any  # the first one
     value_model: Any
-    rewards: list[Any]
+    rewards: list[Any]  # in the order of `reward_weights`
 
 
 class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
@@ -153,7 +142,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
             prompt_format=inputs.prompt_format,
             pretraining_dataset=inputs.pretraining.train if inputs.pretraining is not None else None,
         )
-        trainer.guard.say = self.run.log
+        trainer.guard.warn = self.run.log
         return trainer
 
     def boundary(self) -> int:
@@ -164,26 +153,19 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         self, inputs: PPOInputs, rows: Dataset, models: PPOModels, trainer: PPOTrainer, training: dict[str, Any]
     ) -> Outcome:
         """The last iteration's metrics; policies are measured on held-out prompts by the evaluation."""
-        settings, sft, policy = self.run.settings, inputs.sft.record, models.policy
-        training_args = settings.training_args
+        training_args, base = self.run.settings.training_args, inputs.sft.record.base_model
         last = _last_iteration(training["log"])
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),
-            "base_model": sft.base_model,
-            "previous": {
-                "sft": {"source": settings.data_args.sft_model_path or "sft", "fingerprint": sft.fingerprint},
-                **inputs.rewards.lineage(),
-            },
+            "base_model": base,
+            "previous": {"sft": inputs.sft.reference, **inputs.rewards.lineage()},
             "model": {
-                "kind": "adapter" if hasattr(policy, "peft_config") else "full",
-                "architecture": type(unwrap_peft(policy)).__name__,
+                **model_record(models.policy, base),
                 "value_model": "value_model",
                 "value_model_architecture": models.value_model.config.architectures[0],
-                "license": sft.base_model.get("license"),
                 "published_weights": training_args.publish_weights if training_args.ema_decay else "raw",
                 "reward_shift": reward_shift(models.reward_model),
                 "rewards": inputs.rewards.described(training_args.reward_weights),
-                **count_parameters(policy),
             },
             "metrics": last,
         }

@@ -21,26 +21,19 @@ STOP_FILE = "stopped.json"
 
 
 class Resume(NamedTuple):
-    """How a stage starts.
+    """Where a stage starts, and whose checkpoints are in its checkpoint folder."""
 
-    Attributes:
-        step: optimizer step of the checkpoint to resume from; None starts from the beginning.
-        keep: the checkpoint folder's content is this stage's.
-        adjusted: the checkpoints are of a stopped run that differs in adjustable settings only.
-    """
-
-    step: int | None
-    keep: bool
-    adjusted: bool
+    step: int | None  # optimizer step of the checkpoint to resume from; None starts from the beginning
+    keep: bool  # the checkpoints are this stage's
+    adjusted: bool  # they are of a stopped run that differs in adjustable settings only
 
 
 def find_resume(run: StageRun, digest: str, fixed: str) -> Resume:
     """The checkpoint that `resume_from_checkpoint` names, or else the newest, if any; nothing is written.
 
     Args:
-        run: the stage.
-        digest: its fingerprint.
-        fixed: its fingerprint without the adjustable settings.
+        digest: the stage's fingerprint.
+        fixed: the same without the adjustable settings.
 
     Raises:
         InstructGPTError: if the checkpoints were made with other settings, or the named one is not among them.
@@ -88,13 +81,7 @@ def open_checkpoint(run: StageRun, step: int | None) -> Path | None:
 
 
 def record_stop(run: StageRun, fixed: str, stop: InstructGPTError) -> InstructGPTError:
-    """Record in the checkpoint folder which runs may resume from it, and return the error for the user.
-
-    Args:
-        run: the stage.
-        fixed: its fingerprint without the adjustable settings.
-        stop: what ended training.
-    """
+    """Record in the checkpoint folder which runs may resume after `stop`, and return the error for the user."""
     if last_checkpoint(run.checkpoint_folder) is None:
         return InstructGPTError(f"{stop}\n  - then run the same command again")
     _write_stop(run, {"fixed": fixed, "settings": _adjustable(run), "changes": recorded_changes(run)})
@@ -105,11 +92,9 @@ def record_stop(run: StageRun, fixed: str, stop: InstructGPTError) -> InstructGP
 
 
 def record_changes(run: StageRun, step: int | None) -> None:
-    """Record in the checkpoint folder how this run's settings differ from the stopped one's.
+    """Record how this run's settings differ from the stopped one's, whose checkpoint of `step` it resumes from.
 
-    Args:
-        run: the stage.
-        step: of the checkpoint that it resumes from; changes after it belong to steps that are taken again.
+    Changes recorded after that step are dropped: they belong to steps that are taken again.
     """
     if not is_main():
         return

@@ -23,7 +23,6 @@ from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
 from instructgpt_hf.models.loading import (
     check_adapter_settings,
-    count_parameters,
     load_config,
     load_tokenizer,
     resolve_source,
@@ -35,6 +34,7 @@ from instructgpt_hf.stages.inputs import (
     base_record,
     check_vocabulary,
     model_options,
+    model_record,
     previous_stage,
     recorded_format,
     usable_length,
@@ -46,33 +46,23 @@ CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is f
 
 
 class RewardInputs(NamedTuple):
-    """The models and rows that stage 2 reads.
+    """Models and rows that stage 2 reads."""
 
-    Attributes:
-        largest: folder of the model that becomes the reward model.
-        base: record of the pretrained model that it descends from.
-        sft: record of the SFT stage.
-        tokenizer: of the reward model.
-        prompt_format: of the SFT stage.
-        rankings: in their one form.
-        demonstrations: of the SFT stage, on which scores are centred; None if they are not.
-    """
-
-    largest: Path
-    base: dict[str, Any]
-    sft: StageArtifact
+    largest: Path  # folder of the model that becomes the reward model
+    base: dict[str, Any]  # record of the pretrained model that it descends from
+    sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    rankings: Split
-    demonstrations: list[dict[str, Any]] | None
+    rankings: Split  # in their one form
+    demonstrations: list[dict[str, Any]] | None  # the SFT stage's, on which scores are centred; None if they are not
 
 
 class RewardRows(NamedTuple):
-    """Tokenized rankings, the counts of what left them, and token ids of demonstrations (none if not centred)."""
+    """Tokenized rankings and demonstrations."""
 
     rankings: Split
-    dropped: dict[str, int]
-    demonstrations: list[list[int]]
+    dropped: dict[str, int]  # completions and prompts left out, by reason
+    demonstrations: list[list[int]]  # token ids of prompt and completion; none if scores are not centred
 
 
 class RewardStage(Stage[RewardInputs, RewardRows, Any]):
@@ -96,7 +86,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         schema, held_back = self.sources.records["rankings"]["schema"], len(rankings.test)
         self.run.log(f"read as {schema}; {held_back} rankings held back")
         demonstrations = self._demonstrations(sft.record) if settings.training_args.center_on_demonstrations else None
-        return RewardInputs(start, base, sft.record, tokenizer, prompt_format, rankings, demonstrations)
+        return RewardInputs(start, base, sft, tokenizer, prompt_format, rankings, demonstrations)
 
     def _start(self, sft: FinishedStage) -> tuple[Path, dict[str, Any]]:
         """Folder of the model that becomes the reward model, and the record of its pretrained base.
@@ -131,7 +121,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
         """Those of the SFT stage and of the pretrained model."""
-        return {"sft": inputs.sft.fingerprint, "base": inputs.base["fingerprint"]}
+        return {"sft": inputs.sft.record.fingerprint, "base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: RewardInputs) -> RewardRows:
         """Token ids of rankings and demonstrations within the length limits."""
@@ -193,19 +183,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),
             "base_model": inputs.base,
-            "previous": {
-                "sft": {
-                    "source": self.run.settings.data_args.sft_model_path or "sft",
-                    "fingerprint": inputs.sft.fingerprint,
-                }
-            },
-            "model": {
-                "kind": "adapter" if hasattr(model, "peft_config") else "full",
-                "architecture": type(unwrap_peft(model)).__name__,
-                "reward_shift": reward_shift(model),
-                "license": inputs.base.get("license"),
-                **count_parameters(model),
-            },
+            "previous": {"sft": inputs.sft.reference},
+            "model": {**model_record(model, inputs.base), "reward_shift": reward_shift(model)},
             "metrics": metrics,
         }
 

@@ -17,28 +17,22 @@ from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.models.loading import load_tokenizer, resolve_source
 from instructgpt_hf.models.scoring import TextRewardModel
-from instructgpt_hf.stages.inputs import check_vocabulary, previous_stage
+from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
 from instructgpt_hf.stages.run import StageRun
 
 # What TRL passes to every reward function beside the dataset's columns.
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
-@dataclass
-class RewardSource:
+@dataclass(frozen=True)
+class RewardSource(FinishedStage):
     """A finished reward stage that the policy is scored with.
 
     Attributes:
-        folder: where it is.
-        source: what the recipe calls it.
-        record: its stage.json.
         reads_ids: whether it has the policy's tokenizer and prompt format, so that it scores the sampled ids; else it
             reads text.
     """
 
-    folder: Path
-    source: str
-    record: StageArtifact
     reads_ids: bool
 
     def as_reward(self, model: Any) -> Any:
@@ -50,27 +44,15 @@ class RewardSource:
 
 @dataclass
 class Rewards:
-    """Everything that a recipe scores completions with.
+    """Everything that a recipe scores completions with."""
 
-    Attributes:
-        models: the reward model, then the extra ones.
-        functions: Python functions, by `module:function`.
-        value: folder that the value model starts from.
-        value_source: `value_model_path`, if the recipe sets it.
-    """
-
-    models: list[RewardSource]
-    functions: dict[str, Callable[..., Any]]
-    value: Path
-    value_source: str | None
+    models: list[RewardSource]  # the reward model, then the extra ones
+    functions: dict[str, Callable[..., Any]]  # by `module:function`
+    value: Path  # folder that the value model starts from
+    value_source: str | None  # `value_model_path`, if the recipe sets it
 
     def in_order(self, reward_model: Any, load: Callable[[Path], Any]) -> list[Any]:
-        """All rewards as the PPO trainer takes them, in the order of `reward_weights`.
-
-        Args:
-            reward_model: the first reward model, loaded.
-            load: loads the model of a folder, for the others.
-        """
+        """All rewards in the order of `reward_weights`: the loaded first reward model, the others, the functions."""
         first, *others = self.models
         loaded = [source.as_reward(load(source.folder)) for source in others]
         return [first.as_reward(reward_model), *loaded, *self.functions.values()]
@@ -83,10 +65,7 @@ class Rewards:
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""
         names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]
-        lineage = {
-            name: {"source": item.source, "fingerprint": item.record.fingerprint}
-            for name, item in zip(names, self.models, strict=True)
-        }
+        lineage = {name: item.reference for name, item in zip(names, self.models, strict=True)}
         if self.value_source is not None:
             lineage["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
         return lineage
@@ -144,12 +123,10 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
     data_args = run.settings.data_args
     sources = []
     for source in (data_args.reward_model_path, *(data_args.extra_reward_model_paths or ())):
-        folder, record = previous_stage(run, source, "reward")
-        reads_ids = (
-            record.base_model["vocabulary"] == sft.base_model["vocabulary"]
-            and PromptFormat.from_dict(record.prompt_format) == prompt_format
-        )
-        sources.append(RewardSource(folder, source or "reward", record, reads_ids))
+        stage = previous_stage(run, source, "reward")
+        same_words = stage.record.base_model["vocabulary"] == sft.base_model["vocabulary"]
+        reads_ids = same_words and PromptFormat.from_dict(stage.record.prompt_format) == prompt_format
+        sources.append(RewardSource(**vars(stage), reads_ids=reads_ids))
     return sources
 
 

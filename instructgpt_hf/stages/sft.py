@@ -13,8 +13,8 @@ from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraini
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
-from instructgpt_hf.models.loading import count_parameters, load_config, load_policy, load_tokenizer, resolve_source
-from instructgpt_hf.stages.inputs import base_record, model_options, usable_length
+from instructgpt_hf.models.loading import load_config, load_policy, load_tokenizer, resolve_source
+from instructgpt_hf.stages.inputs import base_record, model_options, model_record, usable_length
 from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.stage import Outcome, Stage
 from instructgpt_hf.trainers.sft import SFTTrainer, restore_config, set_residual_dropout
@@ -113,17 +113,10 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         """Loss and token accuracy on the held-back demonstrations."""
         model, before = models
         metrics = {key: value for key, value in trainer.evaluate().items() if key in METRICS}
-        config, base = inputs.config, inputs.base
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),
-            "base_model": base,
-            "model": {
-                "kind": "adapter" if self.run.settings.model_args.use_peft else "full",
-                "architecture": config.architectures[0] if config.architectures else config.model_type,
-                "residual_dropout_applied": before is not None,
-                "license": base["license"],
-                **count_parameters(model),
-            },
+            "base_model": inputs.base,
+            "model": {**model_record(model, inputs.base), "residual_dropout_applied": before is not None},
             "metrics": metrics,
         }
         if before is not None:

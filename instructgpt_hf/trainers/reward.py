@@ -10,25 +10,43 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import EvalPrediction
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput
 
 from instructgpt_hf._compat.quirks import keep_trained_weights, restore_cpu_gradients, use_one_device
 from instructgpt_hf._compat.trainers import RankingTrainer
+from instructgpt_hf.config.training import RewardConfig
 from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
 from instructgpt_hf.models.prefix_sharing import CompletionScorer, shared_prefix_refusal
 
 logger = logging.getLogger(__name__)
 
+# Loss, scores [K], ranks [K] and lengths [K] of one prompt.
+_Prompt = tuple[float, list[float], list[int], list[int]]
+
 
 class RewardTrainer(RankingTrainer):
-    """trl.RewardTrainer whose batch element is a prompt with its K ranked completions.
+    """trl.RewardTrainer on rankings: a batch element is a prompt with its K ranked completions.
 
     Each completion goes through the model once, and where the architecture allows it, completions of a prompt share
     the prompt's computation. The loss is the mean over a prompt's strictly ranked pairs of
     -log sigmoid(r_better - r_worse), then the mean over the prompts of the optimizer step, however the step is split
     into micro-batches, forward passes and processes. Tied pairs contribute nothing.
+
+    | TRL's and the Trainer's | this package's |
+    |---|---|
+    | training loop, mixed precision, DeepSpeed, FSDP | token ids and ranks as dataset, batches that count prompts |
+    | optimizer, schedule, clipping the gradient | equation 1 over all pairs of a prompt |
+    | PEFT, quantised models | trained weights that TRL would round stay as they are |
+    | logging, trackers, the metrics' names | their computation over all pairs, `std_reward`, `compute_metrics` |
+    | gradient accumulation | passes of bounded size; prompts computed once for their completions |
+    | the evaluation loop | the loss as a mean over prompts, scores of every prompt |
+    | checkpoints, `push_to_hub` | whole folders; private, without TRL's model card |
 
     Args:
         model: sequence classifier with one label, from `instructgpt_hf.models.reward_model.create_reward_model`.
@@ -40,7 +58,7 @@ class RewardTrainer(RankingTrainer):
         processing_class: tokenizer with a padding token that differs from EOS.
         compute_metrics: called at every evaluation with an `EvalPrediction` of lists over prompts: `predictions`, the
             scores [K] of each; `label_ids`, its ranks [K]; `inputs`, the lengths [K] of its completions in tokens.
-            What it returns is logged with the prefix `eval_`.
+            Its result is logged with the prefix `eval_`.
 
     Attributes:
         shared_prefix_refusal: why completions do not share their prompt's computation, or None if they do.
@@ -50,7 +68,14 @@ class RewardTrainer(RankingTrainer):
     loss_is_scaled_for_ga = True
     dataset_columns = ("prompt_ids", "completion_ids", "ranks")
 
-    def __init__(self, model: Any, args: Any, *, processing_class: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: RewardConfig,
+        *,
+        processing_class: PreTrainedTokenizerBase,
+        **kwargs: Any,
+    ) -> None:
         use_one_device(args)
         pad_token_id = processing_class.pad_token_id
         collator = RankingCollator(pad_token_id, args.max_tokens_per_forward)
@@ -61,8 +86,8 @@ class RewardTrainer(RankingTrainer):
             )
         self.scorer = CompletionScorer(self.model)
         # Every process lays out its batches the same way, also where only the first one holds the weights yet.
-        answer = [shared_prefix_refusal(self.scorer, pad_token_id, self._attention_dtype)]
-        self.shared_prefix_refusal: str | None = broadcast_object_list(answer)[0]
+        refusal = [shared_prefix_refusal(self.scorer, pad_token_id, self._attention_dtype)]
+        self.shared_prefix_refusal: str | None = broadcast_object_list(refusal)[0]
         if self.shared_prefix_refusal is None:
             collator.hidden_size = self.scorer.classifier.config.get_text_config().hidden_size
         elif self.accelerator.is_main_process:
@@ -71,24 +96,24 @@ class RewardTrainer(RankingTrainer):
             )
         # Where processes hold parts of the model, all of them call it in the same order.
         collator.whole_rankings = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self._seen = _Seen()
-        self._evaluated: list[tuple[float, list[float], list[int], list[int]]] = []
+        self._statistics = _PairStatistics()
+        self._evaluated: list[_Prompt] = []
 
     @property
     def _attention_dtype(self) -> torch.dtype | None:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimizer step, and the number of prompts in them over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         prompts = torch.tensor([sum(len(sample["labels"]) for sample in samples)], device=device)
         return samples, self.accelerator.gather(prompts).sum()
 
-    def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward passes of one micro-batch; gradients are synchronised after the last one."""
         forwards = inputs["forwards"]
         if len(forwards[-1]) > 1 and self.accelerator.num_processes > 1:
-            # Parts are computed again during the backward pass, which must not meet the synchronisation of gradients.
+            # Parts are recomputed in the backward pass, which must not coincide with the synchronisation of gradients.
             forwards = [*forwards, _tied(forwards[-1][-1:])]
         forwards = self._as_many_as_others(forwards)
         loss = torch.zeros((), device=self.args.device)
@@ -97,35 +122,37 @@ class RewardTrainer(RankingTrainer):
             with contextlib.nullcontext() if last else self.without_gradient_sync(model):
                 loss += super().training_step(model, {"forwards": [item]}, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
-            for name, value in self._seen.summary(self.accelerator.gather).items():
+            for name, value in self._statistics.summary(self.accelerator.gather).items():
                 self.record(name, value)
-            self._seen = _Seen()
+            self._statistics = _PairStatistics()
         return loss
 
     def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, list[_Scored]]:
         """Equation 1.
 
         Args:
-            inputs: what `RankingCollator` returns.
+            model: the Trainer's wrapped model.
+            inputs: a batch of `RankingCollator`.
+            return_outputs: also return the scores of every pass.
             num_items_in_batch: prompts of the whole optimizer step, over micro-batches and processes; None averages
                 over the prompts here.
         """
-        found = [self._score(model, item) for item in inputs["forwards"]]
-        losses = torch.cat([item.losses for item in found])
+        passes = [self._score(model, item) for item in inputs["forwards"]]
+        losses = torch.cat([item.losses for item in passes])
         if num_items_in_batch is None:
             loss = losses.mean()
         else:
             # Gradients are averaged over processes, and the count is that of all of them.
             loss = losses.sum() * self.accelerator.num_processes / num_items_in_batch
-        return (loss, found) if return_outputs else loss
+        return (loss, passes) if return_outputs else loss
 
-    def _score(self, model: Any, parts: list[RankingPass]) -> _Scored:
+    def _score(self, model: nn.Module, parts: list[RankingPass]) -> _Scored:
         """Losses and scores of one pass.
 
         A ranking that is larger than a pass goes through the model part by part. No part's activations are kept: they
-        are computed again when the gradients of the scores are known.
+        are recomputed in the backward pass.
         """
         dtype, parts = self._attention_dtype, [part.to(self.args.device) for part in parts]
         ranks, lengths, groups, places = (
@@ -138,48 +165,52 @@ class RewardTrainer(RankingTrainer):
             scores = torch.cat([checkpoint(self.scorer, model, part, dtype, use_reentrant=False) for part in parts])
             order = (groups * len(scores) + places).argsort()
             scores, ranks, lengths, groups = scores[order], ranks[order], lengths[order], groups[order]
-        self._seen.add(scores.detach(), ranks, groups)
+        self._statistics.add(scores.detach(), ranks, groups)
         return _Scored(all_pairs_loss(scores, ranks, groups), scores.detach(), ranks, lengths, groups)
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
-    ) -> tuple[torch.Tensor, None, None]:
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor, None, None]:
         """Loss of one batch of held-out prompts; their scores are kept for `compute_metrics`."""
         inputs = self._prepare_inputs(inputs)
         forwards = self._as_many_as_others(inputs["forwards"])
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, found = self.compute_loss(model, {"forwards": forwards}, return_outputs=True)
-        own = [prompt for item in found[-len(inputs["forwards"]) :] for prompt in item.by_prompt()]
+            loss, passes = self.compute_loss(model, {"forwards": forwards}, return_outputs=True)
+        own = [prompt for item in passes[-len(inputs["forwards"]) :] for prompt in item.by_prompt()]
         self._evaluated += self.accelerator.gather_for_metrics(own, use_gather_object=True)
         return loss.detach(), None, None
 
     def evaluation_loop(
         self,
-        dataloader: Any,
+        dataloader: DataLoader[Any],
         description: str,
         prediction_loss_only: bool | None = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
-    ) -> Any:
+    ) -> EvalLoopOutput:
         """TRL's loop; then `compute_metrics` on the scores of all held-out prompts, and their mean loss."""
         self._evaluated.clear()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         losses, scores, ranks, lengths = (list(column) for column in zip(*self._evaluated, strict=True))
-        self._evaluated, self._seen = [], _Seen()
+        self._evaluated, self._statistics = [], _PairStatistics()
         for own_scores, own_ranks in zip(scores, ranks, strict=True):
-            self._seen.add(torch.tensor(own_scores), torch.tensor(own_ranks), torch.zeros(len(own_ranks)))
+            self._statistics.add(torch.tensor(own_scores), torch.tensor(own_ranks), torch.zeros(len(own_ranks)))
         # Over all prompts; the Trainer's own loss is a mean over batches, of which the last one may be smaller.
-        metrics = {"loss": sum(losses) / len(losses), **self._seen.summary(lambda sums: sums)}
-        self._seen = _Seen()
+        metrics = {"loss": sum(losses) / len(losses), **self._statistics.summary(lambda sums: sums)}
+        self._statistics = _PairStatistics()
         if self.compute_metrics is not None:
             metrics |= self.compute_metrics(EvalPrediction(predictions=scores, label_ids=ranks, inputs=lengths))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
     def _as_many_as_others(self, forwards: list[list[RankingPass]]) -> list[list[RankingPass]]:
-        """Forward passes preceded by repeated ones, up to the number that the busiest process takes.
+        """Forward passes, preceded by repeated ones up to the number of passes of the busiest process.
 
-        Processes that shard a model must call it equally often; waiting for the busiest process would take as long.
+        Processes that shard a model must call it equally often; idle processes would wait as long.
         """
         if self.accelerator.num_processes == 1:
             return forwards
@@ -197,13 +228,13 @@ def _tied(parts: list[RankingPass]) -> list[RankingPass]:
 class _Scored:
     """One forward pass: losses [prompts]; scores, ranks, lengths and groups [M]."""
 
-    losses: torch.Tensor
-    scores: torch.Tensor
-    ranks: torch.Tensor
-    lengths: torch.Tensor
-    groups: torch.Tensor
+    losses: Tensor
+    scores: Tensor
+    ranks: Tensor
+    lengths: Tensor
+    groups: Tensor
 
-    def by_prompt(self) -> list[tuple[float, list[float], list[int], list[int]]]:
+    def by_prompt(self) -> list[_Prompt]:
         """Loss, scores, ranks and lengths of every prompt."""
         sizes = torch.unique_consecutive(self.groups, return_counts=True)[1].tolist()
         columns = [column.split(sizes) for column in (self.scores, self.ranks, self.lengths)]
@@ -213,25 +244,25 @@ class _Scored:
         ]
 
 
-class _Seen:
-    """Scores and gaps of strict pairs of several forward passes."""
+class _PairStatistics:
+    """Statistics of the scores, and of the gaps of strict pairs, of several forward passes."""
 
     def __init__(self) -> None:
-        self.gaps: list[torch.Tensor] = []
-        self.scores: list[torch.Tensor] = []
+        self.gaps: list[Tensor] = []
+        self.scores: list[Tensor] = []
 
-    def add(self, scores: torch.Tensor, ranks: torch.Tensor, groups: torch.Tensor) -> None:
-        """One forward pass: scores, ranks and groups [M]."""
+    def add(self, scores: Tensor, ranks: Tensor, groups: Tensor) -> None:
+        """Add one forward pass: scores, ranks and groups [M]."""
         better, worse = strict_pairs(ranks, groups).nonzero(as_tuple=True)
-        if len(better):  # not a pass that only keeps step with other processes
+        if len(better):  # not a repeated pass of `_as_many_as_others`
             self.gaps.append(scores[better] - scores[worse])
             self.scores.append(scores)
 
-    def summary(self, gather: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
+    def summary(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """TRL's metrics and the standard deviation of the scores.
 
         Args:
-            gather: puts the rows [1, n] of all processes below each other.
+            gather: concatenates the rows [1, n] of all processes.
         """
         gaps, scores = torch.cat(self.gaps).double(), torch.cat(self.scores).double()
         right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()

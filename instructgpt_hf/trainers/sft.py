@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
 from instructgpt_hf._compat.quirks import keep_trained_weights
 from instructgpt_hf._compat.trainers import SupervisedTrainer
+from instructgpt_hf.config.training import SFTConfig
 
 # Where each architecture keeps the dropout on its residual branches, and the other dropouts that the paper does not
 # mention, which are switched off so that only the residual one acts.
@@ -23,7 +27,7 @@ RESIDUAL_DROPOUT: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def set_residual_dropout(config: Any, probability: float) -> dict[str, Any] | None:
+def set_residual_dropout(config: PreTrainedConfig, probability: float) -> dict[str, Any] | None:
     """Set the residual dropout of a model's config, before the model is built from it.
 
     Args:
@@ -31,8 +35,8 @@ def set_residual_dropout(config: Any, probability: float) -> dict[str, Any] | No
         probability: in [0, 1); the paper uses 0.2 (C.1).
 
     Returns:
-        The settings as they were, to give back with `restore_config` when the model is saved, or None if this
-        architecture has no residual dropout, in which case nothing is changed.
+        The previous settings, for `restore_config` when the model is saved, or None if this architecture has no
+        residual dropout; nothing is changed then.
     """
     entry = RESIDUAL_DROPOUT.get(config.model_type)
     if entry is None:
@@ -44,19 +48,23 @@ def set_residual_dropout(config: Any, probability: float) -> dict[str, Any] | No
     return before
 
 
-def restore_config(config: Any, before: dict[str, Any]) -> None:
+def restore_config(config: PreTrainedConfig, before: dict[str, Any]) -> None:
     """Undo `set_residual_dropout`, so that later stages load the model with its own settings."""
     for key, value in before.items():
         setattr(config, key, value)
 
 
 class SFTTrainer(SupervisedTrainer):
-    """trl.SFTTrainer on token ids and labels that `instructgpt_hf.data.demonstrations` made.
+    """trl.SFTTrainer on token ids and labels from `instructgpt_hf.data.demonstrations`.
 
-    Difference to TRL: no model card of TRL's; tokenization happened before, with the prompt rendering that all stages
-    share; the trained weights of a quantised model are not rounded to bfloat16.
+    | TRL's and the Trainer's | this package's |
+    |---|---|
+    | the loss, its metrics, collation | tokenization, before training, with every stage's prompt rendering |
+    | training loop, mixed precision, DeepSpeed, FSDP | residual dropout (C.1): `set_residual_dropout` |
+    | PEFT, quantised models | trained weights that TRL would round to bfloat16 stay as they are |
+    | checkpoints, `push_to_hub` | whole folders; private, without TRL's model card |
     """
 
-    def __init__(self, model: Any, args: Any, **kwargs: Any) -> None:
+    def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, **kwargs: Any) -> None:
         with keep_trained_weights(model):
             super().__init__(model=model, args=args, **kwargs)

@@ -8,18 +8,10 @@ import pytest
 from instructgpt_hf.config import rules
 from instructgpt_hf.config import settings as queries
 from instructgpt_hf.config.data import DataArguments, PPOArguments
-from instructgpt_hf.config.fields import (
-    POSITIVE,
-    UNIT,
-    Upstream,
-    known_upstream,
-    not_in_recipes,
-    refused,
-    setting,
-    settings_of,
-)
+from instructgpt_hf.config.fields import Upstream, known_upstream, not_in_recipes, refused, setting, settings_of
 from instructgpt_hf.config.parsing import Mismatch, fit
 from instructgpt_hf.config.ppo import PPOConfig
+from instructgpt_hf.config.ranges import POSITIVE, UNIT
 from instructgpt_hf.config.recipe import StageSettings, load_recipe
 from instructgpt_hf.config.settings import adjustable_keys, neutral_keys, refusals, stage_classes, stage_settings
 from instructgpt_hf.errors import InstructGPTError

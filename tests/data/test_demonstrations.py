@@ -7,7 +7,7 @@ from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraini
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 
-PROMPT, ANSWER = [{"role": "user", "content": "a"}], {"role": "assistant", "content": "b"}
+PROMPT, COMPLETION = [{"role": "user", "content": "a"}], {"role": "assistant", "content": "b"}
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ class TestForms:
         [
             ({"prompt": "a", "completion": "b", "id": 3}, {"prompt": "a", "completion": "b"}),
             ({"prompt": "a", "response": "b"}, {"prompt": "a", "completion": "b"}),
-            ({"prompt": PROMPT, "completion": [ANSWER]}, {"prompt": PROMPT, "completion": [ANSWER]}),
-            ({"messages": [*PROMPT, ANSWER], "source": "x"}, {"prompt": PROMPT, "completion": "b"}),
-            ({"prompt": "kept out", "messages": [*PROMPT, ANSWER]}, {"prompt": PROMPT, "completion": "b"}),
+            ({"prompt": PROMPT, "completion": [COMPLETION]}, {"prompt": PROMPT, "completion": [COMPLETION]}),
+            ({"messages": [*PROMPT, COMPLETION], "source": "x"}, {"prompt": PROMPT, "completion": "b"}),
+            ({"prompt": "kept out", "messages": [*PROMPT, COMPLETION]}, {"prompt": PROMPT, "completion": "b"}),
         ],
     )
     def test_accepted(self, row, expected):
@@ -52,9 +52,9 @@ class TestForms:
             "  - row 3: completion",
         ]
 
-    @pytest.mark.parametrize("messages", [[], [ANSWER], PROMPT, [*PROMPT, ANSWER, *PROMPT]])
+    @pytest.mark.parametrize("messages", [[], [COMPLETION], PROMPT, [*PROMPT, COMPLETION, *PROMPT]])
     def test_wrong_messages(self, messages):
-        data = Dataset.from_list([{"messages": [*PROMPT, ANSWER]}, {"messages": messages}])
+        data = Dataset.from_list([{"messages": [*PROMPT, COMPLETION]}, {"messages": messages}])
         with pytest.raises(InstructGPTError, match="row 1: messages: "):
             demonstration_rows(data, "demos")
 

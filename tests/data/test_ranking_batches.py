@@ -115,6 +115,12 @@ def test_short_prompts_fill_the_rows_of_long_ones():
     assert [[[block.ranking for block in row] for row in item.rows] for item in unpacked] == [[[0], [1]], [[3], [2]]]
 
 
+def test_a_pass_over_the_limit_takes_what_fits_into_its_rows():
+    rankings = [[Block(0, [0], 50), Block(0, [1], 30)], [Block(1, [0, 1], 20)], [Block(2, [0, 1], 10)]]
+    plan = plan_forwards(rankings, 60, pack=True)
+    assert [[[block.ranking for block in row] for row in item.rows] for item in plan] == [[[0], [0, 1]], [[2]]]
+
+
 def test_no_row_overflows():
     draw = random.Random(0)
     for _ in range(200):

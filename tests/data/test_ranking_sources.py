@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings.rows import COUNTS, ranking_rows, tokenize_rankings
+from instructgpt_hf.data.rankings.rows import DROPPED, ranking_rows, tokenize_rankings
 from instructgpt_hf.data.rankings.schemas import SCHEMAS, recognise
 from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
@@ -377,7 +377,7 @@ class TestFiles:
 def test_documentation_names_every_format_and_count():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert all(f"`{schema.name}`" in page for schema in SCHEMAS)
-    assert all(f"| `{name}` |" in page for name in COUNTS)
+    assert all(f"| `{name}` |" in page for name in DROPPED)
 
 
 def test_unknown_schema_lists_the_known_ones():

@@ -72,9 +72,9 @@ class TestForms:
         assert found == {"prompt": "a", "completions": ["b", "d"], "ranks": [2, 1], "unranked": 1}
 
     def test_completions_of_one_message(self):
-        answers = [[{"role": "assistant", "content": text}] for text in ("b", "c")]
+        completions = [[{"role": "assistant", "content": text}] for text in ("b", "c")]
         question = [{"role": "user", "content": "a"}]
-        (found,) = rows_of({"prompt": question, "completions": answers, "ranks": [1, 2]}).to_list()
+        (found,) = rows_of({"prompt": question, "completions": completions, "ranks": [1, 2]}).to_list()
         assert found == {"prompt": question, "completions": ["b", "c"], "ranks": [1, 2], "unranked": 0}
 
     def test_text_among_chat_prompts_is_a_message(self, tmp_path):
@@ -92,8 +92,8 @@ class TestForms:
 
     def test_pair_of_conversations_without_prompt(self):
         question = {"role": "user", "content": "a"}
-        answers = [{"role": "assistant", "content": text} for text in ("b", "c")]
-        found = rows_of({"chosen": [question, answers[0]], "rejected": [question, answers[1]]})
+        completions = [{"role": "assistant", "content": text} for text in ("b", "c")]
+        found = rows_of({"chosen": [question, completions[0]], "rejected": [question, completions[1]]})
         assert found.to_list() == [{"prompt": [question], "completions": ["b", "c"], "ranks": [1, 2], "unranked": 0}]
 
     def test_pair_of_texts_without_prompt(self):

@@ -93,8 +93,8 @@ def test_units_without_pairs_do_not_count():
 def test_where_all_units_agree_the_interval_is_wilsons():
     assert bounded_ratio(np.array([2.0] * 20), np.array([2] * 20))[1:] == wilson(20, 20)[1:]
     # Correlations of -0.5 lie a quarter of the way from -1 to 1.
-    found = bounded_ratio(np.array([-0.5] * 20), np.ones(20), lowest=-1.0)
-    assert found == pytest.approx((-0.5, 2 * wilson(5, 20).low - 1, 2 * wilson(5, 20).high - 1))
+    result = bounded_ratio(np.array([-0.5] * 20), np.ones(20), lowest=-1.0)
+    assert result == pytest.approx((-0.5, 2 * wilson(5, 20).low - 1, 2 * wilson(5, 20).high - 1))
 
 
 def test_resampled_sums_draw_as_many_rows_as_there_are():

@@ -104,40 +104,40 @@ def test_accuracy_by_completions_and_gap_equal_the_loop(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_calibration_equals_the_loop(seed):
     data = rankings(seed)
-    found = evaluate_rankings(*data)["calibration"]
+    result = evaluate_rankings(*data)["calibration"]
     bins = {}
     for *_, (better, worse), _ in strict_pairs(*data):
         confidence = 1 / (1 + math.exp(-abs(better - worse)))
         place = min(9, int((confidence - 0.5) / 0.05 + 1e-12))
         bins.setdefault(place, []).append((confidence, point(better, worse)))
     total = sum(map(len, bins.values()))
-    assert [row["pairs"] for row in found["bins"]] == [len(bins[place]) for place in sorted(bins)]
-    for row, place in zip(found["bins"], sorted(bins), strict=True):
+    assert [row["pairs"] for row in result["bins"]] == [len(bins[place]) for place in sorted(bins)]
+    for row, place in zip(result["bins"], sorted(bins), strict=True):
         assert row["low"] == pytest.approx(0.5 + 0.05 * place)
         assert row["confidence"] == pytest.approx(mean(a for a, _ in bins[place]))
         assert row["accuracy"] == pytest.approx(mean(b for _, b in bins[place]))
         assert row["low"] <= row["confidence"] <= row["high"]
     ece = sum(len(rows) / total * abs(mean(a - b for a, b in rows)) for rows in bins.values())
-    assert found["ece"] == pytest.approx(ece)
-    assert found["ece_low"] <= ece <= found["ece_high"]
-    assert found["overconfidence"] == pytest.approx(sum(a - b for rows in bins.values() for a, b in rows) / total)
+    assert result["ece"] == pytest.approx(ece)
+    assert result["ece_low"] <= ece <= result["ece_high"]
+    assert result["overconfidence"] == pytest.approx(sum(a - b for rows in bins.values() for a, b in rows) / total)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_kendall_tau_equals_the_loop(seed):
     scores, ranks, lengths = rankings(seed)
-    found = evaluate_rankings(scores, ranks, lengths)["kendall_tau"]
+    result = evaluate_rankings(scores, ranks, lengths)["kendall_tau"]
     used = [place for place, row in enumerate(ranks) if len(set(row)) > 1]
-    assert found["prompts"] == len(used)
+    assert result["prompts"] == len(used)
     for name, values in (("kendall_tau", scores), ("length_baseline_kendall_tau", lengths)):
-        assert found[name] == pytest.approx(mean(tau_b(values[place], ranks[place]) for place in used))
-        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"]
+        assert result[name] == pytest.approx(mean(tau_b(values[place], ranks[place]) for place in used))
+        assert result[f"{name}_low"] < result[name] < result[f"{name}_high"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_length_bias_equals_the_loop(seed):
     scores, ranks, lengths = rankings(seed)
-    found = evaluate_rankings(scores, ranks, lengths)["length"]
+    result = evaluate_rankings(scores, ranks, lengths)["length"]
     by_score, by_rank = [], []
     for row, order, tokens in zip(scores, ranks, lengths, strict=True):
         with_score = pearson(ordinary_ranks(tokens), ordinary_ranks(row))
@@ -145,16 +145,16 @@ def test_length_bias_equals_the_loop(seed):
         if with_score is not None and with_rank is not None:
             by_score.append(with_score)
             by_rank.append(with_rank)
-    assert found["prompts"] == len(by_score)
-    assert found["score_length_correlation"] == pytest.approx(mean(by_score))
-    assert found["rank_length_correlation"] == pytest.approx(mean(by_rank))
+    assert result["prompts"] == len(by_score)
+    assert result["score_length_correlation"] == pytest.approx(mean(by_score))
+    assert result["rank_length_correlation"] == pytest.approx(mean(by_rank))
     unequal = [pair for pair in strict_pairs(scores, ranks, lengths) if pair[4][0] != pair[4][1]]
     labels = [float(tokens[0] > tokens[1]) for *_, tokens in unequal]
     model = [point(*pair) if tokens[0] > tokens[1] else point(*pair[::-1]) for *_, pair, tokens in unequal]
-    assert found["pairs"] == len(unequal)
-    assert found["longer_ranks_higher"] == pytest.approx(mean(labels))
-    assert found["longer_scores_higher"] == pytest.approx(mean(model))
-    bins = found["by_length_difference"]
+    assert result["pairs"] == len(unequal)
+    assert result["longer_ranks_higher"] == pytest.approx(mean(labels))
+    assert result["longer_scores_higher"] == pytest.approx(mean(model))
+    bins = result["by_length_difference"]
     for row in bins:
         inside = [abs(tokens[0] - tokens[1]) for *_, tokens in unequal]
         inside = [place for place, size in enumerate(inside) if row["low"] <= size <= row["high"]]
@@ -224,11 +224,11 @@ def test_intervals_of_the_calibration_cover_the_truth():
     for trial in range(100):
         scores = rng.normal(size=(40, 4)) * 1.2
         ranks = ((-(scores + rng.gumbel(size=scores.shape))).argsort(1).argsort(1) + 1).tolist()
-        found = calibration(Rankings.read("test", scores.tolist(), ranks), seed=trial, resamples=200)
-        zero_ece += found["ece_low"] == 0
-        zero_overconfidence += found["overconfidence_low"] < 0 < found["overconfidence_high"]
+        result = calibration(Rankings.read("test", scores.tolist(), ranks, seed=trial, resamples=200))
+        zero_ece += result["ece_low"] == 0
+        zero_overconfidence += result["overconfidence_low"] < 0 < result["overconfidence_high"]
         if trial < 10:
-            sharper = calibration(Rankings.read("test", (4 * scores).tolist(), ranks), seed=trial, resamples=200)
+            sharper = calibration(Rankings.read("test", (4 * scores).tolist(), ranks, seed=trial, resamples=200))
             assert sharper["ece_low"] > 0 and sharper["overconfidence_low"] > 0
     assert zero_ece >= 88
     assert zero_overconfidence >= 88
@@ -320,10 +320,10 @@ def test_labelers_agree_by_hand():
         row("q", "anna", x=1, y=2),  # with bert not alike; anna with herself does not count
         row("r", "bert", x=1, y=2),
     ]
-    found = labeler_agreement(rows)
-    assert found["agreement"] == pytest.approx(2 / 5)
-    assert [found[name] for name in ("pairs", "tied_pairs", "prompts", "labelers")] == [5, 2, 2, 3]
-    assert 0 <= found["agreement_low"] < 0.4 < found["agreement_high"] <= 1
+    result = labeler_agreement(rows)
+    assert result["agreement"] == pytest.approx(2 / 5)
+    assert [result[name] for name in ("pairs", "tied_pairs", "prompts", "labelers")] == [5, 2, 2, 3]
+    assert 0 <= result["agreement_low"] < 0.4 < result["agreement_high"] <= 1
 
 
 def test_labeler_agreement_equals_the_loop():
@@ -338,12 +338,12 @@ def test_labeler_agreement_equals_the_loop():
                 else:
                     pairs += 1
                     alike += (a[i] < a[j]) == (b[i] < b[j])
-    found = LabelerAgreement().compute(predictions=first, references=second)
-    assert found["agreement"] == pytest.approx(alike / pairs)
-    assert (found["pairs"], found["tied_pairs"]) == (pairs, tied)
-    assert found["agreement_low"] < found["agreement"] < found["agreement_high"]
-    flat = flat_metrics({**evaluate_rankings(SCORES, RANKS, LENGTHS), "labelers": found})
-    assert (flat["labeler_agreement"], flat["labeler_agreement_low"]) == (found["agreement"], found["agreement_low"])
+    result = LabelerAgreement().compute(predictions=first, references=second)
+    assert result["agreement"] == pytest.approx(alike / pairs)
+    assert (result["pairs"], result["tied_pairs"]) == (pairs, tied)
+    assert result["agreement_low"] < result["agreement"] < result["agreement_high"]
+    flat = flat_metrics({**evaluate_rankings(SCORES, RANKS, LENGTHS), "labelers": result})
+    assert (flat["labeler_agreement"], flat["labeler_agreement_low"]) == (result["agreement"], result["agreement_low"])
 
 
 def test_without_labelers_or_shared_pairs_there_is_no_agreement():

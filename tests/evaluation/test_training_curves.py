@@ -46,13 +46,13 @@ def test_both_policies_in_every_panel_they_logged(panels):
     plain = [{"iteration": n, "step": 8 * n, **{key: 0.1 * n for key in LOGGED.values()}} for n in (1, 2, 3)]
     plain = [{key: value for key, value in record.items() if "ptx" not in key} for record in plain]
     both = [{"iteration": n, "step": 8 * n, **{key: 0.2 * n for key in LOGGED.values()}} for n in (1, 2, 3)]
-    found = panels({"ppo": plain, "ppo-ptx": [*both, {"train_loss": 1.0, "step": 24}]})
-    assert list(found) == list(LOGGED)
+    result = panels({"ppo": plain, "ppo-ptx": [*both, {"train_loss": 1.0, "step": 24}]})
+    assert list(result) == list(LOGGED)
     for title, key in LOGGED.items():
         expected = {"PPO-ptx": [[n, pytest.approx(0.2 * n)] for n in (1.0, 2.0, 3.0)]}
         if "ptx" not in key:
             expected["PPO"] = [[n, pytest.approx(0.1 * n)] for n in (1.0, 2.0, 3.0)]
-        assert found[title] == expected
+        assert result[title] == expected
 
 
 @pytest.mark.filterwarnings("error")

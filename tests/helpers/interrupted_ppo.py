@@ -1,9 +1,9 @@
 """PPO-ptx that is killed again and again, always resumed, and finally finishes.
 
-Usage: interrupted_ppo.py INPUT OUTPUT LORA KILL... with KILL as PLACE:COUNT. INPUT is that of ppo_step.py. A process
-is forked for every KILL, trains from the last checkpoint, and sends itself SIGKILL when it comes to PLACE for the
-COUNT-th time. The last one is not killed and writes models and log to OUTPUT/end. The last checkpoint after each is
-printed.
+Usage: python -m helpers.interrupted_ppo INPUT OUTPUT LORA KILL... with KILL as PLACE:COUNT. INPUT is that of ppo_step.
+A process is forked for every KILL, trains from the last checkpoint, and sends itself SIGKILL when it comes to PLACE
+for the COUNT-th time. The last one is not killed and writes models and log to OUTPUT/end. The last checkpoint after
+each is printed.
 """
 
 import json
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 import transformers.trainer
-from ppo_step import build, is_clock  # beside this script
 from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
+from helpers.ppo_step import build, is_clock
 from instructgpt_hf._compat import checkpoints as _compat
 from instructgpt_hf.trainers.ppo import state as checkpoints
 from instructgpt_hf.trainers.ppo.ema import WeightAverage

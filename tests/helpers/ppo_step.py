@@ -1,8 +1,8 @@
 """A few iterations of PPO in one process or, under torchrun, in several.
 
-Usage: ppo_step.py INPUT OUTPUT EPISODES_PER_DEVICE ACCUMULATION. INPUT holds `policy`, `scorer`, `tokenizer`; for PPO
-and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Answers are greedy,
-so they do not depend on the process's random numbers; everything else is as in training.
+Usage: python -m helpers.ppo_step INPUT OUTPUT EPISODES_PER_DEVICE ACCUMULATION. INPUT holds `policy`, `scorer`,
+`tokenizer`; for PPO and PPO-ptx, full and LoRA, weights and the log are written to a folder of OUTPUT. Completions are
+greedy, so they do not depend on the process's random numbers; everything else is as in training.
 """
 
 import itertools
@@ -16,12 +16,10 @@ from peft import LoraConfig, TaskType, get_peft_model
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
+from helpers.ppo_trainer import build_trainer, snapshot
 
-PROMPTS = [f"{'a b ' * (index % 3)}w{index % 35}" for index in range(56)]
-TEXTS = [f"a b c w{index} " * (1 + index % 4) for index in range(30)]
+PROMPTS = Dataset.from_dict({"prompt": [f"{'a b ' * (index % 3)}w{index % 35}" for index in range(56)]})
+TEXT = Dataset.from_dict({"text": [f"a b c w{index} " * (1 + index % 4) for index in range(30)]})
 
 
 def is_clock(name):
@@ -46,8 +44,6 @@ def build(source, output, per_device, accumulation, ptx, lora, **changes):
         policy = with_adapter(policy, TaskType.CAUSAL_LM)
         value_model = with_adapter(value_model, TaskType.SEQ_CLS)
     settings = dict(
-        output_dir=str(output),
-        generation_batch_size=16,
         per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation,
         per_device_eval_batch_size=4,
@@ -69,28 +65,20 @@ def build(source, output, per_device, accumulation, ptx, lora, **changes):
         seed=3,
         use_cpu=True,
         bf16=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        dataloader_pin_memory=True,
     )
     tokenizer = AutoTokenizer.from_pretrained(source / "tokenizer")
-    return PPOTrainer(
-        policy,
-        AutoModelForSequenceClassification.from_pretrained(source / "scorer"),
-        value_model,
-        PPOConfig(**{**settings, **changes}),
-        train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
-        processing_class=tokenizer,
-        prompt_format=PromptFormat.create("raw", tokenizer),
-        pretraining_dataset=Dataset.from_dict({"text": TEXTS}),
+    reward_model = AutoModelForSequenceClassification.from_pretrained(source / "scorer")
+    return build_trainer(
+        policy, reward_model, value_model, tokenizer, output, PROMPTS, TEXT, **{**settings, **changes}
     )
 
 
 def record(trainer, output):
-    weights = {name: item.detach().clone() for name, item in trainer.actor_critic.named_parameters()}
-    save_file(weights, output / "end.safetensors")
+    save_file(snapshot(trainer.actor_critic), output / "end.safetensors")
     save_file(trainer.average.tensors(), output / "average.safetensors")
-    found = {"log": trainer.state.log_history, "processes": trainer.accelerator.num_processes}
-    (output / "log.json").write_text(json.dumps(found), encoding="utf-8")
+    result = {"log": trainer.state.log_history, "processes": trainer.accelerator.num_processes}
+    (output / "log.json").write_text(json.dumps(result), encoding="utf-8")
 
 
 def main(source, target, per_device, accumulation):

@@ -1,4 +1,4 @@
-"""A tiny PPO trainer: data, a reward that can be climbed, settings for seconds."""
+"""The one builder of tiny PPO trainers: data, a reward that can be climbed, settings for seconds, what they log."""
 
 from datasets import Dataset
 
@@ -36,7 +36,16 @@ def count_c(prompts, completions, completion_ids, **_):
 
 
 def build_trainer(
-    policy, reward, value_model, tokenizer, output_dir, prompts=PROMPTS, template="raw", ref_model=None, **changes
+    policy,
+    reward,
+    value_model,
+    tokenizer,
+    output_dir,
+    prompts=PROMPTS,
+    text=TEXT,
+    template="raw",
+    ref_model=None,
+    **changes,
 ):
     """A trainer on models of a few thousand parameters; `changes` are settings of PPOConfig."""
     return PPOTrainer(
@@ -47,7 +56,7 @@ def build_trainer(
         train_dataset=prompts,
         processing_class=tokenizer,
         prompt_format=PromptFormat.create(template, tokenizer),
-        pretraining_dataset=TEXT,
+        pretraining_dataset=text,
         ref_model=ref_model,
     )
 
@@ -55,3 +64,8 @@ def build_trainer(
 def snapshot(module):
     """Copies of the parameters, by name."""
     return {name: item.detach().clone() for name, item in module.named_parameters()}
+
+
+def records(trainer):
+    """The log's records of iterations."""
+    return [record for record in trainer.state.log_history if "objective/kl" in record]

@@ -15,7 +15,7 @@ from helpers.tiny_run import METRICS, PICTURE, record
 
 from instructgpt_hf.artifacts import STAGE_FOLDERS, StageArtifact
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.hub.card import card_of_record, main, render_card, render_value_card
+from instructgpt_hf.hub.card import card_of_record, main, render_card
 
 MODEL_CARDS = Path(__file__).parents[2] / "model_cards"
 RECORDS = sorted(MODEL_CARDS.glob("*.stage.json"))
@@ -206,12 +206,13 @@ def test_chat_format_is_used_in_the_examples() -> None:
 
 
 def test_value_card_names_its_policy() -> None:
-    card = str(render_value_card(record("ppo-ptx"), repo_id="alice/tiny-value", links={"ppo-ptx": "alice/tiny"}))
+    links = {"ppo-ptx": "alice/tiny"}
+    card = str(render_card(record("ppo-ptx"), repo_id="alice/tiny-value", links=links, value_model=True))
     check_shape(card)
     assert "[alice/tiny](https://huggingface.co/alice/tiny)" in card
     assert "value-model" in metadata(card)["tags"] and "pipeline_tag" not in metadata(card)
     with pytest.raises(InstructGPTError):
-        render_value_card(record("sft"))
+        render_card(record("sft"), value_model=True)
 
 
 def test_unknown_stage_is_an_error() -> None:

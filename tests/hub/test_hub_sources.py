@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from helpers.tiny_run import record
@@ -38,7 +39,14 @@ def test_local_paths_shrink_to_their_name(source: str, shown: str) -> None:
 def test_other_sources_stay() -> None:
     assert public_source("lab:rankings") == "lab:rankings"
     assert public_source(None) is None
-    assert public_source("runs/sft", lambda source: True) == "./sft"
+
+
+def test_a_folder_on_disk_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "sft").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert public_source("runs/sft", check_disk=True) == "./sft"
+    assert public_source("runs/sft") == public_source("runs/sft", check_disk=False) == "runs/sft"
+    assert public_source("runs/other", check_disk=True) == "runs/other"
 
 
 def test_cached_downloads_are_the_repository_they_came_from() -> None:

@@ -57,22 +57,22 @@ def test_every_file_has_its_columns_and_rows(files: dict[str, list[dict[str, Any
         "tasks": {"task", "prompt", "options", "answer"},
     }
     assert files.keys() == SIZES.keys()
-    for name, found in files.items():
-        assert len(found) == SIZES[name]
-        assert {frozenset(row) for row in found} == {frozenset(columns[name.split(".")[0]])}
-        assert all(row[key] for row in found for key in ("prompt", "completion", "text") if key in row)
+    for name, lines in files.items():
+        assert len(lines) == SIZES[name]
+        assert {frozenset(row) for row in lines} == {frozenset(columns[name.split(".")[0]])}
+        assert all(row[key] for row in lines for key in ("prompt", "completion", "text") if key in row)
 
 
 def test_rankings_have_four_to_nine_different_completions_and_some_ties(
     files: dict[str, list[dict[str, Any]]],
 ) -> None:
     for name in ("rankings.train", "rankings.test"):
-        found = files[name]
-        assert {len(row["completions"]) for row in found} == set(range(4, 10))
-        assert all(len(set(row["completions"])) == len(row["ranks"]) for row in found)
-        assert all(set(row["ranks"]) == set(range(1, max(row["ranks"]) + 1)) for row in found)
-        tied = sum(len(set(row["ranks"])) < len(row["ranks"]) for row in found)
-        assert 0.05 < tied / len(found) < 0.95
+        lines = files[name]
+        assert {len(row["completions"]) for row in lines} == set(range(4, 10))
+        assert all(len(set(row["completions"])) == len(row["ranks"]) for row in lines)
+        assert all(set(row["ranks"]) == set(range(1, max(row["ranks"]) + 1)) for row in lines)
+        tied = sum(len(set(row["ranks"])) < len(row["ranks"]) for row in lines)
+        assert 0.05 < tied / len(lines) < 0.95
 
 
 def test_no_prompt_is_in_a_train_and_a_test_file(files: dict[str, list[dict[str, Any]]]) -> None:

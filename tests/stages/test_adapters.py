@@ -17,6 +17,7 @@ from instructgpt_hf.models.loading import load_tokenizer
 from instructgpt_hf.models.merging import merge_adapter
 from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.models.scoring import reward_shift, score_token_lists
+from instructgpt_hf.trainers.ppo.reference import reference_log_probs
 
 COMMON = {
     "use_peft": True,
@@ -109,7 +110,7 @@ def _watch_the_start_of_ppo(patch):
         mask = torch.ones_like(ids)
         with torch.no_grad():
             expected = torch.log_softmax(sft(ids).logits[:, :-1], -1).gather(2, ids[:, 1:, None]).squeeze(2)
-            found = trainer._reference_log_probs(policy, ids, mask, 4)
+            found = reference_log_probs(trainer.actor_critic, trainer.ref_model, ids, mask, 4)
             own = torch.log_softmax(policy(ids).logits[:, :-1], -1).gather(2, ids[:, 1:, None]).squeeze(2)
             values = trainer.actor_critic.values(torch.tensor([SEQUENCES[1] + [0]]), torch.ones(1, 6), 1)[0, 0]
         seen["reference"] = (found - expected).abs().max().item()
@@ -120,7 +121,8 @@ def _watch_the_start_of_ppo(patch):
         )
         result = original(trainer, stage_run, *arguments)
         with torch.no_grad():
-            after = trainer._reference_log_probs(policy.eval(), ids, mask, 4)
+            policy.eval()
+            after = reference_log_probs(trainer.actor_critic, trainer.ref_model, ids, mask, 4)
         seen["reference_after"] = (after - expected).abs().max().item()
         return result
 

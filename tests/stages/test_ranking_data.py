@@ -125,13 +125,16 @@ class TestStreams:
         from instructgpt_hf.data import sources
 
         assert sources.describe_stream("nobody-here/no-such-dataset", "train", None)["revision"] is None  # offline
-        marks = set()
+        fingerprints = set()
         for commit in ("abc", "abc", "def"):
             monkeypatch.setattr(sources, "hub_revision", lambda name, commit=commit: commit)
             noted = sources.describe_stream("org/rankings", "train", None)
             assert noted["revision"] == commit
-            marks.add(noted["fingerprint"])
-        assert len(marks) == 2 and sources.describe_stream("org/rankings", "test", None)["fingerprint"] not in marks
+            fingerprints.add(noted["fingerprint"])
+        assert (
+            len(fingerprints) == 2
+            and sources.describe_stream("org/rankings", "test", None)["fingerprint"] not in fingerprints
+        )
 
 
 def test_a_stage_on_a_stream(tmp_path, tokenizer):

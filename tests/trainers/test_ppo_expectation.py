@@ -133,7 +133,7 @@ def test_the_mean_gradient_is_that_of_the_expected_reward_with_its_kl_term(toy):
         trainer.training_step(trainer.model_wrapped, inputs)
         (piece,) = trainer._buffered_inputs
         # Summed over an answer's tokens and averaged over answers, the loss is the objective's own estimate.
-        assert piece["policy_denominator"] == EPISODES
+        assert piece.policy_denominator == EPISODES
         samples.append(-directions @ torch.cat([item.grad.flatten() for item in weights]))
     # Short enough to tell the objective from one without its KL term, or with the KL term alone.
     bound = min(of_score.norm(), BETA * of_kl.norm()) / 10

@@ -9,11 +9,8 @@ from peft import LoraConfig, get_peft_model
 
 from instructgpt_hf._compat.contracts import CONTRACTS
 from instructgpt_hf.config import rules
-from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.merging import merged_weights
-from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b " * (index % 4) + f"w{index}" for index in range(32)]})
 ENDS = list(range(1, 64, 6))  # many, so that greedy answers end at lengths that differ
@@ -21,32 +18,19 @@ SMALL_CACHE = {"num_blocks": 32, "page_size": 16, "max_batch_tokens": 128}
 
 
 @pytest.fixture
-def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
+def make_trainer(make_trainer):
     def build(policy=None, **changes):
         settings = dict(
-            output_dir=str(tmp_path / "work"),
-            generation_batch_size=16,
-            per_device_train_batch_size=8,
-            gradient_accumulation_steps=1,
+            prompts=PROMPTS,
+            reward=lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids],
             total_episodes=16,
             max_completion_length=12,
-            ptx_coef=0.0,
-            warmup_iterations=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
+            learning_rate=5e-6,
+            value_learning_rate=9e-6,
             bf16=False,
+            seed=42,
         )
-        policy = policy if policy is not None else make_policy()
-        return PPOTrainer(
-            policy,
-            lambda completion_ids, **_: [float(len(ids)) for ids in completion_ids],
-            make_scorer(),
-            PPOConfig(**{**settings, **changes}),
-            train_dataset=PROMPTS,
-            processing_class=tokenizer,
-            prompt_format=PromptFormat.create("raw", tokenizer),
-        )
+        return make_trainer(policy=policy, **{**settings, **changes})
 
     return build
 

@@ -1,10 +1,11 @@
 """Early warnings of a PPO run, and where it stops: before NaN reaches the weights or a checkpoint."""
 
+import functools
 import math
 
 import pytest
 import torch
-from helpers.ppo_setup import build_trainer, count_c, records
+from helpers.ppo_trainer import records
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
@@ -28,13 +29,9 @@ CALM = {
 
 
 @pytest.fixture
-def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
-    def build(folder="work", policy=None, reward=count_c, **changes):
-        return build_trainer(
-            tokenizer, policy or make_policy(), make_scorer(), tmp_path / folder, reward=reward, **changes
-        )
-
-    return build
+def make_trainer(make_trainer):
+    """Trainers of one pass of the prompts: four iterations of two optimizer steps."""
+    return functools.partial(make_trainer, total_episodes=64)
 
 
 def warned(series):
@@ -51,8 +48,8 @@ def test_a_calm_run_is_not_warned_about():
     ("metric", "series", "iteration", "words"),
     [
         ("objective/kl", [1, KL_WARNING, KL_WARNING + 1, 200, 1, 200], 3, "larger beta"),
-        ("objective/entropy", [1.0, 0.11, 0.09, 0.09, 0.2, 0.09, 0.09, 0.09, 0.01], 8, "settles on one answer"),
-        ("completions/most_frequent", [0.1, 0.6, 0.6, 0.4, 0.51, 0.6, 0.9, 1.0], 7, "90% of the answers"),
+        ("objective/entropy", [1.0, 0.11, 0.09, 0.09, 0.2, 0.09, 0.09, 0.09, 0.01], 8, "settles on one completion"),
+        ("completions/most_frequent", [0.1, 0.6, 0.6, 0.4, 0.51, 0.6, 0.9, 1.0], 7, "90% of the completions"),
         ("val/explained_variance", [-1.0] * 25, 20, "value_learning_rate"),
         ("val/explained_variance", [0.0] * 25, 20, "no more than a constant"),
         ("val/explained_variance", [-1.0] * 15 + [0.1] + [-1.0] * 12, 26, "value_warmup_iterations"),
@@ -83,7 +80,7 @@ def test_warnings_reach_the_user_with_their_iteration(make_trainer, monkeypatch)
     monkeypatch.setattr("instructgpt_hf.trainers.ppo.watchdog.ENTROPY_SHARE", 1e9)
     trainer = make_trainer()
     told = []
-    trainer.guard.say = told.append
+    trainer.guard.warn = told.append
     trainer.train()
     assert len(told) == 1 and told[0].startswith("warning: iteration 3: the entropy has fallen to ")
 
@@ -224,7 +221,7 @@ def test_an_interrupted_trainer_can_be_resumed(make_trainer, tmp_path):
     class Interrupt(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
             if state.global_step == 5:
-                trainer.guard.see("loss/policy", math.nan)
+                trainer.guard.add("loss/policy", math.nan)
                 raise KeyboardInterrupt
 
     interrupt = Interrupt()

@@ -1,10 +1,11 @@
 """What the paper does not use: an adaptive KL weight and value-only iterations; and the clock of an iteration."""
 
+import functools
 import time
 
 import pytest
 import torch
-from helpers.ppo_setup import PROMPTS, build_trainer, records
+from helpers.ppo_trainer import PROMPTS, records
 from transformers import TrainerCallback
 
 from instructgpt_hf.errors import InstructGPTError
@@ -12,11 +13,9 @@ from instructgpt_hf.trainers.ppo.metrics import PhaseClock
 
 
 @pytest.fixture
-def make_trainer(tokenizer, make_policy, make_scorer, tmp_path):
-    def build(folder="work", **changes):
-        return build_trainer(tokenizer, make_policy(), make_scorer(), tmp_path / folder, **changes)
-
-    return build
+def make_trainer(make_trainer):
+    """Trainers of one pass of the prompts: four iterations of two optimizer steps."""
+    return functools.partial(make_trainer, total_episodes=64)
 
 
 class Snapshots(TrainerCallback):
@@ -75,7 +74,7 @@ def test_value_warmup_applies_the_value_loss_alone(make_trainer):
     loss = trainer.minibatch_loss(trainer.model, piece)
     loss.backward()
     assert all(item.grad is None for item in trainer.actor_critic.role_parameters("policy").values())
-    assert loss.item() == pytest.approx(0.5 * trainer.guard.seen["loss/value"][0], rel=1e-5)
+    assert loss.item() == pytest.approx(0.5 * trainer.guard.values["loss/value"][0], rel=1e-5)
 
 
 def test_value_warmup_drops_the_gradients_that_distributed_wrappers_need(make_trainer):

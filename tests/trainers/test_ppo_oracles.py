@@ -10,11 +10,13 @@ import copy
 
 import pytest
 import torch
-from helpers.ppo_setup import records
-from helpers.ppo_trainer import PROMPTS, snapshot
+from helpers.ppo_trainer import PROMPTS, records, snapshot
 from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
+
+from instructgpt_hf.functional import ppo_ptx_loss
+from instructgpt_hf.trainers.ppo.rollouts import Rollouts, Tokens
 
 EPISODES, EOS, SCORE_LIMIT = 16, 1, 1.0
 # Narrow enough that each of them limits some tokens of models that have moved.
@@ -36,8 +38,8 @@ def models(make_policy, make_scorer):
 def answers(batch, rows=range(EPISODES)):
     """Each row, the ids [1, S] of its prompt and answer without padding, and the length of the answer."""
     for row in rows:
-        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-        answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        prompt = batch.tokens.prompt_ids[row][batch.tokens.prompt_mask[row].bool()]
+        answer = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
         yield row, torch.cat([prompt, answer])[None], len(answer)
 
 
@@ -106,7 +108,7 @@ def minibatch_by_hand(policy, value_model, batch, rows, reduction="sequence_sum"
     sums, tokens = {}, 0
     for row, ids, count in answers(batch, rows):
         names = "logps", "values", "advantages", "returns"
-        old, old_values, advantages, returns = (batch[name][row, :count] for name in names)
+        old, old_values, advantages, returns = (getattr(batch, name)[row, :count] for name in names)
         distribution = distributions(policy, ids, count)
         log_ratio = distribution.gather(1, ids[0, -count:, None])[:, 0] - old
         ratio = log_ratio.exp()
@@ -151,9 +153,9 @@ def test_advantages_and_returns_follow_the_settings(make_trainer, models, settin
     trainer = make_trainer(**models, **settings, max_completion_length=12)
     batch = trainer.rollout([PROMPTS[index] for index in range(EPISODES)])
     advantages, returns, scores, divergences = rollout_by_hand(models, batch, **settings)
-    torch.testing.assert_close(batch["advantages"], advantages, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(batch["returns"], returns, rtol=1e-4, atol=1e-5)
-    assert len(set(batch["completion_mask"].sum(1).tolist())) > 1
+    torch.testing.assert_close(batch.advantages, advantages, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(batch.returns, returns, rtol=1e-4, atol=1e-5)
+    assert len(set(batch.tokens.completion_mask.sum(1).tolist())) > 1
     assert sum(abs(kl) for kl in divergences) > 1.0
     assert 0 < sum(abs(score) > SCORE_LIMIT for score in scores) < EPISODES, "the limit must be that of some scores"
 
@@ -182,6 +184,30 @@ def test_gradients_of_a_minibatch_after_the_models_have_moved(make_trainer, mode
         )
 
 
+def test_the_accumulated_gradient_is_that_of_equation_2_as_one_sum(make_trainer, models):
+    """Consecutive backward passes over pretraining text, values and policy, as one loss with one backward pass."""
+    sizes = dict(
+        per_device_train_batch_size=EPISODES, ptx_coef=2.0, ptx_episodes_ratio=2, ptx_loss_reduction="token_mean"
+    )
+    trainer = make_trainer(**models, **RANGES, **sizes, beta=0.5, vf_coef=0.3)
+    model, inputs = trainer.actor_critic, [PROMPTS[index] for index in range(EPISODES)]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 1  # set by the training loop
+    stream = copy.deepcopy(trainer.pretraining)
+    trainer.training_step(trainer.model_wrapped, inputs)
+    accumulated = {name: item.grad for name, item in model.named_parameters()}
+    model.zero_grad()
+    (piece,) = trainer._buffered_inputs
+    found = minibatch_by_hand(models["policy"], models["value_model"], piece.rollouts, range(EPISODES))
+    text = torch.tensor([next(stream) for _ in range(2 * EPISODES)])
+    lm = models["policy"](input_ids=text, labels=text).loss
+    ppo_ptx_loss(found["loss/policy"], found["loss/value"], 0.3, lm, 2.0).backward()
+    for name, item in model.named_parameters():
+        torch.testing.assert_close(
+            accumulated[name], item.grad, rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 def test_the_adapted_beta_weighs_the_next_rollouts(make_trainer, models):
     # With a horizon of one iteration, beta changes by up to a fifth in each.
     trainer = make_trainer(**models, beta=0.5, kl_target=0.01, kl_horizon=EPISODES, learning_rate=1e-2)
@@ -190,8 +216,8 @@ def test_the_adapted_beta_weighs_the_next_rollouts(make_trainer, models):
     def compared(inputs):
         batch = rollout(inputs)
         advantages, returns, _, divergences = rollout_by_hand(models, batch, betas[-1])
-        torch.testing.assert_close(batch["advantages"], advantages, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(batch["returns"], returns, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch.advantages, advantages, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(batch.returns, returns, rtol=1e-4, atol=1e-5)
         error = sum(divergences) / EPISODES / 0.01 - 1
         betas.append(betas[-1] * (1 + min(max(error, -0.2), 0.2)))
         return batch
@@ -215,12 +241,14 @@ class Watch(TrainerCallback):
 
     def watched_rollout(self, inputs):
         batch = self.rollout(inputs)
-        self.batch = {name: item.clone() for name, item in batch.items()}
+        self.batch = Rollouts(Tokens(*map(torch.clone, batch.tokens)), *map(torch.clone, batch[1:]))
         return batch
 
     def watched_loss(self, model, piece):
         # The prompts of an iteration are distinct.
-        whole, part = ([ids[ids > 0].tolist() for ids in item["prompt_ids"]] for item in (self.batch, piece))
+        whole, part = (
+            [ids[ids > 0].tolist() for ids in item.tokens.prompt_ids] for item in (self.batch, piece.rollouts)
+        )
         self.rows.append([whole.index(prompt) for prompt in part])
         return self.loss(model, piece)
 
@@ -228,7 +256,7 @@ class Watch(TrainerCallback):
 def rollout_metrics_by_hand(models, batch, beta):
     _, returns, scores, divergences = rollout_by_hand(models, batch, beta)
     tokens = [ids[0, -count:].tolist() for _, ids, count in answers(batch)]
-    values = [batch["values"][row, :count] for row, _, count in answers(batch)]
+    values = [batch.values[row, :count] for row, _, count in answers(batch)]
     returns = torch.cat([returns[row, :count] for row, _, count in answers(batch)])
     mean = sum(scores) / EPISODES
     return {

@@ -1,17 +1,12 @@
 """Two processes take the iterations of one with the same global batch: the same losses, metrics and weights."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from helpers.ppo_step import is_clock
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "ppo_step.py"
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Measured on one micro-batch of one process.
 LOCAL = ("grad_norm_ratio_ptx", "grad_cosine_ptx")
@@ -21,27 +16,14 @@ WEIGHTS = ("end", "average")
 CASES = ("ppo-full", "ppo-lora", "ppo-ptx-full", "ppo-ptx-lora")
 
 
-def run(source, name, launcher, per_device, accumulation):
-    words = [str(SCRIPT), str(source), str(source / name), str(per_device), str(accumulation)]
-    done = subprocess.run(
-        [sys.executable, *launcher, *words],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def found(folder):
     log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
     return log["processes"], log["log"], {name: load_file(folder / f"{name}.safetensors") for name in WEIGHTS}
 
 
-def test_two_processes_equal_one(ppo_source):
-    run(ppo_source, "one", [], 4, 2)
-    run(ppo_source, "two", TORCHRUN, 2, 2)
+def test_two_processes_equal_one(ppo_source, run_helper):
+    run_helper("ppo_step", ppo_source, ppo_source / "one", 4, 2)
+    run_helper("ppo_step", ppo_source, ppo_source / "two", 2, 2, launcher=TORCHRUN)
     for case in CASES:
         processes, log, weights = found(ppo_source / "one" / case)
         others, other_log, other_weights = found(ppo_source / "two" / case)

@@ -2,7 +2,6 @@
 
 import pytest
 import transformers.trainer
-from helpers.ppo_setup import build_trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 
@@ -27,10 +26,8 @@ def hub(monkeypatch):
     return hub
 
 
-def test_it_pushes_models_that_load_alone(hub, tokenizer, make_policy, make_scorer, tmp_path):
-    trainer = build_trainer(
-        tokenizer, make_policy(), make_scorer(), tmp_path, total_episodes=16, save_strategy="steps", save_steps=2
-    )
+def test_it_pushes_models_that_load_alone(hub, make_trainer, tmp_path):
+    trainer = make_trainer(output_dir=tmp_path, total_episodes=16, save_strategy="steps", save_steps=2)
     trainer.train()
     trainer.push_to_hub()
     ((folder, ignored),) = hub.uploads
@@ -42,18 +39,13 @@ def test_it_pushes_models_that_load_alone(hub, tokenizer, make_policy, make_scor
 
 
 @pytest.mark.parametrize(("setting", "private"), [(None, True), (True, True), (False, False)])
-def test_a_repository_is_private_unless_told_otherwise(
-    hub, tokenizer, make_policy, make_scorer, tmp_path, setting, private
-):
-    trainer = build_trainer(
-        tokenizer, make_policy(), make_scorer(), tmp_path, hub_private_repo=setting, push_to_hub=True
-    )
+def test_a_repository_is_private_unless_told_otherwise(hub, make_trainer, tmp_path, setting, private):
+    trainer = make_trainer(output_dir=tmp_path, hub_private_repo=setting, push_to_hub=True)
     assert hub.private is private, "with push_to_hub the Trainer makes the repository at once"
     trainer.push_to_hub()
     assert hub.private is private
 
 
-def test_nothing_is_pushed_at_a_checkpoint(hub, tokenizer, make_policy, make_scorer, tmp_path):
-    more = dict(total_episodes=32, save_strategy="steps", save_steps=2, push_to_hub=True)
-    build_trainer(tokenizer, make_policy(), make_scorer(), tmp_path, **more).train()
+def test_nothing_is_pushed_at_a_checkpoint(hub, make_trainer):
+    make_trainer(total_episodes=32, save_strategy="steps", save_steps=2, push_to_hub=True).train()
     assert not hub.uploads

@@ -1,28 +1,20 @@
 """A run that is killed at any point and started again ends as the run that was never interrupted, bit for bit."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "helpers" / "interrupted_ppo.py"
 
+@pytest.fixture
+def run(run_helper, ppo_source):
+    """A function that runs with kills; returns the last checkpoint after each, and the folder of the end."""
 
-def run(source, name, lora, *kills):
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(source), str(source / name), str(int(lora)), *kills],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    words = [line.split() for line in done.stdout.splitlines() if line.startswith("killed ")]
-    return {place: checkpoint for _, place, checkpoint in words}, source / name / "end"
+    def build(name, lora, *kills):
+        output = run_helper("interrupted_ppo", ppo_source, ppo_source / name, int(lora), *kills)
+        words = [line.split() for line in output.splitlines() if line.startswith("killed ")]
+        return {place: checkpoint for _, place, checkpoint in words}, ppo_source / name / "end"
+
+    return build
 
 
 def files(folder, names):
@@ -37,7 +29,7 @@ def first_difference(log, other):
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_killed_runs_end_as_the_uninterrupted_one(ppo_source, lora):
+def test_killed_runs_end_as_the_uninterrupted_one(run, lora):
     kills = {"rollout:2": "None", "optimizer-step:10": "checkpoint-8"}
     if not lora:
         kills = {
@@ -56,9 +48,9 @@ def test_killed_runs_end_as_the_uninterrupted_one(ppo_source, lora):
             # in the middle of a step's accumulation
             "pretraining:11": "checkpoint-16",
         }
-    last, resumed = run(ppo_source, "resumed", lora, *kills)
+    last, resumed = run("resumed", lora, *kills)
     assert last == kills
-    _, whole = run(ppo_source, "whole", lora)
+    _, whole = run("whole", lora)
     names = [f"{part}{'adapter_' if lora else ''}model.safetensors" for part in ("", "value_model/", "ema/")]
     names.append("rollouts.jsonl")
     assert files(resumed, names) == files(whole, names)

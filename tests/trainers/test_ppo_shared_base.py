@@ -3,20 +3,17 @@
 import pytest
 import torch
 from datasets import Dataset
-from helpers.ppo_setup import build_trainer
+from helpers.ppo_trainer import build_trainer, count_c
 from peft import LoraConfig, get_peft_model
 
-from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.models.adapters import REWARD_ADAPTER, VALUE_ADAPTER
 from instructgpt_hf.models.loading import load_policy
 from instructgpt_hf.models.reward_model import create_reward_model, load_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import token_scores
 from instructgpt_hf.models.shared_base import load_scorers
-from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
+from instructgpt_hf.trainers.ppo.reference import reference_log_probs
 
 PROMPTS = Dataset.from_dict({"prompt": [f"a b w{index % 35}" for index in range(32)]})
-TEXT = Dataset.from_dict({"text": ["a b c d e f g h i j"] * 20})
 
 
 @pytest.fixture
@@ -44,35 +41,16 @@ def make_trainer(folders, tokenizer, tmp_path):
         else:
             reward, value = load_reward_model(reward_folder), load_reward_model(reward_folder, trainable=True)
         settings = dict(
-            output_dir=str(tmp_path / name),
-            generation_batch_size=16,
             per_device_train_batch_size=4,
             gradient_accumulation_steps=2,
             total_episodes=64,
             learning_rate=1e-2,
             value_learning_rate=1e-2,
-            max_completion_length=6,
             ptx_coef=1.0,
-            ptx_episodes_ratio=1,
-            ptx_max_length=8,
             ema_decay=0.9,
-            warmup_iterations=1,
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
             use_cpu=True,
-            seed=0,
         )
-        return PPOTrainer(
-            policy,
-            reward,
-            value,
-            PPOConfig(**{**settings, **changes}),
-            train_dataset=PROMPTS,
-            processing_class=tokenizer,
-            prompt_format=PromptFormat.create("raw", tokenizer),
-            pretraining_dataset=TEXT,
-        )
+        return build_trainer(policy, reward, value, tokenizer, tmp_path / name, PROMPTS, **{**settings, **changes})
 
     return build
 
@@ -131,12 +109,12 @@ def test_the_reference_keeps_whole_modules_that_the_adapter_trains(
 ):
     adapter = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], modules_to_save=modules)
     policy = get_peft_model(make_policy(), adapter)
-    trainer = build_trainer(tokenizer, policy, make_scorer(), tmp_path, learning_rate=1e-2)
+    trainer = build_trainer(policy, count_c, make_scorer(), tokenizer, tmp_path, total_episodes=64, learning_rate=1e-2)
     ids = torch.tensor([[3, 4, 5, 6, 7, 1]])
 
     def log_probs():
         with torch.no_grad():
-            reference = trainer._reference_log_probs(policy, ids, torch.ones_like(ids), 4)
+            reference = reference_log_probs(trainer.actor_critic, trainer.ref_model, ids, torch.ones_like(ids), 4)
             return reference, trainer.actor_critic.log_probs(policy, ids, torch.ones_like(ids), 4)[0]
 
     reference, start = log_probs()

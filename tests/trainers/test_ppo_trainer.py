@@ -6,24 +6,12 @@ import copy
 
 import pytest
 import torch
-from helpers.ppo_setup import records
-from helpers.ppo_trainer import PROMPTS, count_c, snapshot
+from helpers.ppo_trainer import PROMPTS, count_c, records, snapshot
 
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.trainers.ppo.rollouts import EpisodeSampler, by_length, deal, model_batch, pad_rollouts, select
+from instructgpt_hf.functional import ppo_ptx_loss
+from instructgpt_hf.trainers.ppo.rollouts import EpisodeSampler, Tokens, deal
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
-
-
-def test_every_trainable_parameter_moves_and_every_frozen_one_stays(make_trainer, make_scorer):
-    reward_model = make_scorer(seed=5)
-    frozen_before = snapshot(reward_model)
-    trainer = make_trainer(reward=reward_model, ptx_coef=1.0, adam_epsilon=1e-12)
-    before, reference = snapshot(trainer.actor_critic), snapshot(trainer.ref_model)
-    trainer.train()
-    still = [name for name, item in trainer.actor_critic.named_parameters() if torch.equal(item, before[name])]
-    assert still == []
-    assert all(torch.equal(item, reference[name]) for name, item in trainer.ref_model.named_parameters())
-    assert all(torch.equal(item, frozen_before[name]) for name, item in reward_model.named_parameters())
 
 
 def test_minibatches_are_optimizer_steps(make_trainer):
@@ -103,42 +91,13 @@ def test_ptx_gradient_is_the_coefficient_times_the_language_model_gradient(make_
     assert sum(recorded) / len(recorded) == pytest.approx(expected_loss.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_sum"])
-def test_policy_gradient_of_a_minibatch_is_that_of_a_loop_over_its_answers(make_trainer, make_policy, reduction):
-    policy = make_policy()
-    with torch.no_grad():
-        policy.lm_head.weight[1] *= 20  # answers of different lengths
-    trainer = make_trainer(
-        policy=policy,
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        generation_batch_size=8,
-        policy_loss_reduction=reduction,
-        vf_coef=0.0,
-    )
-    batch = trainer.rollout([PROMPTS[index] for index in range(8)])
-    weights = list(policy.parameters())
-    total, lengths = torch.zeros(()), batch["completion_mask"].sum(1).tolist()
-    for row, count in enumerate(lengths):
-        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-        answer = batch["completion_ids"][row, :count]
-        logits = policy(input_ids=torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
-        logps = logits.log_softmax(-1).gather(1, answer[:, None])[:, 0]
-        total = total - (logps * batch["advantages"][row, :count]).sum()
-    assert len(set(lengths)) > 1
-    expected = torch.autograd.grad(total / (sum(lengths) if reduction == "token_mean" else 8), weights)
-    for piece in trainer.minibatches(batch):
-        trainer.minibatch_loss(trainer.actor_critic, piece).backward()
-    for item, gradient in zip(weights, expected, strict=True):
-        torch.testing.assert_close(item.grad, gradient, rtol=1e-4, atol=1e-6)
-
-
 def test_a_micro_batch_holds_the_activations_of_one_model_at_a_time(make_trainer):
     trainer = make_trainer(generation_batch_size=8, vf_coef=0.3)
     model, seen = trainer.actor_critic, []
     piece = trainer.minibatches(trainer.rollout([PROMPTS[index] for index in range(8)]))[0]
-    output = model(*model_batch(piece), with_entropy=True)
-    joint = trainer._policy_loss(lambda *_, **__: output, piece) + trainer._value_loss(lambda *_, **__: output, piece)
+    output = model(*piece.rollouts.tokens.joined(), with_entropy=True)
+    policy, value = (loss(lambda *_, **__: output, piece) for loss in (trainer._policy_loss, trainer._value_loss))
+    joint = ppo_ptx_loss(policy, value, 0.3)
     weights = {role: model.role_parameters(role).values() for role in ("policy", "value_model")}
     expected = {role: torch.autograd.grad(joint, items, retain_graph=True) for role, items in weights.items()}
     done = lambda role: all(item.grad is not None for item in weights[role])  # noqa: E731
@@ -212,8 +171,8 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
     policy, value_model = trainer.actor_critic.policy, trainer.actor_critic.value_model
     lengths = set()
     for row in range(16):
-        prompt = batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-        answer = batch["completion_ids"][row][batch["completion_mask"][row].bool()]
+        prompt = batch.tokens.prompt_ids[row][batch.tokens.prompt_mask[row].bool()]
+        answer = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
         lengths.add(len(answer))
         ids, start, count = torch.cat([prompt, answer])[None], len(prompt), len(answer)
         with torch.no_grad():
@@ -236,8 +195,8 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
             ("advantages", advantages),
             ("returns", advantages + values),
         ):
-            torch.testing.assert_close(batch[name][row, :count], expected, rtol=1e-4, atol=1e-5)
-            assert not batch[name][row, count:].any()
+            torch.testing.assert_close(getattr(batch, name)[row, :count], expected, rtol=1e-4, atol=1e-5)
+            assert not getattr(batch, name)[row, count:].any()
     assert len(lengths) > 1, "the rows must differ in length to say anything about padding"
 
 
@@ -340,15 +299,15 @@ def test_too_few_prompts_are_refused(make_trainer):
 
 
 def test_pieces_of_a_batch_keep_rows_and_lose_padding():
-    batch = pad_rollouts([[3], [3, 4, 5]], [[6, 7], [8, 9, 10, 1]], pad_token_id=0)
-    assert batch["prompt_ids"].tolist() == [[0, 0, 3], [3, 4, 5]]
-    assert batch["completion_ids"].tolist() == [[6, 7, 0, 0], [8, 9, 10, 1]]
-    ids, mask, length = model_batch(select(batch, torch.tensor([0])))
+    tokens = Tokens.pad([[3], [3, 4, 5]], [[6, 7], [8, 9, 10, 1]], pad_token_id=0)
+    assert tokens.prompt_ids.tolist() == [[0, 0, 3], [3, 4, 5]]
+    assert tokens.completion_ids.tolist() == [[6, 7, 0, 0], [8, 9, 10, 1]]
+    ids, mask, length = tokens.select(torch.tensor([0])).joined()
     assert (ids.tolist(), mask.tolist(), length) == ([[3, 6, 7]], [[1, 1, 1]], 2)
-    rows = [index.tolist() for index, _ in by_length(batch, 1)]
+    rows = [index.tolist() for index, _ in tokens.by_length(1)]
     assert rows == [[1], [0]]
     with pytest.raises(ValueError, match="rollouts \\[1\\] have no token"):
-        pad_rollouts([[3], [3]], [[6], []], pad_token_id=0)
+        Tokens.pad([[3], [3]], [[6], []], pad_token_id=0)
 
 
 @pytest.mark.parametrize("given", ["policy", "copy of the policy", "policy and reference"])

@@ -78,8 +78,8 @@ def ending_policy(make_policy, *eos_token_ids):
 def sampled(batch):
     """Prompt and answer of every row, without padding."""
     return [
-        [batch[f"{part}_ids"][row][batch[f"{part}_mask"][row].bool()].tolist() for part in ("prompt", "completion")]
-        for row in range(len(batch["prompt_ids"]))
+        [ids[row][mask[row].bool()].tolist() for ids, mask in (batch.tokens[:2], batch.tokens[2:])]
+        for row in range(len(batch.tokens.prompt_ids))
     ]
 
 
@@ -145,8 +145,8 @@ def test_reward_model_sees_the_sampled_ids_and_its_score_lands_on_the_last(
         score = plain_score(reward_model, prompt + answer)
         # The discounted return of a token says how far behind it the score is.
         expected = [score * 0.5 ** (len(answer) - 1 - place) for place in range(len(answer))]
-        assert batch["returns"][row, : len(answer)].tolist() == pytest.approx(expected, abs=1e-5)
-        assert not batch["returns"][row, len(answer) :].any()
+        assert batch.returns[row, : len(answer)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert not batch.returns[row, len(answer) :].any()
 
 
 @pytest.mark.parametrize("correction", [{}, {"missing_eos_penalty": 2.0}, {"missing_eos_score": -1.0}])
@@ -171,7 +171,7 @@ def test_answers_of_every_shape(make_trainer, make_policy, monkeypatch, correcti
         score = 10.0 + row
         if row in (2, 5):
             score = correction.get("missing_eos_score", score) - correction.get("missing_eos_penalty", 0.0)
-        returns = batch["returns"][row]
+        returns = batch.returns[row]
         assert returns[len(answer) - 1].item() == pytest.approx(score)
         assert returns[: len(answer)].tolist() == pytest.approx(
             [score * 0.5 ** (len(answer) - 1 - place) for place in range(len(answer))]
@@ -331,6 +331,6 @@ def test_the_definitions_agree_with_the_rollout(make_trainer, make_scorer):
             for prompt, answer in sampled(batch)
         ]
     )
-    rewards = token_rewards(scores, torch.zeros_like(batch["logps"]), batch["completion_mask"], 0.1)
-    advantages, _ = gae(rewards, batch["values"], batch["completion_mask"], 1.0, 0.95)
-    torch.testing.assert_close(batch["advantages"], advantages, rtol=1e-4, atol=1e-5)
+    rewards = token_rewards(scores, torch.zeros_like(batch.logps), batch.tokens.completion_mask, 0.1)
+    advantages, _ = gae(rewards, batch.values, batch.tokens.completion_mask, 1.0, 0.95)
+    torch.testing.assert_close(batch.advantages, advantages, rtol=1e-4, atol=1e-5)

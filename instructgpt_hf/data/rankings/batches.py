@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,19 +57,12 @@ class RankingPass:
         return replace(self, **{name: x.to(device, non_blocking=non_blocking) for name, x in tensors if x is not None})
 
 
-@dataclass
-class Block:
-    """Completions that share one copy of their prompt in a row.
+class Block(NamedTuple):
+    """Completions that share one copy of their prompt in a row."""
 
-    Attributes:
-        ranking: index of the prompt in the batch.
-        completions: indices of the completions in their ranking.
-        length: tokens of the prompt and these completions.
-    """
-
-    ranking: int
-    completions: list[int]
-    length: int
+    ranking: int  # index of the prompt in the batch
+    completions: list[int]  # indices in the ranking
+    length: int  # tokens of the prompt and these completions
 
 
 @dataclass
@@ -79,27 +72,24 @@ class Forward:
     width: int
     rows: list[list[Block]] = field(default_factory=list)
 
-    def room(self, row: int) -> int:
+    def room(self, row: list[Block]) -> int:
         """Free tokens of a row."""
-        return self.width - _row_length(self.rows[row])
+        return self.width - _row_length(row)
 
 
 def split_completions(
     prompt: int, completions: Sequence[int], hidden_size: int | None, max_tokens: int
 ) -> list[list[int]]:
-    """Divide the completions of a ranking into the rows that cost least.
+    """Divide the completions of a ranking into the rows that cost least; returns their indices, row by row.
 
     Sharing saves copies of the prompt, but attention computes every pair of tokens of a row, so long completions of a
     short prompt are cheaper in rows of their own.
 
     Args:
-        prompt: tokens of the prompt.
-        completions: [K] tokens of each completion.
+        prompt: length of the prompt in tokens.
+        completions: [K] length of each completion in tokens.
         hidden_size: hidden size of the model; None puts every completion into a row of its own.
         max_tokens: longest row of several completions, in tokens.
-
-    Returns:
-        Indices of the completions, row by row.
     """
     count = len(completions)
     if hidden_size is None:
@@ -125,25 +115,22 @@ def plan_forwards(rankings: Sequence[Sequence[Block]], max_tokens: int, pack: bo
     as its longest block, so further blocks in its shorter rows cost nothing.
 
     Args:
-        rankings: the blocks of each ranking.
         max_tokens: rows x width of one pass; only a ranking that is larger on its own exceeds it.
         pack: whether a row may hold several blocks.
     """
     passes: list[Forward] = []
-    for blocks in sorted(rankings, key=lambda ranking: max(block.length for block in ranking), reverse=True):
-        ordered = sorted(blocks, key=lambda block: block.length, reverse=True)
-        for forward in passes:
-            if _place(forward, ordered, max_tokens, pack):
-                break
-        else:
-            opened = Forward(width=ordered[0].length)
-            _place(opened, ordered, max(max_tokens, opened.width * len(ordered)), pack)
-            passes.append(opened)
+    ordered = [sorted(blocks, key=lambda block: block.length, reverse=True) for blocks in rankings]
+    for blocks in sorted(ordered, key=lambda blocks: blocks[0].length, reverse=True):
+        if not any(_place(forward, blocks, max_tokens, pack) for forward in passes):
+            passes.append(opened := Forward(width=blocks[0].length))
+            _place(opened, blocks, max(max_tokens, opened.width * len(blocks)), pack)
     return passes
 
 
 def split_forward(forward: Forward, max_tokens: int) -> list[Forward]:
-    """Split a pass into parts of at most `max_tokens` each; a part of one row may be longer."""
+    """Split a larger pass into parts of at most `max_tokens` each; a part of one row may be longer."""
+    if len(forward.rows) * forward.width <= max_tokens:
+        return [forward]
     parts: list[Forward] = []
     for row in sorted(forward.rows, key=_row_length, reverse=True):
         if not parts or (len(parts[-1].rows) + 1) * parts[-1].width > max_tokens:
@@ -157,32 +144,24 @@ def _row_length(row: list[Block]) -> int:
 
 
 def _place(forward: Forward, blocks: list[Block], max_tokens: int, pack: bool) -> bool:
-    """Add all blocks to a pass if they fit, and say whether they did."""
-    free = [forward.room(row) for row in range(len(forward.rows))] if pack else []
-    target: list[int] = []
-    new_rows = 0
+    """Add all blocks to a pass if they fit; returns whether they did."""
+    rows = [list(row) for row in forward.rows]
     for block in blocks:
-        row = next((index for index, room in enumerate(free) if room >= block.length), None)
+        row = next((row for row in rows if pack and forward.room(row) >= block.length), None)
         if row is None:
-            new_rows += 1
-            if (len(forward.rows) + new_rows) * forward.width > max_tokens:
-                return False
-            row = len(forward.rows) + new_rows - 1
-            if pack:
-                free.append(forward.width)
-        if pack:
-            free[row] -= block.length
-        target.append(row)
-    forward.rows.extend([] for _ in range(new_rows))
-    for block, row in zip(blocks, target, strict=True):
-        forward.rows[row].append(block)
+            rows.append(row := [])
+        row.append(block)
+    if len(rows) > len(forward.rows) and len(rows) * forward.width > max_tokens:
+        return False  # a pass that exceeds the limit by itself still takes what its rows have room for
+    forward.rows = rows
     return True
 
 
+@dataclass
 class RankingCollator:
     """Data collator of the reward model: turns tokenized rankings into the forward passes that score them.
 
-    Args:
+    Attributes:
         pad_token_id: padding id.
         max_tokens: tokens of one forward pass, padding included; a single row may exceed it.
         hidden_size: hidden size of a model that takes shared rows; None gives every completion a row of its own, with
@@ -191,19 +170,11 @@ class RankingCollator:
         whole_rankings: keep a ranking in one pass, also where it exceeds `max_tokens`.
     """
 
-    def __init__(
-        self,
-        pad_token_id: int,
-        max_tokens: int,
-        hidden_size: int | None = None,
-        padding_side: str = "right",
-        whole_rankings: bool = False,
-    ) -> None:
-        self.pad_token_id = pad_token_id
-        self.max_tokens = max_tokens
-        self.hidden_size = hidden_size
-        self.padding_side = padding_side
-        self.whole_rankings = whole_rankings
+    pad_token_id: int
+    max_tokens: int
+    hidden_size: int | None = None
+    padding_side: str = "right"
+    whole_rankings: bool = False
 
     def __call__(self, rankings: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate G rankings with `prompt_ids`, `completion_ids` [K] and `ranks` [K].
@@ -214,14 +185,11 @@ class RankingCollator:
         """
         blocks = [self._blocks(index, ranking) for index, ranking in enumerate(rankings)]
         plan = plan_forwards(blocks, self.max_tokens, pack=self.hidden_size is not None)
+        parts = [[forward] if self.whole_rankings else split_forward(forward, self.max_tokens) for forward in plan]
         return {
             "labels": torch.zeros(len(rankings), dtype=torch.long),
-            "forwards": [[self._tensors(part, rankings) for part in self._parts(forward)] for forward in plan],
+            "forwards": [[self._tensors(part, rankings) for part in forward] for forward in parts],
         }
-
-    def _parts(self, forward: Forward) -> list[Forward]:
-        whole = self.whole_rankings or len(forward.rows) * forward.width <= self.max_tokens
-        return [forward] if whole else split_forward(forward, self.max_tokens)
 
     def _blocks(self, index: int, ranking: dict[str, Any]) -> list[Block]:
         prompt, lengths = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
@@ -237,17 +205,20 @@ class RankingCollator:
         blocks = torch.full(shape, NO_BLOCK)
         ends: dict[tuple[int, int], int] = {}  # (ranking, completion) -> index of its last token
         for row, contents in enumerate(forward.rows):
-            start = forward.room(row) if self.padding_side == "left" else 0
+            start = forward.room(contents) if self.padding_side == "left" else 0
             for number, block in enumerate(contents):
                 blocks[row, start : start + block.length] = number
-                for segment, (completion, ids, position) in enumerate(_pieces(rankings[block.ranking], block)):
+                ranking = rankings[block.ranking]
+                completions = [ranking["completion_ids"][index] for index in block.completions]
+                for segment, ids in enumerate([ranking["prompt_ids"], *completions]):
                     place = slice(start, start + len(ids))
+                    first = len(ranking["prompt_ids"]) if segment else 0
                     input_ids[row, place] = torch.tensor(ids)
-                    positions[row, place] = torch.arange(position, position + len(ids))
+                    positions[row, place] = torch.arange(first, first + len(ids))
                     segments[row, place] = segment
                     start += len(ids)
-                    if completion is not None:
-                        ends[block.ranking, completion] = row * forward.width + start - 1
+                    if segment:
+                        ends[block.ranking, block.completions[segment - 1]] = row * forward.width + start - 1
         members = sorted(ends)
         shared = any(len(contents) > 1 or len(contents[0].completions) > 1 for contents in forward.rows)
         return RankingPass(
@@ -262,10 +233,3 @@ class RankingCollator:
             blocks=blocks if shared else None,
             segments=segments if shared else None,
         )
-
-
-def _pieces(ranking: dict[str, Any], block: Block) -> list[tuple[int | None, list[int], int]]:
-    """The prompt (None) and the completions of a block: index in the ranking, token ids, first position."""
-    prompt = ranking["prompt_ids"]
-    completions = [(index, ranking["completion_ids"][index], len(prompt)) for index in block.completions]
-    return [(None, prompt, 0), *completions]

@@ -7,32 +7,29 @@ from collections import Counter
 from typing import Any
 
 from instructgpt_hf.data.rankings.schemas import Schema, ranks_from_scores
-from instructgpt_hf.data.rows import is_text
+from instructgpt_hf.data.rows import is_messages, is_text, short
 
 
 def is_prompt(prompt: Any) -> bool:
     """Whether a prompt is non-empty text, or chat messages with text that is not empty in all of them."""
-    if isinstance(prompt, str) or not is_text(prompt):
+    if not is_messages(prompt):
         return is_text(prompt)
     texts = [turn["content"] for turn in prompt]
-    return all(isinstance(text, str) for text in texts) and any(text.strip() for text in texts)
+    return all(isinstance(text, str) for text in texts) and any(map(is_text, texts))
 
 
 def _text(completion: Any) -> str:
     """The text of a completion given as text or as one assistant message; "" if it is neither or blank."""
     if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
         completion = completion[0].get("content") if completion[0].get("role") == "assistant" else None
-    return completion if isinstance(completion, str) and completion.strip() else ""
+    return completion if is_text(completion) else ""
 
 
 def canonical(raw: dict[str, Any]) -> dict[str, Any]:
     """Convert a row without a problem to the one form: see `data.rankings.rows.ranking_rows`."""
     values = raw["ranks"] if "ranks" in raw else raw["scores"]
-    ranked = [
-        (text, value)
-        for text, value in zip(map(_text, raw["completions"]), values, strict=True)
-        if value is not None and text
-    ]
+    texts = map(_text, raw["completions"])
+    ranked = [(text, value) for text, value in zip(texts, values, strict=True) if value is not None and text]
     numbers = [value for _, value in ranked]
     prompt = raw["prompt"]
     if isinstance(prompt, list):
@@ -51,18 +48,16 @@ def row_problem(raw: dict[str, Any], schema: Schema) -> str | None:
     column = "ranks" if "ranks" in raw else "scores"
     prompt, completions, values = raw["prompt"], raw["completions"], raw[column]
     if schema.strict and not is_prompt(prompt):
-        return f"prompt: found {_short(prompt)}, expected non-empty text or chat messages"
+        return f"prompt: found {short(prompt)}, expected non-empty text or chat messages"
     if not isinstance(completions, list):
-        return f"completions: found {_short(completions)}, expected a list"
+        return f"completions: found {short(completions)}, expected a list"
     if len(completions) < 2 and schema.strict and schema.group is None:
         return f"completions: found {len(completions)}, a ranking needs at least 2"
     if not isinstance(values, list) or len(values) != len(completions):
         count = len(values) if isinstance(values, list) else 0
         return f"{column}: found {count} for {len(completions)} completions, expected as many"
     given = [value for value in values if value is not None]
-    if any(
-        isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) for value in given
-    ):
+    if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in given):
         return f"{column}: found {values}, expected numbers"
     if column == "ranks" and any(value < 1 or value != int(value) for value in given):
         return f"ranks: found {values}, expected whole numbers from 1 (the best)"
@@ -87,14 +82,9 @@ def _completion_problem(completions: list[Any], values: list[Any]) -> str | None
             continue
         text = _text(completion).strip()
         if not text:
-            shown = _short(completion)
+            shown = short(completion)
             return f"completions: number {number} is {shown}, expected non-empty text or one assistant message"
         before, other = first.setdefault(text, (number, value))
         if other != value:
             return f"completions: numbers {before} and {number} are the same text, ranked {other} and {value}"
     return None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from typing import Any, NamedTuple
 
 from datasets import Dataset, IterableDataset
@@ -19,6 +20,7 @@ from trl import extract_prompt
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 Row = dict[str, Any]
+GroupReader = Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # from a reader whose row has another shape
 
 _HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
@@ -38,7 +40,7 @@ class Schema(NamedTuple):
         read: reader of a row; None for rows that need no conversion.
         group: reader of all rows, where the completions of a prompt are in several of them; yields the number of the
             first source row and what `read` would return.
-        matches: further condition on the columns and the first row.
+        matches: further condition on the first row.
         strict: whether an empty or contradictory completion is an error. Published datasets have such rows, which
             their users cannot correct: there the completion is dropped and counted.
     """
@@ -47,8 +49,8 @@ class Schema(NamedTuple):
     columns: tuple[str, ...]
     source: str
     read: Callable[[Row], Row] | None = None
-    group: Callable[[Iterable[Row]], Iterator[tuple[int, Row]]] | None = None
-    matches: Callable[[set[str], Row], bool] = lambda columns, row: True
+    group: GroupReader | None = None
+    matches: Callable[[Row], bool] = lambda row: True
     strict: bool = False
 
 
@@ -64,12 +66,11 @@ def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, R
         raise InstructGPTError(f"{where}: has no rows.")
     columns = set(first)
     for schema in SCHEMAS:
-        if columns.issuperset(schema.columns) and schema.matches(columns, first):
+        if columns.issuperset(schema.columns) and schema.matches(first):
             return schema, first
     own = [schema for schema in SCHEMAS if schema.strict]
     closest = max(own, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
-    missing = [name for name in closest.columns if name not in columns]
-    hints = ", ".join(f"{name!r} ({nearest(name, columns)})" for name in missing)
+    hints = ", ".join(f"{name!r} ({nearest(name, columns)})" for name in closest.columns if name not in columns)
     formats = {schema.name: schema for schema in reversed(SCHEMAS)}  # the first of a name
     known = [f"{x.name}: {', '.join(x.columns)} ({x.source})" for x in reversed(formats.values())]
     raise InstructGPTError(
@@ -84,7 +85,7 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
 
 
 def _parsed(value: Any) -> Any:
-    """Parse messages written as JSON, as in CSV files, which have no lists; other values are returned unchanged."""
+    """Messages that are written as JSON, as in CSV files, which have no lists; other values unchanged."""
     return json.loads(value) if isinstance(value, str) and _WRITTEN_MESSAGES.match(value) else value
 
 
@@ -96,18 +97,13 @@ def _listed(row: Row) -> Row:
     return raw | {"prompt": _parsed(row["prompt"])}
 
 
-def _number(value: Any) -> float | None:
-    """The number that a judge gave, or None for `N/A` and NaN."""
+def _number(value: Any, sign: int = 1) -> float | None:
+    """`sign` times the number that a judge gave, or None for `N/A` and NaN."""
     try:
-        number = float(value)
+        number = sign * float(value)
     except (TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _negative(value: Any) -> float | None:
-    number = _number(value)
-    return None if number is None else -number
 
 
 def _pair(row: Row) -> Row:
@@ -139,9 +135,8 @@ def _turns(text: str) -> list[dict[str, str]]:
     if parts[0].strip():
         return []
     roles = {"Human": "user", "Assistant": "assistant"}
-    turns = [
-        {"role": roles[role], "content": text.strip()} for role, text in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    spoken = zip(parts[1::2], parts[2::2], strict=True)
+    turns = [{"role": roles[role], "content": text.strip()} for role, text in spoken]
     return turns[:-1] if turns and not turns[-1]["content"] else turns
 
 
@@ -161,11 +156,9 @@ def _transcripts(row: Row) -> Row:
 
 
 def _nectar(row: Row) -> Row:
-    return {
-        "prompt": _turns(row["prompt"]) or row["prompt"],
-        "completions": [item["answer"] for item in row["answers"]],
-        "scores": [_negative(item["rank"]) for item in row["answers"]],
-    }
+    completions = [item["answer"] for item in row["answers"]]
+    scores = [_number(item["rank"], -1) for item in row["answers"]]
+    return {"prompt": _turns(row["prompt"]) or row["prompt"], "completions": completions, "scores": scores}
 
 
 def _ultrafeedback(row: Row) -> Row:
@@ -173,12 +166,8 @@ def _ultrafeedback(row: Row) -> Row:
     completions = row["completions"]
     rated = [[_number(item.get(name)) for item in completions] for name in _RATED]
     rated.append([_mean_rating(item.get("annotations") or {}) for item in completions])
-    complete = [scores for scores in rated if None not in scores]
-    return {
-        "prompt": row["instruction"],
-        "completions": [item["response"] for item in completions],
-        "scores": complete[0] if complete else rated[0],
-    }
+    scores = next((scores for scores in rated if None not in scores), rated[0])
+    return {"prompt": row["instruction"], "completions": [item["response"] for item in completions], "scores": scores}
 
 
 def _mean_rating(annotations: dict[str, Any]) -> float | None:
@@ -213,7 +202,7 @@ def _annotation(row: Row) -> Row:
     return {"prompt": row["instruction"], "completions": [row["output_1"], row["output_2"]], "scores": scores}
 
 
-def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]:
+def _long(prompt: str, completion: str, value: str) -> GroupReader:
     """Reader of one completion per row; the rows of a prompt, or of a prompt and a labeler, make a ranking."""
     form = "ranks" if value == "rank" else "scores"
 
@@ -221,8 +210,8 @@ def _long(prompt: str, completion: str, value: str) -> Callable[[Iterable[Row]],
         rankings: dict[str, tuple[int, Row]] = {}
         for number, row in enumerate(rows):
             key = json.dumps([row[prompt], row.get("labeler")])
-            empty = {"prompt": row[prompt], "completions": [], form: []}
-            empty |= {"labeler": row["labeler"]} if "labeler" in row else {}
+            labeler = {"labeler": row["labeler"]} if "labeler" in row else {}
+            empty = {"prompt": row[prompt], "completions": [], form: [], **labeler}
             _, ranking = rankings.setdefault(key, (number, empty))
             ranking["completions"].append(row[completion])
             ranking[form].append(row[value])
@@ -266,35 +255,25 @@ def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         if node is not None or any(message.get("deleted") for message in path):
             continue  # the beginning of the conversation is missing
         roles = {"prompter": "user"}
-        yield (
-            messages[parent][0],
-            {
-                "prompt": [{"role": roles.get(m["role"], m["role"]), "content": m["text"]} for m in reversed(path)],
-                "completions": [child["text"] for child in children],
-                "scores": [_negative(child["rank"]) for child in children],
-            },
-        )
+        prompt = [{"role": roles.get(turn["role"], turn["role"]), "content": turn["text"]} for turn in reversed(path)]
+        scores = [_number(child["rank"], -1) for child in children]
+        yield messages[parent][0], {"prompt": prompt, "completions": [x["text"] for x in children], "scores": scores}
 
 
-def _is_dicts(name: str, key: str) -> Callable[[set[str], Row], bool]:
+def _is_dicts(name: str, key: str) -> Callable[[Row], bool]:
     """Whether the first row's column `name` is a list of objects with `key`."""
-    return lambda columns, row: bool(row[name]) and isinstance(row[name], list) and key in dict(row[name][0])
+    return lambda row: bool(row[name]) and isinstance(row[name], list) and key in dict(row[name][0])
 
 
-def _is_transcript(columns: set[str], row: Row) -> bool:
-    return "prompt" not in columns and str(row["chosen"]).startswith(_HUMAN)
+def _is_transcript(row: Row) -> bool:
+    return "prompt" not in row and str(row["chosen"]).startswith(_HUMAN)
 
 
 def _long_schemas() -> Iterator[Schema]:
-    for value in ("rank", "score"):
-        for prompt, completion in (("prompt", "completion"), ("prompt", "response"), ("instruction", "output")):
-            yield Schema(
-                f"long-{value}s",
-                (prompt, completion, value),
-                "your own, one completion per row",
-                group=_long(prompt, completion, value),
-                strict=True,
-            )
+    texts = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
+    for value, (prompt, completion) in product(("rank", "score"), texts):
+        columns = (prompt, completion, value)
+        yield Schema(f"long-{value}s", columns, "your own, one completion per row", group=_long(*columns), strict=True)
 
 
 # The first schema that matches is used.

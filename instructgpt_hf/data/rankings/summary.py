@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from instructgpt_hf.data.rankings.rows import COMPLETION_COUNTS, COUNTS, dropped_prompt, limit_ranking
+from instructgpt_hf.data.rankings.rows import DROPPED, count_dropped, limit_ranking
 
 EXAMPLES = 2
 
@@ -49,62 +49,42 @@ def summarize_rankings(
         `longer_is_better` (share of the strict pairs whose better completion is the longer one, equal lengths counting
         one half; None without pairs).
     """
-    summary = _Summary()
+    read, examples, dropped = 0, list[dict[str, Any]](), dict.fromkeys(DROPPED, 0)
+    prompts, completions, together = list[int](), list[int](), list[int]()  # lengths
+    labelers, sizes, ranked_by = Counter[str](), Counter[int](), defaultdict[str, set[str]](set)
+    pairs, ties, longer = 0, 0, 0.0
     for row in rows:
+        read += len(row["completions"]) + row["unranked"]
+        if len(examples) < EXAMPLES:
+            examples.append({name: row[name] for name in ("prompt", "completions", "ranks")})
+        if (labeler := row.get("labeler")) is not None:
+            labelers[labeler] += 1
+            ranked_by[repr(row["prompt"])].add(labeler)
         ranking = encode(row)
-        summary.add(row, ranking, limit_ranking(ranking, max_length, max_prompt_length))
-    return summary.as_json()
-
-
-class _Summary:
-    def __init__(self) -> None:
-        self.rows = self.completions = 0
-        self.examples: list[dict[str, Any]] = []
-        self.lengths: dict[str, list[int]] = {"prompt": [], "completion": [], "together": []}
-        self.labelers: Counter[str] = Counter()
-        self.ranked_by: dict[str, set[str]] = {}
-        self.dropped = dict.fromkeys(COUNTS, 0)
-        self.sizes: Counter[int] = Counter()
-        self.pairs, self.ties, self.longer = 0, 0, 0.0
-
-    def add(self, row: dict[str, Any], ranking: dict[str, Any], left: dict[str, Any]) -> None:
-        """Count a row, its encoding, and what the limits have left of that."""
-        self.rows += 1
-        self.completions += len(row["completions"]) + row["unranked"]
-        if len(self.examples) < EXAMPLES:
-            self.examples.append({name: row[name] for name in ("prompt", "completions", "ranks")})
-        if row.get("labeler") is not None:
-            self.labelers[row["labeler"]] += 1
-            self.ranked_by.setdefault(repr(row["prompt"]), set()).add(row["labeler"])
-        prompt, completions = len(ranking["prompt_ids"]), [len(ids) for ids in ranking["completion_ids"]]
-        self.lengths["prompt"].append(prompt)
-        self.lengths["completion"] += completions
-        self.lengths["together"] += [prompt + length for length in completions]
-        for name in COMPLETION_COUNTS:
-            self.dropped[name] += row["unranked"] if name == "dropped_unranked" else left[name]
-        if reason := dropped_prompt(left["ranks"]):
-            self.dropped[reason] += 1
-            return
-        self.sizes[len(left["ranks"])] += 1
-        strict, tied, longer = _pairs(left)
-        self.pairs, self.ties, self.longer = self.pairs + strict, self.ties + tied, self.longer + longer
-
-    def as_json(self) -> dict[str, Any]:
-        shared = sum(len(labelers) > 1 for labelers in self.ranked_by.values())
-        rankings = dict(self.labelers.most_common())
-        return {
-            "read": {"prompts": self.rows, "completions": self.completions},
-            "lengths": {name: _spread(values) for name, values in self.lengths.items()},
-            "dropped": self.dropped,
-            "prompts": self.sizes.total(),
-            "completions": sum(size * number for size, number in self.sizes.items()),
-            "by_size": {str(size): self.sizes[size] for size in sorted(self.sizes)},
-            "pairs": self.pairs,
-            "tied_pairs": self.ties,
-            "longer_is_better": self.longer / self.pairs if self.pairs else None,
-            "labelers": {"count": len(rankings), "rankings": rankings, "shared_prompts": shared} if rankings else None,
-            "examples": self.examples,
-        }
+        lengths = [len(ids) for ids in ranking["completion_ids"]]
+        prompts.append(len(ranking["prompt_ids"]))
+        completions += lengths
+        together += [prompts[-1] + length for length in lengths]
+        left = limit_ranking(ranking, max_length, max_prompt_length)
+        if count_dropped(dropped, row["unranked"], left):
+            sizes[len(left["ranks"])] += 1
+            strict, tied, better = _pairs(left)
+            pairs, ties, longer = pairs + strict, ties + tied, longer + better
+    shared = sum(len(names) > 1 for names in ranked_by.values())
+    rankings = dict(labelers.most_common())
+    return {
+        "read": {"prompts": len(prompts), "completions": read},
+        "lengths": {"prompt": _spread(prompts), "completion": _spread(completions), "together": _spread(together)},
+        "dropped": dropped,
+        "prompts": sizes.total(),
+        "completions": sum(size * number for size, number in sizes.items()),
+        "by_size": {str(size): sizes[size] for size in sorted(sizes)},
+        "pairs": pairs,
+        "tied_pairs": ties,
+        "longer_is_better": longer / pairs if pairs else None,
+        "labelers": {"count": len(rankings), "rankings": rankings, "shared_prompts": shared} if rankings else None,
+        "examples": examples,
+    }
 
 
 def _pairs(ranking: dict[str, Any]) -> tuple[int, int, float]:

@@ -1,17 +1,14 @@
-"""Picture of the policies side by side. The figure is built without pyplot and changes no global state."""
+"""Picture of the policies side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, name_rows, picture, write_above
 from instructgpt_hf.evaluation.results import PolicyRow
 
 _COLORS = {"base": GREY, "sft": GREEN, "ppo": BLUE, "ppo-ptx": ORANGE}
@@ -23,22 +20,16 @@ _PANELS = (
 
 
 def draw_policies(rows: Sequence[PolicyRow], path: str | Path) -> Path:
-    """Draw win rate and task accuracy of every policy with their 95 % intervals.
+    """Draw win rate and task accuracy of every policy, from top to bottom, with their 95 % intervals.
 
     Args:
-        rows: one per policy, drawn from top to bottom.
-        path: the PNG to write.
-
-    Returns:
-        `path`.
+        rows: one per policy.
+        path: the PNG to write; returned as a `Path`.
     """
     panels = [panel for panel in _PANELS if any(getattr(row, panel[0]) is not None for row in rows)]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.2 * max(1, len(panels)), 1.3 + 0.55 * len(rows)), layout="constrained")
-        FigureCanvasAgg(figure)
-        for number, panel in enumerate(panels):
-            _draw_intervals(figure.add_subplot(1, len(panels), number + 1), rows, *panel)
-        figure.savefig(path, dpi=160)
+    with picture(path, (5.2 * max(1, len(panels)), 1.3 + 0.55 * len(rows)), dpi=160) as figure:
+        for number, panel in enumerate(panels, 1):
+            _draw_intervals(figure.add_subplot(1, len(panels), number), rows, *panel)
     return Path(path)
 
 
@@ -56,20 +47,8 @@ def _draw_intervals(
         for end in (estimate.low, estimate.high):
             axes.plot([end, end], [place - 0.13, place + 0.13], color=color, linewidth=2.2)
         axes.plot([estimate.value], [place], "o", color=color, markersize=8)
-        axes.annotate(
-            f"{100 * estimate.value:.1f} %",
-            (estimate.value, place),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            color=color,
-            fontweight="bold",
-        )
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.75)
+        write_above(axes, f"{100 * estimate.value:.1f} %", (estimate.value, place), color, 9)
+    name_rows(axes, [row.name for row in rows], room=0.75)
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(title)
-    axes.set_xlabel(f"{label}, with 95 % interval")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    axes.set(title=title, xlabel=f"{label}, with 95 % interval")

@@ -1,4 +1,4 @@
-"""Picture of a reward model's evaluation. The figure is built without pyplot and changes no global state."""
+"""Picture of a reward model's evaluation."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREEN, GREY, INK, ORANGE, name_rows, picture, write_above
 
 # The model is blue and the length baseline grey in every panel; labels are green.
 _MODEL: dict[str, Any] = {"color": BLUE, "marker": "o", "markersize": 5.5, "linewidth": 1.8}
 _LENGTH: dict[str, Any] = {"color": GREY, "marker": "s", "markersize": 4.5, "linewidth": 1.4, "linestyle": ":"}
 _LABELS: dict[str, Any] = {"color": GREEN, "marker": "D", "markersize": 4.5, "linewidth": 1.4, "linestyle": "--"}
-# Font size of the ticks below columns, of which there may be many.
-_SMALL = 8.5
+# Two series of a panel with columns: entry of each row, legend, style.
+_ACCURACY = (("accuracy", "reward model", _MODEL), ("length_baseline_accuracy", "longer is better", _LENGTH))
+_LONGER = (("longer_scores_higher", "by the reward model", _MODEL), ("longer_ranks_higher", "by the labels", _LABELS))
 
 
 def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
@@ -28,29 +25,27 @@ def draw_rankings(result: Mapping[str, Any], path: str | Path) -> Path:
 
     Args:
         result: of `instructgpt_hf.evaluation.reward_model.evaluate.evaluate_rankings`, or the JSON written from it.
-        path: the PNG to write.
-
-    Returns:
-        `path`.
+        path: the PNG to write; returned as a `Path`.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(12.6, 7.2), layout=ConstrainedLayoutEngine(hspace=0.07, wspace=0.05))
-        FigureCanvasAgg(figure)
+    whole, by_k, by_gap = result["accuracy"], result["by_completions"], result["by_gap"]
+    by_length = result["length"]["by_length_difference"]
+    with picture(path, (12.6, 7.2), dpi=120, hspace=0.07, wspace=0.05) as figure:
         axes = [figure.add_subplot(2, 3, number + 1) for number in range(6)]
-        _draw_strata(axes[0], result["by_completions"], "completions", "Accuracy by number of answers K", "K")
-        _draw_strata(axes[1], result["by_gap"], "gap", "Accuracy by rank gap", "difference in rank")
+        axes[0].set(title="Accuracy by number of answers K", xlabel="K; below: number of pairs")
+        _draw_columns(axes[0], by_k, [row["completions"] for row in by_k], _ACCURACY, "pairs ordered right")
+        axes[1].set(title="Accuracy by rank gap", xlabel="difference in rank; below: number of pairs")
+        _draw_columns(axes[1], by_gap, [row["gap"] for row in by_gap], _ACCURACY, "pairs ordered right")
         _draw_reliability(axes[2], result["calibration"])
         _draw_score_gaps(axes[3], result["score_gaps"])
-        _draw_length(axes[4], result["length"])
+        axes[4].set(title="The longer answer wins", xlabel="difference in tokens; below: number of pairs")
+        ranges = [f"{row['low']}-{row['high']}" if row["low"] < row["high"] else row["low"] for row in by_length]
+        _draw_columns(axes[4], by_length, ranges, _LONGER, "pairs of unequal length")
         _draw_coefficients(axes[5], result)
-        whole = result["accuracy"]
-        figure.suptitle(
+        title = (
             f"{_percent(whole, 'accuracy')} of {whole['pairs']:,} pairs of {whole['prompts']:,} held-out prompts are "
-            f"ordered as labeled; by length alone {_percent(whole, 'length_baseline_accuracy')}",
-            x=0.01,
-            ha="left",
+            f"ordered as labeled; by length alone {_percent(whole, 'length_baseline_accuracy')}"
         )
-        figure.savefig(path, dpi=120)
+        figure.suptitle(title, x=0.01, ha="left")
     return Path(path)
 
 
@@ -58,27 +53,37 @@ def _percent(result: Mapping[str, Any], name: str) -> str:
     return f"{100 * result[name]:.1f} % ({100 * result[name + '_low']:.1f} to {100 * result[name + '_high']:.1f})"
 
 
-def _draw_strata(axes: Axes, rows: Sequence[Mapping[str, Any]], key: str, title: str, label: str) -> None:
-    places = list(range(len(rows)))
-    _series(axes, [place - 0.08 for place in places], rows, "accuracy", "reward model", _MODEL)
-    _series(axes, [place + 0.08 for place in places], rows, "length_baseline_accuracy", "longer is better", _LENGTH)
+def _draw_columns(
+    axes: Axes,
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str | int],
+    series: Sequence[tuple[str, str, dict[str, Any]]],
+    label: str,
+) -> None:
+    """Draw two series with one column per row, above its name and number of pairs, and the line of guessing."""
+    places = range(len(rows))
+    for shift, (entry, legend, style) in zip((-0.08, 0.08), series if rows else (), strict=False):
+        _series(axes, [place + shift for place in places], rows, entry, legend, style)
+    if not rows:
+        axes.text(0.5, 0.5, "no pair of unequal length", ha="center", color=GREY, transform=axes.transAxes)
     axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
-    axes.set_xticks(places, [f"{row[key]}\n{_short(row['pairs'])}" for row in rows], fontsize=_SMALL)
-    _percent_axis(axes, "pairs ordered right", len(rows))
-    axes.set_title(title)
-    axes.set_xlabel(f"{label}; below: number of pairs")
+    ticks = [f"{name}\n{_short(row['pairs'])}" for name, row in zip(names, rows, strict=True)]
+    axes.set_xticks(places, ticks, fontsize=8.5)
+    _percent_axis(axes, label, len(rows))
 
 
 def _series(
     axes: Axes, x: Sequence[float], rows: Sequence[Mapping[str, Any]], name: str, label: str, style: dict[str, Any]
 ) -> None:
     """Draw a line through the values of `name`, with their intervals as error bars."""
-    values = [row[name] for row in rows]
-    bars = [
-        [max(0.0, row[name] - row[name + "_low"]) for row in rows],
-        [max(0.0, row[name + "_high"] - row[name]) for row in rows],
-    ]
+    values, bars = [row[name] for row in rows], _error_bars(rows, name)
     axes.errorbar(x, values, yerr=bars, label=label, elinewidth=1.4, capsize=3, **style)
+
+
+def _error_bars(rows: Sequence[Mapping[str, Any]], name: str) -> list[list[float]]:
+    """[2, N]: distances of the values of `name` from the lower and from the upper ends of their intervals."""
+    low = [max(0.0, row[name] - row[name + "_low"]) for row in rows]
+    return [low, [max(0.0, row[name + "_high"] - row[name]) for row in rows]]
 
 
 def _draw_reliability(axes: Axes, calibration: Mapping[str, Any]) -> None:
@@ -98,8 +103,8 @@ def _draw_reliability(axes: Axes, calibration: Mapping[str, Any]) -> None:
     _percent_axis(axes, "pairs ordered right", lowest=0)
     axes.set_xlim(0.49, 1.01)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_title(f"Reliability: ECE {100 * calibration['ece']:.1f} %")
-    axes.set_xlabel("probability the model gives its order; bars: pairs")
+    title = f"Reliability: ECE {100 * calibration['ece']:.1f} %"
+    axes.set(title=title, xlabel="probability the model gives its order; bars: pairs")
 
 
 def _draw_score_gaps(axes: Axes, gaps: Mapping[str, Any]) -> None:
@@ -109,29 +114,11 @@ def _draw_score_gaps(axes: Axes, gaps: Mapping[str, Any]) -> None:
         label = f"ordered {name} ({sum(gaps[name]):,})"
         axes.stairs(gaps[name], edges, color=color, linewidth=1.6, linestyle=style, label=label)
     axes.set_xlim(0, edges[-1])
-    axes.set_title("Score gaps")
-    axes.set_xlabel("difference of the two scores; last bin: and more")
-    axes.set_ylabel("pairs")
+    axes.set(title="Score gaps", xlabel="difference of the two scores; last bin: and more", ylabel="pairs")
     axes.set_ylim(0, 1.25 * max(1, *gaps["right"], *gaps["wrong"]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.grid(axis="x", visible=False)
     axes.legend(loc="upper right")
-
-
-def _draw_length(axes: Axes, length: Mapping[str, Any]) -> None:
-    rows = length["by_length_difference"]
-    places = list(range(len(rows)))
-    axes.set_title("The longer answer wins")
-    axes.set_xlabel("difference in tokens; below: number of pairs")
-    if rows:
-        _series(axes, [place - 0.08 for place in places], rows, "longer_scores_higher", "by the reward model", _MODEL)
-        _series(axes, [place + 0.08 for place in places], rows, "longer_ranks_higher", "by the labels", _LABELS)
-    else:
-        axes.text(0.5, 0.5, "no pair of unequal length", ha="center", color=GREY, transform=axes.transAxes)
-    axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
-    ticks = [f"{_range(row['low'], row['high'])}\n{_short(row['pairs'])}" for row in rows]
-    axes.set_xticks(places, ticks, fontsize=_SMALL)
-    _percent_axis(axes, "pairs of unequal length", len(rows))
 
 
 def _draw_coefficients(axes: Axes, result: Mapping[str, Any]) -> None:
@@ -148,25 +135,14 @@ def _draw_coefficients(axes: Axes, result: Mapping[str, Any]) -> None:
         if part[name] is None:
             axes.annotate("length or score does not vary", (0, place), ha="center", va="center", color=GREY)
             continue
-        ends = [[max(0.0, part[name] - part[name + "_low"])], [max(0.0, part[name + "_high"] - part[name])]]
         look = {key: value for key, value in style.items() if key not in ("linestyle", "linewidth")}
+        ends = _error_bars([part], name)
         axes.errorbar([part[name]], [place], xerr=ends, elinewidth=1.8, capsize=4, linestyle="none", **look)
-        axes.annotate(
-            f"{part[name] + 0.0:.2f}",
-            (part[name], place),
-            xytext=(0, 7),
-            textcoords="offset points",
-            ha="center",
-            color=style["color"],
-            fontweight="bold",
-        )
-    axes.set_yticks(range(len(lines)), [line[0] for line in lines])
-    axes.set_ylim(len(lines) - 0.5, -0.6)
+        # Adding 0.0 turns -0.0 into 0.0.
+        write_above(axes, f"{part[name] + 0.0:.2f}", (part[name], place), style["color"], 7)
+    name_rows(axes, [line[0] for line in lines], room=0.6)
     axes.set_xlim(-1.05, 1.05)
-    axes.set_title("Order and length within a prompt")
-    axes.set_xlabel("mean over prompts, better is higher")
-    axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
+    axes.set(title="Order and length within a prompt", xlabel="mean over prompts, better is higher")
 
 
 def _percent_axis(axes: Axes, label: str, places: int = 0, lowest: int | None = None) -> None:
@@ -196,7 +172,3 @@ def _percent_axis(axes: Axes, label: str, places: int = 0, lowest: int | None = 
 def _short(count: int) -> str:
     """`count` in at most four characters: 999, 1.2k, 12k."""
     return str(count) if count < 1000 else f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:,.0f}k"
-
-
-def _range(low: int, high: int) -> str:
-    return str(low) if low == high else f"{low}-{high}"

@@ -1,4 +1,4 @@
-"""Picture of the training curves of all stages. The figure is built without pyplot and changes no global state."""
+"""Picture of the training curves of all stages."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE, STYLE
+from instructgpt_hf.evaluation.plots.style import BLUE, GREY, ORANGE, picture
 from instructgpt_hf.metric_register import METRICS, Metric
 
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -25,6 +21,14 @@ _POLICY_STYLE = {"ppo": ("PPO", BLUE, "--"), "ppo-ptx": ("PPO-ptx", ORANGE, "-")
 _LINE_STYLE = {"training": (BLUE, "-", ""), "held out": (ORANGE, "-", "o"), "length alone": (GREY, ":", "s")}
 # With more points than this, the raw line is faint and a running mean is drawn over it.
 _SMOOTH_FROM = 40
+
+
+class _Line(NamedTuple):
+    """Finite points of one metric of one stage, and the label of its x axis."""
+
+    x: list[float]
+    y: list[float]
+    label: str
 
 
 class _Panel(NamedTuple):
@@ -62,42 +66,34 @@ def draw_training_curves(curves: Curves, path: str | Path) -> Path:
 
     Args:
         curves: log histories by stage; `sft`, `reward`, `ppo`, `ppo-ptx`.
-        path: the PNG to write.
-
-    Returns:
-        `path`.
+        path: the PNG to write; returned as a `Path`.
     """
     panels = [
-        panel for panel in _PANELS if any(_line(curves, stage, metric.logged)[0] for stage, metric in panel.lines)
+        panel for panel in _PANELS if any(_line(curves, stage, metric.logged).x for stage, metric in panel.lines)
     ]
     columns = min(3, max(1, len(panels)))
     lines = max(1, math.ceil(len(panels) / columns))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(
-            figsize=(4.2 * columns, 2.9 * lines + 0.3), layout=ConstrainedLayoutEngine(hspace=0.06, wspace=0.05)
-        )
-        FigureCanvasAgg(figure)
-        for number, panel in enumerate(panels):
-            _draw_panel(figure.add_subplot(lines, columns, number + 1), panel, curves)
-        figure.savefig(path, dpi=160)
+    with picture(path, (4.2 * columns, 2.9 * lines + 0.3), dpi=160, hspace=0.06, wspace=0.05) as figure:
+        for number, panel in enumerate(panels, 1):
+            _draw_panel(figure.add_subplot(lines, columns, number), panel, curves)
     return Path(path)
 
 
 def _draw_panel(axes: Axes, panel: _Panel, curves: Curves) -> None:
-    label = "optimizer step"
+    axes.set(title=panel.title, ylabel=panel.unit)
     for stage, metric in panel.lines:
-        x, y, x_label = _line(curves, stage, metric.logged)
+        x, y, label = _line(curves, stage, metric.logged)
         if not x:
             continue
-        label = x_label
+        axes.set_xlabel(label)
         if stage in _POLICY_STYLE:
             _plot(axes, x, y, *_POLICY_STYLE[stage])
             continue
         color, style, marker = _LINE_STYLE[metric.line]
         _plot(axes, x, y, metric.line, color, style, marker)
         low, high = (_line(curves, stage, metric.logged + end) for end in ("_low", "_high"))
-        if low[0] == high[0] == x:
-            axes.fill_between(x, low[1], high[1], color=color, alpha=0.12, linewidth=0)
+        if low.x == high.x == x:
+            axes.fill_between(x, low.y, high.y, color=color, alpha=0.12, linewidth=0)
     if panel.zero_line:
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     if panel.percent:
@@ -105,23 +101,17 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Curves) -> None:
     if panel.title == "Value model: explained variance":
         # Early values can be far below zero and would flatten the rest of the curve.
         axes.set_ylim(max(-1.0, axes.get_ylim()[0]), 1.02)
-    axes.set_title(panel.title)
-    axes.set_xlabel(label)
-    axes.set_ylabel(panel.unit)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", visible=False)
-    if len(axes.get_legend_handles_labels()[1]) > 0:
-        axes.legend(loc="best", handlelength=2.2)
+    axes.legend(loc="best", handlelength=2.2)
 
 
 def _plot(axes: Axes, x: list[float], y: list[float], text: str, color: str, style: str, marker: str = "") -> None:
     line: dict[str, Any] = {"color": color, "linestyle": style, "solid_capstyle": "round"}
     if marker or len(x) <= _SMOOTH_FROM:
-        size = 4 if marker or len(x) == 1 else 0
-        axes.plot(
-            x, y, label=text, linewidth=1.8, marker=marker or ("o" if len(x) == 1 else None), markersize=size, **line
-        )
+        marker = marker or ("o" if len(x) == 1 else "")
+        axes.plot(x, y, label=text, linewidth=1.8, marker=marker, markersize=4 if marker else 0, **line)
         return
     axes.plot(x, y, linewidth=0.8, alpha=0.3, color=color)
     axes.plot(x, _running_mean(y), label=text, linewidth=2.0, **line)
@@ -137,14 +127,12 @@ def _running_mean(values: list[float]) -> np.ndarray:
     return means
 
 
-def _line(curves: Curves, stage: str, key: str) -> tuple[list[float], list[float], str]:
-    """Finite points of one metric of one stage, and the label of its x axis."""
-    records = [record for record in curves.get(stage) or () if _is_number(record.get(key))]
-    by_iteration = bool(records) and all("iteration" in record for record in records)
-    axis = "iteration" if by_iteration else "step"
+def _line(curves: Curves, stage: str, key: str) -> _Line:
+    records = [record for record in curves.get(stage) or () if _is_finite(record.get(key))]
+    axis = "iteration" if records and all("iteration" in record for record in records) else "step"
     x = [float(record.get(axis, place + 1)) for place, record in enumerate(records)]
-    return x, [float(record[key]) for record in records], "iteration" if by_iteration else "optimizer step"
+    return _Line(x, [float(record[key]) for record in records], axis if axis == "iteration" else "optimizer step")
 
 
-def _is_number(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -7,24 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from instructgpt_hf.evaluation.reward_model import measures
 from instructgpt_hf.evaluation.reward_model.length_bias import length_bias
-from instructgpt_hf.evaluation.reward_model.measures import (
-    accuracy,
-    agreement,
-    breakdown,
-    calibration,
-    kendall_tau,
-    score_gaps,
-)
 from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 from instructgpt_hf.metric_register import stage_metrics
 
 
 def evaluate_rankings(
-    scores: Sequence[Sequence[float]],
-    ranks: Sequence[Sequence[int]],
-    lengths: Sequence[Sequence[int]],
-    seed: int = 0,
+    scores: Sequence[Sequence[float]], ranks: Sequence[Sequence[int]], lengths: Sequence[Sequence[int]], seed: int = 0
 ) -> dict[str, Any]:
     """Measure the scores of a reward model against rankings.
 
@@ -32,7 +22,6 @@ def evaluate_rankings(
         scores: [N][K], one list per prompt; a constant added to all of them changes nothing.
         ranks: [N][K], 1 is best, equal ranks are a tie.
         lengths: [N][K], of the completions in tokens, without the prompt and with EOS.
-        seed: of the bootstraps.
 
     Returns:
         JSON values by measure: `accuracy`, `by_completions`, `by_gap`, `calibration`, `kendall_tau`, `length` and
@@ -42,14 +31,14 @@ def evaluate_rankings(
         InstructGPTError: if the lists differ in shape, a value is not a finite number, or no prompt has two
             completions of different rank.
     """
-    table = Rankings.read("evaluation of the reward model", scores, ranks, lengths)
+    table = Rankings.read("evaluation of the reward model", scores, ranks, lengths, seed)
     return {
-        "accuracy": accuracy(table, seed),
-        **breakdown(table, seed),
-        "calibration": calibration(table, seed=seed),
-        "kendall_tau": kendall_tau(table, seed),
-        "length": length_bias(table, seed),
-        "score_gaps": score_gaps(table),
+        "accuracy": measures.accuracy(table),
+        **measures.breakdown(table),
+        "calibration": measures.calibration(table),
+        "kendall_tau": measures.kendall_tau(table),
+        "length": length_bias(table),
+        "score_gaps": measures.score_gaps(table),
     }
 
 
@@ -80,7 +69,6 @@ def labeler_agreement(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[
 
     Args:
         rows: `prompt`, `completions`, `ranks` and `labeler`.
-        seed: of the bootstrap.
 
     Returns:
         The result of `measures.agreement` and the number of `labelers`; None if the rows name no labelers or no pair
@@ -99,7 +87,6 @@ def labeler_agreement(rows: Iterable[Mapping[str, Any]], seed: int = 0) -> dict[
                 first.append([ranks[text] for text in common])
                 second.append([others[text] for text in common])
                 prompts.append(prompt)
-    result = agreement(first, second, prompts, seed)
-    if result is None:
-        return None
-    return {**result, "labelers": len({labeler for rankings in by_prompt.values() for labeler, _ in rankings})}
+    result = measures.agreement(first, second, prompts, seed)
+    labelers = {labeler for rankings in by_prompt.values() for labeler, _ in rankings}
+    return None if result is None else {**result, "labelers": len(labelers)}

@@ -7,26 +7,21 @@ of `x` is in `x_low` and `x_high`.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.evaluation.intervals import (
-    RESAMPLES,
-    Estimate,
-    bounded_ratio,
-    resampled_sums,
-    wilson_between,
-)
+from instructgpt_hf.evaluation.intervals import RESAMPLES, Estimate, bounded_ratio, resampled_sums, wilson_between
 from instructgpt_hf.evaluation.reward_model.pairs import Rankings
 
-CALIBRATION_BINS = 10
-_HISTOGRAM_BINS = 24
+# Bins of equal width: of the confidence over [0.5, 1], and of the score difference.
+_CONFIDENCE_BINS, _HISTOGRAM_BINS = 10, 24
 
 
-def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+def accuracy(table: Rankings) -> dict[str, Any]:
     """Share of strict pairs whose better completion has the higher score; equal scores count one half.
 
     Returns:
@@ -35,18 +30,16 @@ def accuracy(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict
         `above_length_baseline`, the difference of the two.
     """
     strict = table.strict
-    result = _accuracy_of(table, strict, seed, resamples)
+    result = _accuracy_of(table, strict)
     result["tied_pairs"] = int((~strict).sum())
     result["equal_scores"] = int((strict & (table.differences(table.scores) == 0)).sum())
     if table.lengths is not None:
         above = table.points(table.scores) - table.points(table.lengths)
-        counts = table.sums(strict)
-        estimate = bounded_ratio(table.sums(above * strict), counts, -1.0, seed, resamples)
-        result |= estimate.entries("above_length_baseline")
+        result |= table.pair_mean(above, strict, -1.0).entries("above_length_baseline")
     return result
 
 
-def breakdown(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, list[dict[str, Any]]]:
+def breakdown(table: Rankings) -> dict[str, list[dict[str, Any]]]:
     """Accuracy by the number of completions and by the difference of dense ranks.
 
     Dense ranks number the distinct ranks of a prompt: 1, 2, 2, 5 become 1, 2, 2, 3, in which the first and the last
@@ -59,37 +52,27 @@ def breakdown(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dic
     keys = {"completions": table.sizes[table.prompt], "gap": table.gap}
     return {
         f"by_{name}": [
-            {name: int(value), **_accuracy_of(table, table.strict & (key == value), seed, resamples)}
+            {name: int(value), **_accuracy_of(table, table.strict & (key == value))}
             for value in np.unique(key[table.strict])
         ]
         for name, key in keys.items()
     }
 
 
-def _accuracy_of(table: Rankings, chosen: np.ndarray, seed: int, resamples: int) -> dict[str, Any]:
-    counts = table.sums(chosen)
-    right = bounded_ratio(table.sums(table.points(table.scores) * chosen), counts, 0.0, seed, resamples)
-    result = {**right.entries("accuracy"), "pairs": int(chosen.sum()), "prompts": int((counts > 0).sum())}
+def _accuracy_of(table: Rankings, chosen: np.ndarray) -> dict[str, Any]:
+    result: dict[str, Any] = table.pair_mean(table.points(table.scores), chosen).entries("accuracy")
+    result |= {"pairs": int(chosen.sum()), "prompts": len(np.unique(table.prompt[chosen]))}
     if table.lengths is not None:
-        longer = bounded_ratio(table.sums(table.points(table.lengths) * chosen), counts, 0.0, seed, resamples)
-        result |= longer.entries("length_baseline_accuracy")
+        result |= table.pair_mean(table.points(table.lengths), chosen).entries("length_baseline_accuracy")
     return result
 
 
-def calibration(
-    table: Rankings, bins: int = CALIBRATION_BINS, seed: int = 0, resamples: int = RESAMPLES
-) -> dict[str, Any]:
+def calibration(table: Rankings) -> dict[str, Any]:
     """Calibration of sigmoid(score difference), the probability of a pair's order that the loss fits.
 
     Every strict pair counts once, for the completion with the higher score: its confidence is
     sigmoid(|score difference|), in [0.5, 1], and it is a hit if that completion is the better one; equal scores are
     half a hit at confidence 0.5. Counting each pair for both completions would add the mirrored curve.
-
-    Args:
-        table: the rankings.
-        bins: number of bins of equal width over [0.5, 1]; a confidence on an edge belongs to the upper bin.
-        seed: of the bootstrap.
-        resamples: how many.
 
     Returns:
         `ece`: the mean over pairs of |accuracy - mean confidence| of the pair's bin. It is never negative and biased
@@ -97,46 +80,37 @@ def calibration(
         resampled and measured curve (at least 0) to the 97.5 % quantile of the resampled values.
         `ece_by_chance`: the mean of that distance: about the ece of a calibrated model on as many pairs.
         `overconfidence`: mean confidence minus accuracy, over all strict pairs; above 0 the scores are too far apart.
-        `bins`: dicts with `low` and `high` (edges), `pairs`, `confidence` (mean) and `accuracy`; no empty bins.
+        `bins`: dicts with `low` and `high` (edges; a confidence on an edge belongs to the upper bin), `pairs`,
+        `confidence` (mean) and `accuracy`; no empty bins.
     """
-    strict = table.strict
+    strict, hits = table.strict, table.points(table.scores)
     confidence = 1 / (1 + np.exp(-np.abs(table.differences(table.scores))))
-    hits = table.points(table.scores)
-    place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+    place = np.minimum(((confidence - 0.5) * 2 * _CONFIDENCE_BINS).astype(int), _CONFIDENCE_BINS - 1)
     excess, counts = (confidence - hits) * strict, table.sums(strict)
-    by_bin = np.stack([table.sums(excess * (place == number)) for number in range(bins)], axis=1)
+    by_bin = np.stack([table.sums(excess * (place == number)) for number in range(_CONFIDENCE_BINS)], axis=1)
     used = counts > 0
-    sums = resampled_sums(np.column_stack([by_bin, counts])[used], seed, resamples)
+    sums = resampled_sums(np.column_stack([by_bin, counts])[used], table.seed, table.resamples)
     measured, resampled = by_bin.sum(0) / counts.sum(), sums[:, :-1] / sums[:, -1:]
     value, noise = float(np.abs(measured).sum()), np.abs(resampled - measured).sum(1)
     high = max(value, float(np.quantile(np.abs(resampled).sum(1), 0.975)))
     ece = Estimate(value, max(0.0, value - float(np.quantile(noise, 0.95))), high)
     if high - ece.low <= 1e-12:
         ece = wilson_between(value, int(used.sum()))
-    overconfidence = bounded_ratio(table.sums(excess), counts, -1.0, seed, resamples)
-    result: dict[str, Any] = {
+    bins = []
+    for number in np.unique(place[strict]).tolist():
+        chosen = strict & (place == number)
+        edges = {"low": 0.5 + number / (2 * _CONFIDENCE_BINS), "high": 0.5 + (number + 1) / (2 * _CONFIDENCE_BINS)}
+        inside = {"pairs": int(chosen.sum()), "confidence": float(confidence[chosen].mean())}
+        bins.append({**edges, **inside, **table.pair_mean(hits, chosen).entries("accuracy")})
+    return {
         **ece.entries("ece"),
         "ece_by_chance": float(noise.mean()),
-        **overconfidence.entries("overconfidence"),
-        "bins": [],
+        **table.pair_mean(excess, strict, -1.0).entries("overconfidence"),
+        "bins": bins,
     }
-    for number in range(bins):
-        chosen = strict & (place == number)
-        if chosen.any():
-            hit_share = bounded_ratio(table.sums(hits * chosen), table.sums(chosen), 0.0, seed, resamples)
-            result["bins"].append(
-                {
-                    "low": 0.5 + number / (2 * bins),
-                    "high": 0.5 + (number + 1) / (2 * bins),
-                    "pairs": int(chosen.sum()),
-                    "confidence": float(confidence[chosen].mean()),
-                    **hit_share.entries("accuracy"),
-                }
-            )
-    return result
 
 
-def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> dict[str, Any]:
+def kendall_tau(table: Rankings) -> dict[str, Any]:
     """Kendall's tau-b between scores and ranks, one per prompt, averaged over prompts.
 
     tau-b is (right pairs - wrong pairs) / sqrt(strict pairs x pairs of unequal scores), and 0 for a prompt with equal
@@ -145,19 +119,17 @@ def kendall_tau(table: Rankings, seed: int = 0, resamples: int = RESAMPLES) -> d
     Returns:
         `kendall_tau`, `prompts`; with lengths `length_baseline_kendall_tau`, the same with lengths as scores.
     """
-    counts = table.sums(table.strict)
-    result = _mean_tau(table, table.scores, seed, resamples).entries("kendall_tau")
-    result["prompts"] = int((counts > 0).sum())
+    strict = table.sums(table.strict)
+
+    def mean_tau(values: np.ndarray) -> Estimate:
+        sign = np.sign(table.differences(values))
+        tau = table.sums(sign * table.strict) / np.sqrt(np.maximum(strict * table.sums(sign != 0), 1))
+        return table.prompt_mean(tau, strict > 0)
+
+    result: dict[str, Any] = {**mean_tau(table.scores).entries("kendall_tau"), "prompts": int((strict > 0).sum())}
     if table.lengths is not None:
-        result |= _mean_tau(table, table.lengths, seed, resamples).entries("length_baseline_kendall_tau")
+        result |= mean_tau(table.lengths).entries("length_baseline_kendall_tau")
     return result
-
-
-def _mean_tau(table: Rankings, values: np.ndarray, seed: int, resamples: int) -> Estimate:
-    sign = np.sign(table.differences(values))
-    strict, unequal = table.sums(table.strict), table.sums(sign != 0)
-    tau = table.sums(sign * table.strict) / np.sqrt(np.maximum(strict * unequal, 1))
-    return bounded_ratio(tau, (strict > 0).astype(float), -1.0, seed, resamples)
 
 
 def score_gaps(table: Rankings) -> dict[str, list[Any]]:
@@ -170,11 +142,8 @@ def score_gaps(table: Rankings) -> dict[str, list[Any]]:
     gaps = table.differences(table.scores)[table.strict]
     last = float(np.quantile(np.abs(gaps), 0.995)) or 1.0
     edges = np.linspace(0, last, _HISTOGRAM_BINS + 1)
-    counts = {
-        name: np.histogram(np.minimum(sizes, last), edges)[0].tolist()
-        for name, sizes in (("right", gaps[gaps > 0]), ("wrong", -gaps[gaps < 0]))
-    }
-    return {"edges": edges.tolist(), **counts}
+    right, wrong = (np.histogram(np.minimum(sizes, last), edges)[0] for sizes in (gaps[gaps > 0], -gaps[gaps < 0]))
+    return {"edges": edges.tolist(), "right": right.tolist(), "wrong": wrong.tolist()}
 
 
 def agreement(
@@ -189,9 +158,8 @@ def agreement(
     Args:
         first: [R][k], one labeler's ranks of some completions of a prompt; 1 is best.
         second: [R][k], another labeler's ranks of the same completions.
-        prompts: [R], the prompt of each row (any hashable); by default each row has its own.
-        seed: of the bootstrap over prompts.
-        resamples: how many.
+        prompts: [R], the prompt of each row (any hashable), the units of the bootstrap; by default each row has its
+            own.
 
     Returns:
         `agreement`, `pairs`, `tied_pairs` (tied by at least one of the two) and `prompts` (with a pair); None
@@ -205,22 +173,18 @@ def agreement(
         len(a) != len(b) for a, b in zip(first, second, strict=True)
     ):
         raise InstructGPTError("labeler agreement: expected two ranks of every completion, one from each labeler.")
-    counts: dict[Any, list[int]] = {}
+    alike: Counter[Any] = Counter()
+    strict: Counter[Any] = Counter()
     tied = 0
     for a, b, name in zip(first, second, names, strict=True):
         for i, j in itertools.combinations(range(len(a)), 2):
             product = (a[i] - a[j]) * (b[i] - b[j])
-            tied += product == 0
-            if product != 0:
-                alike, pairs = counts.get(name, [0, 0])
-                counts[name] = [alike + (product > 0), pairs + 1]
-    if not counts:
+            if product == 0:
+                tied += 1
+            else:
+                strict[name] += 1
+                alike[name] += product > 0
+    if not strict:
         return None
-    table = np.array(list(counts.values()), dtype=float)
-    estimate = bounded_ratio(table[:, 0], table[:, 1], 0.0, seed, resamples)
-    return {
-        **estimate.entries("agreement"),
-        "pairs": int(table[:, 1].sum()),
-        "tied_pairs": int(tied),
-        "prompts": len(counts),
-    }
+    shares = bounded_ratio(np.array([*alike.values()]), np.array([*strict.values()]), 0.0, seed, resamples)
+    return {**shares.entries("agreement"), "pairs": strict.total(), "tied_pairs": tied, "prompts": len(strict)}

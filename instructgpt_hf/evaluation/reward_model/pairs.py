@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.evaluation.intervals import RESAMPLES, Estimate, bounded_ratio
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class Rankings:
             1 for neighbours, whatever the numbers of the ranks.
         scores: [M], of the reward model.
         lengths: [M], in tokens, or None.
+        seed: of the bootstrap over prompts that all intervals come from.
+        resamples: of this bootstrap.
     """
 
     sizes: np.ndarray
@@ -35,6 +38,8 @@ class Rankings:
     gap: np.ndarray
     scores: np.ndarray
     lengths: np.ndarray | None
+    seed: int
+    resamples: int
 
     @classmethod
     def read(
@@ -43,14 +48,13 @@ class Rankings:
         scores: Sequence[Sequence[float]],
         ranks: Sequence[Sequence[int]],
         lengths: Sequence[Sequence[int]] | None = None,
+        seed: int = 0,
+        resamples: int = RESAMPLES,
     ) -> Rankings:
-        """Check and flatten [N][K] lists.
+        """Check and flatten [N][K] lists; in `ranks` 1 is best and equal ranks are a tie.
 
         Args:
             what: the measure's name, with which error messages begin.
-            scores: of the reward model.
-            ranks: 1 is best, equal ranks are a tie.
-            lengths: of the completions in tokens.
 
         Raises:
             InstructGPTError: if the lists differ in shape, a value is not a finite number, or no prompt has two
@@ -65,16 +69,9 @@ class Rankings:
         prompt, first, second = _all_pairs(sizes)
         dense = _dense_ranks(flat["ranks"], np.repeat(np.arange(len(sizes)), sizes))
         difference = dense[second] - dense[first]
-        swapped = difference < 0
-        table = cls(
-            sizes,
-            prompt,
-            np.where(swapped, second, first),
-            np.where(swapped, first, second),
-            np.abs(difference),
-            flat["scores"],
-            flat.get("lengths"),
-        )
+        better, worse = np.where(difference < 0, (second, first), (first, second))
+        given = flat["scores"], flat.get("lengths"), seed, resamples
+        table = cls(sizes, prompt, better, worse, np.abs(difference), *given)
         if not table.strict.any():
             raise InstructGPTError(f"{what}: none of {len(ranks)} prompts has two completions of different rank.")
         return table
@@ -85,35 +82,24 @@ class Rankings:
         return self.gap > 0
 
     def differences(self, values: np.ndarray) -> np.ndarray:
-        """[Q]: the better completion's value minus the worse one's.
-
-        Args:
-            values: [M].
-        """
+        """[Q]: the better completion's value minus the worse one's, from values [M]."""
         return values[self.better] - values[self.worse]
 
     def points(self, values: np.ndarray) -> np.ndarray:
-        """[Q]: 1 where the better completion has the higher value, 1/2 where the values are equal, else 0.
-
-        Args:
-            values: [M].
-        """
+        """[Q]: 1 where the better completion has the higher of the values [M], 1/2 where they are equal, else 0."""
         return (np.sign(self.differences(values)) + 1) / 2
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """[N]: for every prompt the sum of a [Q] array over its pairs."""
         return np.bincount(self.prompt, weights=values, minlength=len(self.sizes))
 
-    def standings(self, values: np.ndarray) -> np.ndarray:
-        """[M]: number of completions of the prompt with a lower value minus the number with a higher value.
+    def pair_mean(self, values: np.ndarray, chosen: np.ndarray, lowest: float = 0.0) -> Estimate:
+        """Mean of `values` [Q], each between `lowest` and 1, over the pairs in `chosen` (bool [Q])."""
+        return bounded_ratio(self.sums(values * chosen), self.sums(chosen), lowest, self.seed, self.resamples)
 
-        This is twice the centred average rank: Spearman's correlation is the cosine of two such vectors of one prompt.
-
-        Args:
-            values: [M].
-        """
-        sign = np.sign(self.differences(values))
-        return np.bincount(self.better, sign, len(values)) - np.bincount(self.worse, sign, len(values))
+    def prompt_mean(self, correlations: np.ndarray, chosen: np.ndarray) -> Estimate:
+        """Mean of `correlations` [N], each between -1 and 1, over the prompts in `chosen` (bool [N])."""
+        return bounded_ratio(correlations * chosen, chosen.astype(float), -1.0, self.seed, self.resamples)
 
 
 def _all_pairs(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

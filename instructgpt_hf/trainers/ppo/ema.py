@@ -12,12 +12,12 @@ from transformers import TrainerCallback
 
 
 class WeightAverage(TrainerCallback):
-    """Keeps the average in float32, updated after every optimizer step.
+    """Callback that keeps the average in float32 and updates it after every optimizer step.
 
     The paper does not state whether it averages per minibatch or per iteration; here it is per optimizer step.
 
     Args:
-        parameters: the policy's trained parameters by name; they start the average.
+        parameters: the policy's trained parameters by name, the start of the average.
         decay: weight of the past, in (0, 1).
     """
 
@@ -26,8 +26,8 @@ class WeightAverage(TrainerCallback):
         self.parameters = parameters
         self.averages = {name: item.detach().float().clone() for name, item in self.parameters.items()}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Fold the new weights in."""
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Update the average with the new weights."""
         ema_update(list(self.averages.values()), list(self.parameters.values()), self.decay)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -41,7 +41,7 @@ class WeightAverage(TrainerCallback):
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The model with averaged weights, for the length of the block."""
+        """Context in which the model has the averaged weights."""
         with torch.no_grad():
             last = {name: item.detach().clone() for name, item in self.parameters.items()}
             for name, item in self.parameters.items():
@@ -55,7 +55,7 @@ class WeightAverage(TrainerCallback):
 
 @torch.no_grad()
 def ema_update(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
-    """Move every average in place: `average = decay * average + (1 - decay) * param`.
+    """Update every average in place: `average = decay * average + (1 - decay) * param`.
 
     The paper does not say whether one update is one optimizer step or one iteration. Keep the averages in float32:
     in bfloat16 a step of 1 - 0.992 is below the rounding of most weights and is lost.

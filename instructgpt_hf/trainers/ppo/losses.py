@@ -1,4 +1,4 @@
-"""Policy and value loss of one micro-batch of a minibatch, and what the log says of them."""
+"""Policy and value loss of one micro-batch, with their metrics."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ from torch import Tensor
 
 from instructgpt_hf.functional import masked_mean, policy_loss, value_loss
 from instructgpt_hf.models.actor_critic import ActorCriticOutput
-from instructgpt_hf.trainers.ppo.rollouts import Batch
+from instructgpt_hf.trainers.ppo.rollouts import MicroBatch
 
 Term = tuple[Tensor, dict[str, Tensor]]
 
 
-def policy_term(output: ActorCriticOutput, inputs: Batch, low: float, high: float, steps: int) -> Term:
-    """The clipped policy loss.
+def policy_term(output: ActorCriticOutput, batch: MicroBatch, low: float, high: float, steps: int) -> Term:
+    """Clipped policy loss of a micro-batch.
 
     Args:
-        output: log-probabilities and entropy [B, T] of the policy as it is.
-        inputs: the micro-batch: rollouts, and under `policy_denominator` and `denominator` what the losses of its
-            minibatch are divided by; without them, it is a minibatch of its own.
+        output: log-probabilities and entropy [B, T] of the policy being trained.
+        batch: the micro-batch.
         low: the probability ratio is clipped at 1 - low.
         high: and at 1 + high.
         steps: micro-batches of a minibatch.
@@ -26,41 +25,41 @@ def policy_term(output: ActorCriticOutput, inputs: Batch, low: float, high: floa
         The loss, and metrics whose means over the micro-batches are those of the minibatch.
     """
     assert output.logps is not None and output.entropy is not None
-    mask = inputs["completion_mask"]
-    found = policy_loss(
-        output.logps, inputs["logps"], inputs["advantages"], mask, low, high, inputs.get("policy_denominator")
-    )
-    share = _share(inputs, steps)
-    return found.loss, {
-        "loss/policy": found.loss * steps,
-        "policy/clip_fraction": found.clip_fraction * share,
-        "policy/approx_kl": found.approx_kl * share,
-        "policy/ratio": found.ratio_mean * share,
-        "objective/entropy": masked_mean(output.entropy, mask) * share,
+    rollouts, mask = batch.rollouts, batch.rollouts.tokens.completion_mask
+    result = policy_loss(output.logps, rollouts.logps, rollouts.advantages, mask, low, high, batch.policy_denominator)
+    weight = _weight(batch, steps)
+    return result.loss, {
+        "loss/policy": result.loss * steps,
+        "policy/clip_fraction": result.clip_fraction * weight,
+        "policy/approx_kl": result.approx_kl * weight,
+        "policy/ratio": result.ratio_mean * weight,
+        "objective/entropy": masked_mean(output.entropy, mask) * weight,
     }
 
 
-def value_term(values: Tensor, inputs: Batch, clip: float, steps: int) -> Term:
-    """The clipped value loss.
+def value_term(output: ActorCriticOutput, batch: MicroBatch, clip: float, steps: int) -> Term:
+    """Clipped value loss of a micro-batch.
 
     Args:
-        values: [B, T] of the value model as it is.
-        inputs: as for `policy_term`.
+        output: values [B, T] of the value model being trained.
+        batch: the micro-batch.
         clip: how far values may move from those of the rollouts.
         steps: micro-batches of a minibatch.
 
     Returns:
         The loss, and metrics as in `policy_term`.
     """
-    mask, denominator = inputs["completion_mask"], inputs.get("denominator")
-    found = value_loss(values, inputs["values"], inputs["returns"], mask, clip, denominator)
-    return found.loss, {
-        "loss/value": found.loss * steps,
-        "val/clip_fraction": found.clip_fraction * _share(inputs, steps),
+    assert output.values is not None
+    rollouts, mask = batch.rollouts, batch.rollouts.tokens.completion_mask
+    result = value_loss(output.values, rollouts.values, rollouts.returns, mask, clip, batch.value_denominator)
+    return result.loss, {
+        "loss/value": result.loss * steps,
+        "val/clip_fraction": result.clip_fraction * _weight(batch, steps),
     }
 
 
-def _share(inputs: Batch, steps: int) -> Tensor | float:
-    """What a micro-batch's means count by: its tokens, as in the losses."""
-    denominator = inputs.get("denominator")
-    return 1.0 if denominator is None else inputs["completion_mask"].sum() / denominator * steps
+def _weight(batch: MicroBatch, steps: int) -> Tensor | float:
+    """Weight of this micro-batch's token means within its minibatch, times the number of micro-batches."""
+    if batch.value_denominator is None:
+        return 1.0
+    return batch.rollouts.tokens.completion_mask.sum() / batch.value_denominator * steps

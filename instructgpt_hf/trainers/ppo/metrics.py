@@ -1,59 +1,66 @@
-"""What PPO logs of an iteration's rollouts; docs/ppo.md has the formulas."""
+"""Metrics of an iteration's rollouts and phases; docs/ppo.md has the formulas."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
+from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import explained_variance, kl_estimate
-from instructgpt_hf.trainers.ppo.rollouts import Batch
+from instructgpt_hf.trainers.ppo.rollouts import Rollouts, TokenLists, gather_rows
 from instructgpt_hf.trainers.ppo.watchdog import share_of_most_frequent
 
 
 def rollout_metrics(
-    trainer: Any, batch: Batch, scores: Tensor, reference: Tensor, finished: Tensor, completion_ids: list[list[int]]
+    rollouts: Rollouts,
+    ref_logps: Tensor,
+    scores: Tensor,
+    finished: Tensor,
+    completion_ids: TokenLists,
+    beta: float,
+    kl_estimator: str,
+    accelerator: Accelerator,
 ) -> dict[str, float]:
     """Metrics over the episodes of all processes, by name.
 
     Args:
-        trainer: a PPO trainer.
-        batch: this process's rollouts.
+        rollouts: of this process.
+        ref_logps: [B, T] log-probabilities under the reference.
         scores: [B].
-        reference: the reference's log-probabilities [B, T].
-        finished: whether an answer ended with EOS [B].
-        completion_ids: the sampled tokens.
+        finished: [B], whether a completion ended with EOS.
+        completion_ids: B lists of sampled tokens.
+        beta: weight of the KL penalty in these rollouts.
+        kl_estimator: `"k1"` or `"k3"`, of the penalty.
+        accelerator: gathers over processes.
     """
-    accelerator, mask = trainer.accelerator, batch["completion_mask"]
-    kl = ((batch["logps"] - reference) * mask).sum(1)
-    penalty = (kl_estimate(batch["logps"], reference, trainer.args.kl_estimator) * mask).sum(1) * trainer.beta
+    mask = rollouts.tokens.completion_mask
+    kl = ((rollouts.logps - ref_logps) * mask).sum(1)
+    penalty = (kl_estimate(rollouts.logps, ref_logps, kl_estimator) * mask).sum(1) * beta
     rows = {
         "objective/scores": scores,
         "objective/kl": kl,
         "objective/rlhf_reward": scores - penalty,
         "objective/kl_penalty": penalty,
         "completions/eos_rate": finished.float(),
-        "val/mean_value": batch["values"].sum(1) / mask.sum(1),
+        "val/mean_value": rollouts.values.sum(1) / mask.sum(1),
     }
     means = accelerator.gather(torch.stack(list(rows.values()), dim=1)).mean(0).tolist()
-    gathered = gather_rows(accelerator, batch["values"], batch["returns"], mask)
+    gathered = gather_rows(accelerator, rollouts.values, rollouts.returns, mask)
     return {
         **dict(zip(rows, means, strict=True)),
         "completions/most_frequent": share_of_most_frequent(gather_object(completion_ids)),
-        "objective/beta": trainer.beta,
+        "objective/beta": beta,
         "objective/scores_std": accelerator.gather(scores).std(unbiased=False).item(),
         "val/explained_variance": explained_variance(*gathered).item(),
     }
-
-
-def gather_rows(accelerator: Any, *tensors: Tensor) -> list[Tensor]:
-    """The rows [B, T] of all processes, padded to the longest."""
-    return [accelerator.gather(accelerator.pad_across_processes(item, dim=1)) for item in tensors]
 
 
 # Phase -> its metrics: seconds, tokens per second.
@@ -64,39 +71,36 @@ METRICS = {
 }
 
 
+@dataclass(eq=False)
 class PhaseClock(TrainerCallback):
-    """Wall-clock seconds between the ends of phases; each starts where the one before it ended.
-
-    Args:
-        steps: optimizer steps of an iteration, whose end ends the phase "train".
-        record: takes a metric's name and value.
-        now: seconds; a clock that never goes back.
+    """Callback that records seconds and tokens per second of an iteration's phases, each from the end of the last.
 
     Attributes:
+        steps: optimizer steps of an iteration; the last one ends the phase "train".
+        record: called with a metric's name and value.
+        now: monotonic clock in seconds.
         training_tokens: tokens of the current iteration's optimizer steps.
+        started: when the present phase started; None outside an iteration.
     """
 
-    def __init__(
-        self, steps: int, record: Callable[[str, float], None], now: Callable[[], float] = time.perf_counter
-    ) -> None:
-        self.steps = steps
-        self.record = record
-        self.now = now
-        self.started: float | None = None
-        self.training_tokens = 0.0
+    steps: int
+    record: Callable[[str, float], None]
+    now: Callable[[], float] = time.perf_counter
+    training_tokens: float = 0.0
+    started: float | None = None
 
     def start(self) -> None:
-        """An iteration starts."""
+        """Start an iteration."""
         self.started = self.now()
 
     def end(self, phase: str, tokens: float) -> None:
-        """`phase` ends and the next one starts; outside an iteration nothing is recorded.
+        """End `phase` and start the next one; outside an iteration nothing is recorded.
 
         Devices work asynchronously: call it where results have reached the host.
 
         Args:
             phase: a key of `METRICS`.
-            tokens: what the phase worked through, on all processes.
+            tokens: processed in the phase, over all processes.
         """
         if self.started is None:
             return
@@ -106,26 +110,26 @@ class PhaseClock(TrainerCallback):
         self.record(time_name, seconds)
         self.record(rate_name, tokens / max(seconds, 1e-9))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The last optimizer step of an iteration ends it."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """End the iteration after its last optimizer step."""
         if state.global_step % self.steps == 0:
             self.end("train", self.training_tokens)
             self.started = None
 
 
-def count_tokens(prompt_ids: list[list[int]], completion_ids: list[list[int]], accelerator: Any) -> tuple[int, int]:
-    """Sampled tokens, and the same with their prompts, of all processes."""
+def count_tokens(prompt_ids: TokenLists, completion_ids: TokenLists, accelerator: Accelerator) -> tuple[int, int]:
+    """Completion tokens, and prompt and completion tokens together, over all processes."""
     sampled = sum(map(len, completion_ids))
     counts = torch.tensor([sampled, sampled + sum(map(len, prompt_ids))], device=accelerator.device)
     first, second = accelerator.reduce(counts, reduction="sum").tolist()
     return first, second
 
 
-def training_tokens(args: Any, tokens: int, value_only: bool) -> int:
-    """Tokens that an iteration's optimizer steps work through: rollouts and pretraining examples, in all inner epochs.
+def training_tokens(args: PPOConfig, tokens: int, value_only: bool) -> int:
+    """Tokens of an iteration's optimizer steps: rollouts and pretraining examples, in all inner epochs.
 
     Args:
-        args: `PPOConfig`.
+        args: PPO's settings.
         tokens: of the iteration's rollouts, prompts included.
         value_only: the iteration trains the value model alone.
     """

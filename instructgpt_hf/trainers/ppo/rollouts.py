@@ -1,72 +1,171 @@
-"""Padded batches of rollouts: building them, slicing them into micro-batches, trimming padding."""
+"""Rollouts: padded tokens, advantages, minibatches, rows of all processes, and the order of the prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from instructgpt_hf._compat.trainers import pad
+from instructgpt_hf.config.ppo import PPOConfig
+from instructgpt_hf.functional import gae, loss_denominator, masked_whiten, token_rewards, whiten_rewards
 
-# Tensors whose columns are prompt tokens and those whose columns are completion tokens.
-PROMPT_KEYS = ("prompt_ids", "prompt_mask")
-Batch = dict[str, Tensor]
+TokenLists = list[list[int]]
 
 
-def pad_rollouts(prompt_ids: list[list[int]], completion_ids: list[list[int]], pad_token_id: int) -> Batch:
-    """Token lists as tensors: prompts padded left, completions padded right.
+class Tokens(NamedTuple):
+    """Prompts, padded left, and one completion for each, padded right.
 
-    Returns:
-        `prompt_ids` [B, P], `prompt_mask` [B, P], `completion_ids` [B, T], `completion_mask` [B, T].
-
-    Raises:
-        ValueError: if a completion is empty; every rollout has at least one token.
+    Attributes:
+        prompt_ids: [B, P].
+        prompt_mask: [B, P], 1 on tokens and 0 on padding.
+        completion_ids: [B, T].
+        completion_mask: [B, T], at least one 1 per row.
     """
-    empty = [index for index, ids in enumerate(completion_ids) if not ids]
-    if empty:
-        raise ValueError(f"rollouts {empty[:5]} have no token; generation must return at least one per prompt.")
-    batch = {}
-    for name, rows, side in (("prompt", prompt_ids, "left"), ("completion", completion_ids, "right")):
-        tensors = [torch.tensor(ids, dtype=torch.long) for ids in rows]
-        batch[f"{name}_ids"] = pad(tensors, padding_value=pad_token_id, padding_side=side)
-        batch[f"{name}_mask"] = pad([torch.ones_like(item) for item in tensors], padding_value=0, padding_side=side)
-    return batch
+
+    prompt_ids: Tensor
+    prompt_mask: Tensor
+    completion_ids: Tensor
+    completion_mask: Tensor
+
+    @classmethod
+    def pad(cls, prompt_ids: TokenLists, completion_ids: TokenLists, pad_token_id: int) -> Tokens:
+        """Pad token lists.
+
+        Raises:
+            ValueError: if a completion is empty; every rollout has at least one token.
+        """
+        empty = [index for index, ids in enumerate(completion_ids) if not ids]
+        if empty:
+            raise ValueError(f"rollouts {empty[:5]} have no token; generation must return at least one per prompt.")
+        columns = []
+        for rows, side in ((prompt_ids, "left"), (completion_ids, "right")):
+            tensors = [torch.tensor(ids, dtype=torch.long) for ids in rows]
+            columns.append(pad(tensors, padding_value=pad_token_id, padding_side=side))
+            columns.append(pad([torch.ones_like(item) for item in tensors], padding_value=0, padding_side=side))
+        return cls(*columns)
+
+    def to(self, device: torch.device) -> Tokens:
+        """Copy to a device."""
+        return Tokens(*(item.to(device) for item in self))
+
+    def joined(self) -> tuple[Tensor, Tensor, int]:
+        """Ids [B, P+T], mask [B, P+T] and T: the arguments of `ActorCritic.forward`."""
+        ids = torch.cat([self.prompt_ids, self.completion_ids], dim=1)
+        mask = torch.cat([self.prompt_mask, self.completion_mask], dim=1)
+        return ids, mask, self.completion_ids.shape[1]
+
+    def lengths(self) -> Tensor:
+        """Tokens [B] of each prompt with its completion."""
+        return self.prompt_mask.sum(1) + self.completion_mask.sum(1)
+
+    def select(self, rows: Tensor) -> Tokens:
+        """Some rows, without the padding columns that none of them needs."""
+        start = self.prompt_ids.shape[1] - int(self.prompt_mask[rows].sum(1).max())
+        end = int(self.completion_mask[rows].sum(1).max())
+        return Tokens(*(item[rows, start:] for item in self[:2]), *(item[rows, :end] for item in self[2:]))
+
+    def by_length(self, size: int) -> Iterator[tuple[Tensor, Tokens]]:
+        """All rows in pieces of at most `size` rows of similar length, with their row indices.
+
+        For passes without gradient, where the order of rows does not matter and padding is pure cost.
+        """
+        for rows in self.lengths().argsort(descending=True, stable=True).split(size):
+            yield rows, self.select(rows)
 
 
-def model_batch(batch: Batch) -> tuple[Tensor, Tensor, int]:
-    """Ids [B, P+T], mask [B, P+T] and T of a padded batch."""
-    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
-    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
-    return ids, mask, batch["completion_ids"].shape[1]
+class Rollouts(NamedTuple):
+    """Sampled completions and the inputs of PPO's losses, fixed at rollout time; 0 outside the completion mask.
 
-
-def select(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a batch, without the padding columns that none of them needs."""
-    prompts = int(batch["prompt_mask"][rows].sum(1).max())
-    completions = int(batch["completion_mask"][rows].sum(1).max())
-    width = batch["prompt_ids"].shape[1]
-    return {
-        key: value[rows, width - prompts :] if key in PROMPT_KEYS else value[rows, :completions]
-        for key, value in batch.items()
-    }
-
-
-def by_length(batch: Batch, size: int) -> Iterator[tuple[Tensor, Batch]]:
-    """The whole batch in pieces of at most `size` rows of similar length, with their row indices.
-
-    For passes without gradient, where the order of rows does not matter and padding is pure cost.
+    Attributes:
+        tokens: prompts [B, P] and completions [B, T].
+        logps: [B, T] log-probability of each token under the policy that sampled it.
+        values: [B, T] value before each token.
+        advantages: [B, T].
+        returns: [B, T], the value model's targets.
     """
-    everything = torch.arange(batch["prompt_mask"].shape[0], device=batch["prompt_mask"].device)
-    for rows in sorted_by_length(batch, everything).split(size):
-        yield rows, select(batch, rows)
+
+    tokens: Tokens
+    logps: Tensor
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+
+    def select(self, rows: Tensor) -> Rollouts:
+        """Some rows, without the padding columns that none of them needs."""
+        tokens = self.tokens.select(rows)
+        end = tokens.completion_ids.shape[1]
+        return Rollouts(tokens, *(item[rows, :end] for item in self[1:]))
 
 
-def sorted_by_length(batch: Batch, rows: Tensor) -> Tensor:
-    """The given rows, longest first, so that neighbours need little padding."""
-    lengths = batch["prompt_mask"][rows].sum(1) + batch["completion_mask"][rows].sum(1)
-    return rows[lengths.argsort(descending=True, stable=True)]
+def estimate_advantages(
+    scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float, args: PPOConfig, accelerator: Accelerator
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, each [B, T], from the reward of every token (§3.5) by GAE.
+
+    Args:
+        scores: [B].
+        kl: [B, T] KL term of each token.
+        values: [B, T] value before each token.
+        mask: [B, T].
+        beta: weight of the KL penalty.
+        args: gamma, lambda, and whether rewards and advantages are whitened.
+        accelerator: gathers the rows of all processes for whitening.
+    """
+    rewards = token_rewards(scores, kl, mask, beta)
+    if args.whiten_rewards:
+        rewards = over_all_processes(accelerator, whiten_rewards, rewards, mask)
+    advantages, returns = gae(rewards, values, mask, args.gamma, args.lam)
+    if args.whiten_advantages:
+        advantages = over_all_processes(accelerator, masked_whiten, advantages, mask)
+    return advantages, returns
+
+
+class MicroBatch(NamedTuple):
+    """Rollouts of one forward and backward pass; by default a minibatch of their own.
+
+    Attributes:
+        rollouts: of this process.
+        policy_denominator: divisor of the policy loss's sum over tokens: the mean over processes of the whole
+            minibatch's tokens or sequences, a scalar; None is the number of tokens here.
+        value_denominator: the same for the value loss: always tokens.
+    """
+
+    rollouts: Rollouts
+    policy_denominator: Tensor | None = None
+    value_denominator: Tensor | None = None
+
+
+def split_minibatches(
+    rollouts: Rollouts, minibatches: Iterable[Tensor], size: int, policy_reduction: str, accelerator: Accelerator
+) -> list[MicroBatch]:
+    """Split each minibatch into micro-batches of rows of similar length and attach its loss denominators.
+
+    With the minibatch's denominators, gradients do not depend on how it is split.
+
+    Args:
+        rollouts: of this process.
+        minibatches: rows of each minibatch.
+        size: rows of a micro-batch.
+        policy_reduction: `"token_mean"` or `"sequence_sum"` (see `functional.loss_denominator`).
+        accelerator: averages the denominators over processes, because gradients are averaged too.
+    """
+    reductions = policy_reduction, "token_mean"
+    lengths, micro_batches = rollouts.tokens.lengths(), []
+    for rows in minibatches:
+        rows = rows.to(lengths.device)
+        rows = rows[lengths[rows].argsort(descending=True, stable=True)]
+        pieces = [rollouts.select(part) for part in rows.split(size)]
+        masks = [piece.tokens.completion_mask for piece in pieces]
+        counts = [torch.stack([loss_denominator(mask, kind) for kind in reductions]) for mask in masks]
+        shared = accelerator.reduce(torch.stack(counts).sum(0).float(), reduction="mean")
+        micro_batches += [MicroBatch(piece, *shared) for piece in pieces]
+    return micro_batches
 
 
 def deal(
@@ -90,17 +189,31 @@ def deal(
     generator = torch.Generator().manual_seed(seed)
     order = torch.rand(episodes // minibatches, minibatches, generator=generator).argsort(dim=1)
     rows = order + torch.arange(0, episodes, minibatches)[:, None]
-    mine = rows.chunk(num_processes)[process_index] - process_index * (episodes // num_processes)
-    return mine.T.unbind()
+    own = rows.chunk(num_processes)[process_index] - process_index * (episodes // num_processes)
+    return own.T.unbind()
 
 
-def place(target: Tensor, rows: Tensor, values: Tensor) -> None:
-    """Write values [b, t] of some rows into a wider target [B, T], in place."""
-    target[rows, : values.shape[1]] = values.to(target.dtype)
+def gather_rows(accelerator: Accelerator, *tensors: Tensor) -> list[Tensor]:
+    """The rows [B, T] of all processes, padded to the longest."""
+    return [accelerator.gather(accelerator.pad_across_processes(item, dim=1)) for item in tensors]
 
 
+def own_rows(accelerator: Accelerator, gathered: Tensor) -> Tensor:
+    """This process's rows of a tensor gathered from all processes."""
+    size = gathered.shape[0] // accelerator.num_processes
+    return gathered[accelerator.process_index * size :][:size]
+
+
+def over_all_processes(
+    accelerator: Accelerator, statistic: Callable[[Tensor, Tensor], Tensor], values: Tensor, mask: Tensor
+) -> Tensor:
+    """Apply a statistic of values and mask, [N, T] to [N, T], to all processes' episodes; returns the own rows."""
+    return own_rows(accelerator, statistic(*gather_rows(accelerator, values, mask)))[:, : values.shape[1]]
+
+
+@dataclass(eq=False)
 class EpisodeSampler(Sampler[int]):
-    """Every prompt once per pass, in an order that is a function of the seed and the number of the pass.
+    """Every prompt once per pass, in an order that depends on the seed and the number of the pass alone.
 
     TRL's own sampler draws each pass from one running generator, so a resumed run starts again with the first pass's
     order. Here the pass is computed from the optimizer steps taken, so a resumed run continues.
@@ -115,19 +228,16 @@ class EpisodeSampler(Sampler[int]):
         steps: optimizer steps of one iteration.
         seed: of the order.
         shuffle: False keeps the order of the dataset.
-        step: gives the optimizer steps taken so far.
+        step: returns the optimizer steps taken so far.
     """
 
-    def __init__(
-        self, size: int, episodes: int, repeats: int, steps: int, seed: int, shuffle: bool, step: Callable[[], int]
-    ) -> None:
-        self.size = size
-        self.episodes = episodes
-        self.repeats = repeats
-        self.steps = steps
-        self.seed = seed
-        self.shuffle = shuffle
-        self.step = step
+    size: int
+    episodes: int
+    repeats: int
+    steps: int
+    seed: int
+    shuffle: bool
+    step: Callable[[], int]
 
     @property
     def iterations(self) -> int:

@@ -1,17 +1,22 @@
-"""What PPO writes: checkpoints, from which a run goes on as if it had never stopped, and the models for use."""
+"""Files that PPO writes: those of a checkpoint beside the Trainer's own, and the models for use."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.reward_model import save_reward_model
+from instructgpt_hf.trainers.ppo.ema import WeightAverage
 
 TRAINABLE_FILE = "trainable.safetensors"
 AVERAGE_FILE = "ema.safetensors"
@@ -20,95 +25,111 @@ SAMPLES_FILE = "rollouts.jsonl"
 
 
 def trainable_weights(module: nn.Module) -> dict[str, Tensor]:
-    """What is trained of a module, by name."""
+    """The trained parameters of a module, by name."""
     return {name: item.detach().contiguous() for name, item in module.named_parameters() if item.requires_grad}
 
 
-def write(trainer: Any, folder: Path) -> None:
-    """Write what the Trainer's own files of a checkpoint lack.
+@dataclass(frozen=True)
+class PPOState:
+    """Contents of `ppo_state.json`, all plain JSON.
 
-    Args:
-        trainer: a PPO trainer.
-        folder: of the checkpoint.
+    Attributes:
+        pretraining: position in the pretraining text; None for plain PPO.
+        samples: rollouts noted so far for `rollouts.jsonl`.
+        unlogged: metrics and losses since the last log (`OnPolicyTrainer.unlogged`).
+        beta: weight of the KL penalty: `setting`, and `current` as adapted to `kl_target`.
+        warnings: state of the early warnings.
     """
+
+    pretraining: dict[str, Any] | None
+    samples: list[dict[str, Any]]
+    unlogged: dict[str, Any]
+    beta: dict[str, float]
+    warnings: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> PPOState:
+        """Read the file of a checkpoint."""
+        return cls(**json.loads((folder / STATE_FILE).read_text(encoding="utf-8")))
+
+    def write(self, folder: Path) -> None:
+        """Write the file of a checkpoint."""
+        (folder / STATE_FILE).write_text(json.dumps(vars(self)), encoding="utf-8")
+
+
+def write_weights(folder: Path, actor_critic: ActorCritic, average: WeightAverage | None) -> None:
+    """Write the trainable weights of both models, and their average, into a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(trainable_weights(trainer.actor_critic), folder / TRAINABLE_FILE)
-    if trainer.average is not None:
-        save_file(trainer.average.tensors(), folder / AVERAGE_FILE)
-    state = {
-        "pretraining": trainer.pretraining.state_dict() if trainer.pretraining is not None else None,
-        "samples": trainer.samples,
-        "unlogged": trainer.unlogged(),
-        "beta": {"setting": trainer.args.beta, "current": trainer.beta},
-        "warnings": trainer.guard.warnings.state_dict(),
-    }
-    (folder / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    save_file(trainable_weights(actor_critic), folder / TRAINABLE_FILE)
+    if average is not None:
+        save_file(average.tensors(), folder / AVERAGE_FILE)
 
 
 @torch.no_grad()
-def read_weights(trainer: Any, folder: Path) -> None:
-    """Read the trainable weights of both models."""
+def read_weights(folder: Path, actor_critic: ActorCritic) -> None:
+    """Read the trainable weights of both models from a checkpoint."""
     saved = load_file(folder / TRAINABLE_FILE)
-    for name, parameter in trainer.actor_critic.named_parameters():
+    for name, parameter in actor_critic.named_parameters():
         if parameter.requires_grad:
             parameter.copy_(saved[name])
 
 
-def read_state(trainer: Any, folder: Path) -> None:
-    """Read everything else that `write` wrote."""
-    if trainer.average is not None:
-        trainer.average.load(load_file(folder / AVERAGE_FILE))
-    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    trainer.samples = state["samples"]
-    trainer.add_callback(ContinueLog(trainer, state["unlogged"]))
-    trainer.guard.warnings.load_state_dict(state["warnings"])
-    if trainer.args.kl_target is not None and state["beta"]["setting"] == trainer.args.beta:
-        trainer.beta = state["beta"]["current"]
-    if trainer.pretraining is not None:
-        trainer.pretraining.load_state_dict(state["pretraining"])
+def read_average(folder: Path, average: WeightAverage) -> None:
+    """Read the average of the policy's weights from a checkpoint."""
+    average.load(load_file(folder / AVERAGE_FILE))
 
 
-def write_models(trainer: Any, folder: Path) -> None:
+def write_models(
+    folder: Path,
+    actor_critic: ActorCritic,
+    average: WeightAverage | None,
+    tokenizer: PreTrainedTokenizerBase,
+    samples: list[dict[str, Any]],
+    publish_weights: str,
+) -> None:
     """Write the models for use, and the rollouts noted during training.
 
     Args:
-        trainer: a PPO trainer.
         folder: gets the published policy; `value_model` in it the value model; `ema` or `raw` the other policy.
+        actor_critic: both models.
+        average: of the policy's weights; None writes one policy.
+        tokenizer: the policy's.
+        samples: lines of `rollouts.jsonl`.
+        publish_weights: `"raw"` or `"ema"`: which policy the folder itself gets.
     """
-    policy, average = trainer.actor_critic.policy, trainer.average
-    save_reward_model(trainer.actor_critic.value_model, folder / "value_model")
+    save_reward_model(actor_critic.value_model, folder / "value_model")
     if average is None:
-        _save_policy(policy, folder)
+        _save_policy(actor_critic.policy, folder)
     else:
-        last, averaged = ("", "ema") if trainer.args.publish_weights == "raw" else ("raw", "")
-        _save_policy(policy, folder / last)
+        last, averaged = ("", "ema") if publish_weights == "raw" else ("raw", "")
+        _save_policy(actor_critic.policy, folder / last)
         with average.applied():
-            _save_policy(policy, folder / averaged)
+            _save_policy(actor_critic.policy, folder / averaged)
     for path in (folder, folder / "value_model"):
-        trainer.tokenizer.save_pretrained(path)
-    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in trainer.samples]
+        tokenizer.save_pretrained(path)
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
 
 
-def _save_policy(policy: Any, folder: Path) -> None:
+def _save_policy(policy: PreTrainedModel | PeftModel, folder: Path) -> None:
     adapters = {"selected_adapters": ["default"]} if hasattr(policy, "peft_config") else {}
     policy.save_pretrained(folder, **adapters)
 
 
+@dataclass(eq=False)
 class ContinueLog(TrainerCallback):
-    """Gives the log of a resumed run what the run before had measured and not logged yet.
+    """Callback of a resumed run that restores the metrics from before the checkpoint that were not yet logged.
 
-    Args:
-        trainer: an `OnPolicyTrainer`.
-        unlogged: what its `unlogged` gave.
+    Attributes:
+        restore: `OnPolicyTrainer.restore_unlogged`.
+        unlogged: its argument, from the checkpoint.
     """
 
-    def __init__(self, trainer: Any, unlogged: dict[str, Any]) -> None:
-        self.trainer = trainer
-        self.unlogged: dict[str, Any] | None = unlogged
+    restore: Callable[[dict[str, Any]], None]
+    unlogged: dict[str, Any] | None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Once: the Trainer has set up sums of its own just before."""
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Restore once, after the Trainer has set its own sums to zero."""
         if self.unlogged is not None:
-            self.trainer.restore_unlogged(self.unlogged)
+            self.restore(self.unlogged)
         self.unlogged = None

@@ -1,4 +1,4 @@
-"""Watching a PPO run: warnings that say what to try, and a clean stop where going on cannot help.
+"""Guard of a PPO run: warnings with advice, and a clean stop where further training cannot help.
 
 The thresholds are ours: the paper states none.
 """
@@ -10,20 +10,23 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 from instructgpt_hf._compat.checkpoints import last_checkpoint, set_aside
 from instructgpt_hf.errors import InstructGPTError
 
+if TYPE_CHECKING:
+    from instructgpt_hf.config.ppo import PPOConfig
+
 # Best-of-n sampling is log(n) - (n-1)/n nats from its policy: 50 nats are a stronger selection than the best of 10^21
-# answers, and eight times the target of Ziegler et al. (2019). A reward model says little about such answers.
+# completions, and eight times the target of Ziegler et al. (2019). A reward model says little about such completions.
 KL_WARNING = 50.0
-# Shares of the first iteration's entropy and of an iteration's answers; answers of one word are not a collapse if the
-# policy started with them.
+# Shares of the first iteration's entropy and of an iteration's completions; completions of one word are not a collapse
+# if the policy started with them.
 ENTROPY_SHARE = 0.1
 MOST_FREQUENT = 0.5
 # A value model that gives every token the same value explains nothing, give or take rounding.
@@ -37,24 +40,24 @@ TRY_SMALLER_STEPS = (
 TRY_FINITE = (
     "a smaller learning_rate and value_learning_rate, a smaller max_grad_norm; with float16 (fp16) bfloat16 or float32"
 )
-# Metrics that show what rewards do, not what is trained.
+# Prefixes of metrics that depend on the rewards alone, not on the trained models.
 FROM_REWARDS = ("rewards/", "objective/scores", "a reward")
-TRY_REWARDS = "the reward function or model by itself on such answers; a reward model may overflow in float16"
+TRY_REWARDS = "the reward function or model by itself on such completions; a reward model may overflow in float16"
 
 
 class TrainingStopped(InstructGPTError):
-    """Training ended where going on cannot help; the last good checkpoint is on disk."""
+    """Training ended because going on cannot help; the last good checkpoint is on disk."""
 
 
 class Sign(NamedTuple):
-    """One sign of trouble in a metric.
+    """Sign of trouble in one metric.
 
     Attributes:
-        metric: its mean over an iteration is looked at.
-        shows: whether a value shows trouble, given the first iteration's.
+        metric: name; its mean over an iteration is tested.
+        shows: whether a value shows trouble, given the first iteration's value.
         iterations: how many in a row must show it.
         grace: iterations at the start that do not count.
-        text: what to tell the user; `{value}` and `{first}` are filled in.
+        text: the warning; `{value}` and `{first}` are filled in.
     """
 
     metric: str
@@ -70,7 +73,7 @@ SIGNS = (
         lambda value, _: value > KL_WARNING,
         1,
         0,
-        f"the KL to the starting policy is {{value:.0f}} nats per answer, above {KL_WARNING:.0f}: the policy may "
+        f"the KL to the starting policy is {{value:.0f}} nats per completion, above {KL_WARNING:.0f}: the policy may "
         f"exploit the reward model. Try {TRY_SMALLER_STEPS}; stop_kl stops a run at a KL of your choice.",
     ),
     Sign(
@@ -78,16 +81,16 @@ SIGNS = (
         lambda value, first: value < ENTROPY_SHARE * first,
         3,
         0,
-        "the entropy has fallen to {value:.3g} nats per token from {first:.3g}: the policy settles on one answer. Try "
-        f"{TRY_SMALLER_STEPS}.",
+        "the entropy has fallen to {value:.3g} nats per token from {first:.3g}: the policy settles on one completion. "
+        f"Try {TRY_SMALLER_STEPS}.",
     ),
     Sign(
         "completions/most_frequent",
         lambda value, first: value > MOST_FREQUENT and value > 2 * first,
         3,
         0,
-        "{value:.0%} of the answers are the same one, {first:.0%} were at the start: the policy settles on one. "
-        f"Try {TRY_SMALLER_STEPS}, and look at what that answer scores.",
+        "{value:.0%} of the completions are the same one, {first:.0%} were at the start: the policy settles on one. "
+        f"Try {TRY_SMALLER_STEPS}, and look at what that completion scores.",
     ),
     Sign(
         "val/explained_variance",
@@ -101,7 +104,7 @@ SIGNS = (
 
 
 class EarlyWarnings:
-    """Finds signs of trouble in the metrics of iterations; tells each of them once."""
+    """Detector of signs of trouble in the metrics of successive iterations; warns of each sign once."""
 
     def __init__(self) -> None:
         self.iterations = 0
@@ -110,7 +113,7 @@ class EarlyWarnings:
         self.given: list[str] = []
 
     def iteration(self, metrics: Mapping[str, float]) -> list[str]:
-        """Take in one iteration's means; returns what to tell the user now."""
+        """Add one iteration's means; returns the warnings that are due."""
         self.iterations += 1
         texts = []
         for sign in SIGNS:
@@ -128,7 +131,7 @@ class EarlyWarnings:
         return texts
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; JSON."""
+        """State for a checkpoint, plain JSON."""
         return {"iterations": self.iterations, "first": self.first, "row": self.row, "given": self.given}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -138,41 +141,46 @@ class EarlyWarnings:
 
 
 class Guard(TrainerCallback):
-    """Watches the metrics that a PPO trainer records; warns, or stops before weights or checkpoints are spoilt.
+    """Callback that reads the metrics of a PPO trainer; it warns, or stops before weights or checkpoints are spoilt.
 
-    What it reads is the same in all processes, so that all of them stop. Nothing is copied from the device for it but
+    The values are the same in all processes, so that all of them stop. The guard copies nothing from the device but
     the gradient's norm at an optimizer step and one flag for the weights at the end of an iteration.
 
     Args:
         args: `PPOConfig`.
-        all_finite: whether every trained weight is finite, in all processes.
-        gradients_are_scaled: float16's gradient scaler leaves out steps with a gradient that is not finite.
+        all_finite: returns whether every trained weight is finite, in all processes.
+        gradients_are_scaled: whether float16's gradient scaler skips steps with a gradient that is not finite.
+
+    Attributes:
+        warn: called with the text of a warning.
+        values: values of this iteration by metric.
+        broken: the first value of this optimizer step that is not finite, with its metric.
     """
 
-    def __init__(self, args: Any, all_finite: Callable[[], bool], gradients_are_scaled: bool = False) -> None:
+    def __init__(self, args: PPOConfig, all_finite: Callable[[], bool], gradients_are_scaled: bool = False) -> None:
         self.args = args
         self.steps = args.optimizer_steps_per_iteration
         self.all_finite = all_finite
         self.patience = SCALER_PATIENCE if gradients_are_scaled else 1
         self.warnings = EarlyWarnings()
-        self.say: Callable[[str], None] = logging.getLogger(__name__).warning
-        self.seen: dict[str, list[float]] = {}
+        self.warn: Callable[[str], None] = logging.getLogger(__name__).warning
+        self.values: dict[str, list[float]] = {}
         self.broken: tuple[str, float] | None = None
         self.bad_steps = 0
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Nothing of an earlier training that was stopped or interrupted counts."""
-        self.seen.clear()
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Discard the values of an earlier training that was stopped or interrupted."""
+        self.values.clear()
         self.broken, self.bad_steps = None, 0
 
-    def see(self, name: str, value: float) -> None:
-        """Take in a metric of this iteration."""
-        self.seen.setdefault(name, []).append(value)
+    def add(self, name: str, value: float) -> None:
+        """Add a value of one of this iteration's metrics."""
+        self.values.setdefault(name, []).append(value)
         if self.broken is None and not math.isfinite(value):
             self.broken = name, value
 
     def rollouts_done(self, step: int) -> None:
-        """Look at the rollouts before anything is learned from them.
+        """Check the rollouts before an optimizer step uses them.
 
         Args:
             step: optimizer steps taken.
@@ -181,73 +189,73 @@ class Guard(TrainerCallback):
             TrainingStopped: if a score, value or log-probability is not finite or the KL is above `stop_kl`.
         """
         if self.broken is not None and self.broken[0].startswith(FROM_REWARDS):
-            raise self._stopped(step, self._what_is_broken(), TRY_REWARDS)
+            raise self._stopped(step, self._reason(), TRY_REWARDS)
         if self.broken is not None:
-            raise self.unusable_rollouts(step, self._what_is_broken(), TRY_FINITE)
-        limit, kl = self.args.stop_kl, self.seen["objective/kl"][-1]
+            raise self.unusable_rollouts(step, self._reason(), TRY_FINITE)
+        limit, kl = self.args.stop_kl, self.values["objective/kl"][-1]
         if limit is not None and kl > limit:
-            found = f"objective/kl is {kl:.4g} nats per answer, above stop_kl = {limit:g}"
-            raise self.unusable_rollouts(step, found, TRY_SMALLER_STEPS)
+            reason = f"objective/kl is {kl:.4g} nats per completion, above stop_kl = {limit:g}"
+            raise self.unusable_rollouts(step, reason, TRY_SMALLER_STEPS)
 
-    def unusable_rollouts(self, step: int, found: str, advice: str = TRY_FINITE) -> TrainingStopped:
-        """The stop for what the models of this very step do, whose checkpoint is set aside.
+    def unusable_rollouts(self, step: int, reason: str, advice: str = TRY_FINITE) -> TrainingStopped:
+        """The error for rollouts that are unusable because of the present weights, whose checkpoint is set aside.
 
         Args:
             step: optimizer steps taken.
-            found: what is wrong.
+            reason: what is wrong.
             advice: what to try.
         """
-        stop = self._stopped(step, found, advice, before=step)
+        stop = self._stopped(step, reason, advice, before=step)
         if self.args.should_save:
             set_aside(Path(self.args.output_dir), step)
         return stop
 
     def gradient_done(self, step: int, norm: Tensor | float | None) -> None:
-        """Look at the gradient before the optimizer uses it.
+        """Check the gradient before the optimizer uses it.
 
         Args:
             step: optimizer steps taken.
             norm: of the whole gradient; None if it is not known yet.
 
         Raises:
-            TrainingStopped: if the gradient or a loss is not finite; with float16 once `SCALER_PATIENCE` steps in a
-                row were left out for it.
+            TrainingStopped: if the gradient or a loss is not finite; with float16 once the scaler has skipped
+                `SCALER_PATIENCE` steps in a row for it.
         """
         if norm is not None and self.broken is None and not math.isfinite(length := float(norm)):
             self.broken = "grad_norm", length
         self.bad_steps = self.bad_steps + 1 if self.broken is not None else 0
         if self.broken is not None and self.bad_steps >= self.patience:
-            raise self._stopped(step, self._what_is_broken(), TRY_FINITE)
+            raise self._stopped(step, self._reason(), TRY_FINITE)
         self.broken = None
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """At the end of an iteration, before a checkpoint is saved: look at the weights, then warn."""
+    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        """At the end of an iteration, before a checkpoint is saved: check the weights, then warn."""
         if state.global_step % self.steps:
             return
         if not self.all_finite():
             raise self._stopped(state.global_step - 1, "a weight is not a finite number", TRY_FINITE)
-        means = {name: sum(values) / len(values) for name, values in self.seen.items()}
-        self.seen.clear()
+        means = {name: sum(values) / len(values) for name, values in self.values.items()}
+        self.values.clear()
         for text in self.warnings.iteration(means):
             if state.is_world_process_zero:
-                self.say(f"warning: iteration {state.global_step // self.steps}: {text}")
+                self.warn(f"warning: iteration {state.global_step // self.steps}: {text}")
 
-    def _what_is_broken(self) -> str:
+    def _reason(self) -> str:
         assert self.broken is not None
         name, value = self.broken
         return f"{name} is {value}"
 
-    def _stopped(self, step: int, found: str, advice: str, before: float = math.inf) -> TrainingStopped:
+    def _stopped(self, step: int, reason: str, advice: str, before: float = math.inf) -> TrainingStopped:
         checkpoint = last_checkpoint(Path(self.args.output_dir), before)
         last = f"last good checkpoint: {checkpoint}" if checkpoint else "there is no good checkpoint yet"
         return TrainingStopped(
-            f"Training stopped in iteration {step // self.steps + 1}, after {step} optimizer steps: {found}.\n"
+            f"Training stopped in iteration {step // self.steps + 1}, after {step} optimizer steps: {reason}.\n"
             f"  - {last}\n  - try {advice}"
         )
 
 
 def share_of_most_frequent(completion_ids: list[list[int]]) -> float:
-    """Share of the answers that equal the most frequent one, by token ids."""
+    """Share of the completions that equal the most frequent one, by token ids."""
     return max(Counter(map(tuple, completion_ids)).values()) / len(completion_ids)
 
 

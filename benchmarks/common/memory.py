@@ -1,9 +1,10 @@
-"""Peak memory of a process. Imported in every environment that a benchmark measures, so it needs torch only."""
+"""Clock and peak memory of a process. Runs in the peer's environment too, so it needs torch only."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import time
 from pathlib import Path
 
 import torch
@@ -12,13 +13,21 @@ MIB = 2**20
 
 
 class BenchmarkError(Exception):
-    """A benchmark cannot go on, most of all because its contenders do not compute the same thing."""
+    """A benchmark cannot continue, most often because its contenders do not compute the same thing."""
+
+
+def now(cuda: bool) -> float:
+    """Seconds of the clock, after the GPU has finished its work."""
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 class PeakMemory:
-    """Peak memory of this process above what it held at `start`: after imports, or after imports and model loading.
+    """Peak memory of this process above its memory at `start` (after imports, or after model loading as well).
 
-    On a GPU torch's allocated bytes; else the resident set, whose high-water mark Linux lets a process set back.
+    On a GPU the bytes that torch has allocated, else the resident set, whose high-water mark Linux lets a process
+    reset.
     """
 
     def __init__(self, cuda: bool) -> None:
@@ -28,10 +37,10 @@ class PeakMemory:
     def start(self) -> None:
         """Take the baseline."""
         self.reset()
-        self.baseline = self._now()
+        self.baseline = self._held()
 
     def reset(self) -> None:
-        """Forget the peak so far, and keep the baseline."""
+        """Forget the peak so far; the baseline stays."""
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
@@ -40,15 +49,15 @@ class PeakMemory:
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
     def peak_mib(self) -> float:
-        """Highest since the last reset, in MiB above the baseline."""
+        """Highest memory since the last reset, in MiB above the baseline."""
         peak = torch.cuda.max_memory_allocated() if self.cuda else _resident("VmHWM")
         return (peak - self.baseline) / MIB
 
     def held_mib(self) -> float:
-        """Now, in MiB above the baseline."""
-        return (self._now() - self.baseline) / MIB
+        """Present memory, in MiB above the baseline."""
+        return (self._held() - self.baseline) / MIB
 
-    def _now(self) -> int:
+    def _held(self) -> int:
         return torch.cuda.memory_allocated() if self.cuda else _resident("VmRSS")
 
 

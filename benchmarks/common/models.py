@@ -1,14 +1,17 @@
-"""Models of the benchmarks whose weights are drawn at random: only their shapes matter."""
+"""Model folders, random models, of which only the shapes matter, and random tokens."""
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from instructgpt_hf import lab
 from instructgpt_hf.models.loading import load_tokenizer
@@ -34,8 +37,13 @@ NEED_GPU = ("random-1b", "random-7b")
 SHARD_SIZE = "1GB"
 
 
-def write_random(name: str, folder: Path, dtype: torch.dtype) -> None:
-    """Write a model folder with the lab's tokenizer, one shard at a time in memory.
+def model_folder(name: str) -> Path:
+    """The folder of `lab`, the lab's base model, or `name` itself as a folder."""
+    return lab.base_model_path() if name == "lab" else Path(name)
+
+
+def write_random(name: str, folder: Path, dtype: torch.dtype) -> Path:
+    """Write a model folder with the lab's tokenizer, holding one shard at a time in memory.
 
     Args:
         name: a key of `RANDOM`.
@@ -58,9 +66,38 @@ def write_random(name: str, folder: Path, dtype: torch.dtype) -> None:
     for file, members in plan.filename_to_tensors.items():
         shard = {member: torch.ones(empty[member].shape, dtype=dtype) for member in members}
         for weight in shard.values():
-            if weight.dim() > 1:  # norms keep their ones
+            if weight.dim() > 1:  # the weights of norms stay 1
                 weight.normal_(0.0, config.initializer_range, generator=draw)
         save_file(shard, folder / file, metadata={"format": "pt"})
     if plan.is_sharded:
         index = json.dumps({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename})
         (folder / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    return folder
+
+
+class RandomTokens:
+    """Draws random token ids without special tokens, the same ones in every process.
+
+    Args:
+        tokenizer: whose special tokens are left out.
+        vocabulary: number of tokens that the model knows.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        special = set(tokenizer.all_special_ids)
+        self.ids = torch.tensor([token for token in range(min(vocabulary, len(tokenizer))) if token not in special])
+
+    def draw(self, length: int) -> list[int]:
+        """`length` token ids."""
+        return self.ids[torch.randint(len(self.ids), (length,), generator=self.generator)].tolist()
+
+    def permutation(self, length: int) -> list[int]:
+        """A random order of 0 to `length` - 1."""
+        return torch.randperm(length, generator=self.generator).tolist()
+
+
+def strict_pairs(row: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """`completion_ids` of every pair of a ranking without ties, the better completion first."""
+    ranked: Sequence[tuple[int, Any]] = list(zip(row["ranks"], row["completion_ids"], strict=True))
+    return [(better, worse) for (high, better), (low, worse) in itertools.permutations(ranked, 2) if high < low]

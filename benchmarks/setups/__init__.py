@@ -1,0 +1,1 @@
+"""What single scripts train and measure on: models, data and trainers."""

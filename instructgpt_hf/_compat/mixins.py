@@ -1,0 +1,60 @@
+"""Behaviour of the Trainer that this package's trainers change alike."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from accelerate import Accelerator
+from torch import nn
+from transformers import TrainingArguments
+
+from instructgpt_hf._compat.checkpoints import WholeCheckpoints
+
+
+class CommonChanges(WholeCheckpoints):
+    """Whole checkpoints, no model card from TRL, private repositories, and an end without a deadlock."""
+
+    args: TrainingArguments
+    model: nn.Module
+    model_wrapped: nn.Module
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write nothing, at every checkpoint; the card is written from stage.json."""
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Create the repository to push to, private unless `hub_private_repo` is False."""
+        if private is None:
+            private = self.args.hub_private_repo is not False
+        super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
+
+    def end(self) -> None:
+        """Release the wrapped model, then do what the Trainer does at the end.
+
+        DDP's reducer holds the process group, and where it outlives `destroy_process_group` it destroys the group with
+        Python's lock taken: torch then waits for the group's thread, and that thread for the lock to free a tensor.
+        """
+        self.model_wrapped = self.model
+        super().end()  # type: ignore[misc]
+
+
+class SeveralBackwards:
+    """Several backward passes in one step of the training loop."""
+
+    accelerator: Accelerator
+
+    @contextlib.contextmanager
+    def without_gradient_sync(self, model: nn.Module) -> Iterator[None]:
+        """Context whose backward passes only accumulate this process's gradients; another pass follows in the step.
+
+        Without it, DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first pass.
+        """
+        state = self.accelerator.gradient_state
+        before = state.sync_gradients
+        state._set_sync_gradients(False)
+        try:
+            with self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(before)

@@ -49,10 +49,6 @@ class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
         if self._signature_columns is None:
             self._signature_columns = list(self.dataset_columns)
 
-    def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
 
 class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic[RolloutsT, MicroBatchT]):
     """TRL's RLOOTrainer with abstract public hooks for the parts that another on-policy algorithm replaces.
@@ -248,13 +244,9 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
             sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
             total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
             # Not through a subclass's `record`: such a value need not be finite.
-            OnPolicyTrainer.record(self, name, total / count)
+            CommonChanges.record(self, name, total / count)
         self._pending_metrics.clear()
         return rewards
-
-    def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def record_samples(
         self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any

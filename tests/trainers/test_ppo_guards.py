@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -66,13 +67,12 @@ def test_answers_of_one_word_from_the_start_are_no_collapse():
 
 
 def test_a_resumed_run_goes_on_counting_and_does_not_repeat_itself():
-    first, second = EarlyWarnings(), EarlyWarnings()
+    first = EarlyWarnings()
     for entropy in (1.0, 0.01, 0.01):
         assert first.iteration({"objective/entropy": entropy}) == []
-    second.load_state_dict(first.state_dict())
+    second = EarlyWarnings(**asdict(first))
     assert len(second.iteration({"objective/entropy": 0.01})) == 1
-    third = EarlyWarnings()
-    third.load_state_dict(second.state_dict())
+    third = EarlyWarnings(**asdict(second))
     assert third.iteration({"objective/entropy": 0.01}) == []
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
+from trl.generation.vllm_generation import VLLMGeneration
 
 from instructgpt_hf._compat.quirks import has_sharded_weights, set_vllm_weights
 from instructgpt_hf.config.ppo import PPOConfig
@@ -21,7 +21,7 @@ from instructgpt_hf.trainers.ppo.rollouts import TokenLists
 
 
 def prepare_vllm(
-    engine: Any,
+    engine: VLLMGeneration,
     policy: PreTrainedModel | PeftModel,
     min_completion_length: int,
     eos_token_ids: Sequence[int],
@@ -30,10 +30,10 @@ def prepare_vllm(
     """Let vLLM stop at the policy's EOS ids only, and send it the policy's weights, with LoRA merged.
 
     Args:
-        engine: TRL's `VLLMGeneration`.
+        engine: the trainer's.
         policy: without the value model.
         min_completion_length: tokens before EOS may come.
-        eos_token_ids: that end a completion.
+        eos_token_ids: tokens that end a completion.
         sharded: whether the Trainer shards weights over processes.
 
     Raises:
@@ -54,13 +54,7 @@ def prepare_vllm(
 
 
 def in_batches(generate: Callable[[TokenLists], TokenLists], prompt_ids: TokenLists, size: int | None) -> TokenLists:
-    """Completions of batches of prompts of similar length, in the order of the prompts.
-
-    Args:
-        generate: completions of one batch.
-        prompt_ids: token ids of every prompt.
-        size: prompts in a batch; None makes one batch of all.
-    """
+    """Completions by `generate` of batches of `size` prompts of similar length (None: of all), in order of prompts."""
     if size is None:
         return generate(prompt_ids)
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)

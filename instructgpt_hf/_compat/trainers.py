@@ -53,8 +53,8 @@ class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
 class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic[RolloutsT, MicroBatchT]):
     """TRL's RLOOTrainer with abstract public hooks for the parts that another on-policy algorithm replaces.
 
-    `RolloutsT` is what `rollout` returns, `MicroBatchT` an item of `minibatches`. Neither need be a dict: between
-    `_prepare_inputs` and `compute_loss`, Trainer and TRL only pass them on.
+    Rollouts and micro-batches need not be dicts: between `_prepare_inputs` and `compute_loss`, Trainer and TRL only
+    pass them on.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.

@@ -145,14 +145,10 @@ class RewardTrainer(RankingTrainer):
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, list[_Scored]]:
-        """Equation 1.
+        """Equation 1; with `return_outputs` also the scores of every pass.
 
-        Args:
-            model: the Trainer's wrapped model.
-            inputs: a batch of `RankingCollator`.
-            return_outputs: also return the scores of every pass.
-            num_items_in_batch: prompts of the whole optimizer step, over micro-batches and processes; None averages
-                over the prompts here.
+        `num_items_in_batch` counts the prompts of the whole optimizer step, over micro-batches and processes; None
+        averages over the prompts here.
         """
         passes = [self._score(model, item) for item in inputs["forwards"]]
         losses = torch.cat([item.losses for item in passes])
@@ -184,11 +180,7 @@ class RewardTrainer(RankingTrainer):
         return result
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """Loss of one batch of held-out prompts; their scores are kept for `compute_metrics`."""
         inputs = self._prepare_inputs(inputs)

@@ -27,17 +27,14 @@ def prepare_vllm(
     eos_token_ids: Sequence[int],
     sharded: bool,
 ) -> None:
-    """Let vLLM stop at the policy's EOS ids only, and send it the policy's weights, with LoRA merged.
+    """Let vLLM stop at `eos_token_ids` only, and send it the policy's weights, with LoRA merged.
 
     Args:
         engine: the trainer's.
         policy: without the value model.
         min_completion_length: tokens before EOS may come.
         eos_token_ids: tokens that end a completion.
-        sharded: whether the Trainer shards weights over processes.
-
-    Raises:
-        InstructGPTError: for an adapter that cannot be sent.
+        sharded: whether the Trainer shards weights over processes; an adapter is then an InstructGPTError.
     """
     # The engine would also stop at every EOS that the files of the policy's base declare.
     limits: dict[str, object] = {"stop_token_ids": list(eos_token_ids), "ignore_eos": True}

@@ -29,17 +29,10 @@ def rollout_metrics(
     beta: float,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Metrics over the episodes of all processes, by name.
+    """Metrics over the episodes of all processes, by name, from those of this process.
 
-    Args:
-        rollouts: of this process.
-        ref_logps: [B, T] log-probabilities under the reference.
-        kl: [B, T] KL term of every token, as in the penalty.
-        scores: [B].
-        finished: [B], whether a completion ended with EOS.
-        completion_ids: B lists of sampled tokens.
-        beta: weight of the KL penalty in these rollouts.
-        accelerator: gathers over processes.
+    `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores` and `finished`, whether EOS ended a completion,
+    are [B].
     """
     mask = rollouts.tokens.completion_mask
     penalty = (kl * mask).sum(1) * beta

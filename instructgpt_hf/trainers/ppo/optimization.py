@@ -238,9 +238,10 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         decayed = set(self.get_decay_parameter_names(self.actor_critic))
         groups: dict[tuple[str, bool], dict[str, Any]] = {}
         for role in ("policy", "value_model"):
+            rate = peak_rate(self.args, role)
             for name, parameter in self.actor_critic.role_parameters(role).items():
                 decay = self.args.weight_decay if name in decayed else 0.0
-                group = {"params": [], "role": role, "lr": peak_rate(self.args, role), "weight_decay": decay}
+                group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
                 groups.setdefault((role, name in decayed), group)["params"].append(parameter)
         self.optimizer = optimizer_class(list(groups.values()), **options)
         return self.optimizer
@@ -248,9 +249,9 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """The policy's learning rate follows `policy_factor`; the value model's is fixed (C.4)."""
         if self.lr_scheduler is None:
-            factors = {"policy": partial(policy_factor, self.args), "value_model": lambda _step: 1.0}
-            optimizer = optimizer or self.optimizer
-            self.lr_scheduler = LambdaLR(optimizer, [factors[group["role"]] for group in optimizer.param_groups])
+            optimizer, warmup = optimizer or self.optimizer, partial(policy_factor, self.args)
+            policy = [group["role"] == "policy" for group in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, [warmup if item else (lambda _step: 1.0) for item in policy])
         return self.lr_scheduler
 
     def set_learning_rates(self) -> None:

@@ -29,11 +29,6 @@ class SampledIds:
     """Reader of a reward model that shares the policy's tokenizer: the very ids that were sampled, EOS included.
 
     TRL's own path decodes without special tokens and tokenizes again, so its reward model never sees EOS.
-
-    Attributes:
-        prompt_format: how prompts become token ids.
-        tokenizer: the policy's.
-        eos_token_ids: any of them finishes a completion.
     """
 
     prompt_format: PromptFormat

@@ -66,14 +66,10 @@ class Tokens(NamedTuple):
 
 
 class Rollouts(NamedTuple):
-    """Sampled completions and the inputs of PPO's losses, fixed at rollout time; 0 outside the completion mask.
+    """Sampled completions and the inputs of PPO's losses, fixed at rollout time: [B, T], 0 outside the mask.
 
-    Attributes:
-        tokens: prompts and completions.
-        logps: [B, T] log-probability of each token under the policy that sampled it.
-        values: [B, T] value before each token.
-        advantages: [B, T].
-        returns: [B, T], the value model's targets.
+    Log-probabilities are those of the policy that sampled the tokens, values those before each token, and returns the
+    value model's targets.
     """
 
     tokens: Tokens
@@ -123,14 +119,8 @@ def split_minibatches(
     """Split each minibatch into micro-batches of rows of similar length and attach its loss denominators.
 
     With the minibatch's denominators, gradients do not depend on how it is split. They are averaged over processes,
-    because gradients are averaged too.
-
-    Args:
-        rollouts: of this process.
-        minibatches: rows of each minibatch.
-        size: rows of a micro-batch.
-        policy_reduction: `"token_mean"` or `"sequence_sum"` (see `functional.loss_denominator`).
-        accelerator: of this process.
+    because gradients are averaged too. Minibatches are given by their rows, `size` is the rows of a micro-batch, and
+    `policy_reduction` is one of `functional.loss_denominator`.
     """
     lengths, micro_batches = rollouts.tokens.lengths(), []
     for rows in minibatches:

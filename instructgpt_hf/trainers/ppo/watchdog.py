@@ -195,11 +195,7 @@ class Guard(TrainerCallback):
         return stop
 
     def gradient_done(self, step: int, norm: Tensor | float | None) -> None:
-        """Check the gradient before the optimizer uses it.
-
-        Args:
-            step: optimizer steps taken.
-            norm: of the whole gradient; None if it is not known yet.
+        """Check the gradient, whose norm is None if it is not known yet, before the optimizer uses it.
 
         Raises:
             TrainingStopped: if the gradient or a loss is not finite; with float16 once the scaler has skipped

@@ -31,8 +31,7 @@ def rollout_metrics(
 ) -> dict[str, float]:
     """Metrics over the episodes of all processes, by name, from those of this process.
 
-    `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores` and `finished`, whether EOS ended a completion,
-    are [B].
+    `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores`, and `finished` for completions with EOS, [B].
     """
     mask = rollouts.tokens.completion_mask
     penalty = (kl * mask).sum(1) * beta

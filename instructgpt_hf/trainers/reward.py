@@ -118,17 +118,13 @@ class RewardTrainer(RankingTrainer):
     def _attention_dtype(self) -> torch.dtype | None:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
 
-    def get_batch_samples(
-        self, epoch_iterator: Any, num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor]:
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Tensor]:
         """The micro-batches of one optimizer step, and the number of prompts in them over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         prompts = torch.tensor([sum(len(sample["labels"]) for sample in samples)], device=device)
         return samples, self.accelerator.gather(prompts).sum()
 
-    def training_step(
-        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | None = None
-    ) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """Forward and backward passes of one micro-batch; gradients are synchronised after the last one."""
         forwards = inputs["forwards"]
         if len(forwards[-1]) > 1 and self.accelerator.num_processes > 1:

@@ -77,7 +77,7 @@ def rollout_by_hand(
     whiten_rewards=False,
     whiten_advantages=True,
 ):
-    """Advantages and returns [B, T]; of every completion the score, before it is clipped, and the KL to the reference."""
+    """Advantages and returns [B, T]; each completion's score, before it is clipped, and KL to the reference."""
     rewards, values, scores, divergences = [], [], [], []
     for _, ids, count in completions(batch):
         log_ratio = log_probs(models["policy"], ids, count) - log_probs(models["ref_model"], ids, count)

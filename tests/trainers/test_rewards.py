@@ -1,4 +1,4 @@
-"""How completions are scored: which ids a reward model reads, where the score lands, how several rewards become one."""
+"""Scores of completions: which ids a reward model reads, where the score lands, how several rewards become one."""
 
 import copy
 import math
@@ -189,7 +189,7 @@ def test_score_is_shifted(make_trainer, make_scorer):
 
 
 class TestChatTemplateWhoseTurnsEndWithAnotherToken:
-    """SFT data, prompts and sampling agree that the tokenizer's EOS ends a completion, behind the template's own end."""
+    """SFT data, prompts and sampling agree: the tokenizer's EOS ends a completion, behind the template's own end."""
 
     def test_training_and_sampling_end_alike(self, make_trainer, make_policy, tokenizer):
         from instructgpt_hf.models.loading import set_policy_tokens
@@ -219,7 +219,7 @@ class TestAnotherTokenizer:
         return tokenizer(text)["input_ids"]
 
     def test_text_is_rendered_in_the_models_own_way(self, make_trainer, make_scorer, tokenizer, other_tokenizer, seen):
-        """Finished completions end with the model's own EOS, others with their last word; special tokens are no text."""
+        """Finished completions end with the model's own EOS, others with their last word, without special tokens."""
         reward_model = make_scorer(seed=5)
         reward_model.config.reward_shift = 0.5
         trainer = make_trainer(reward=TextRewardModel(reward_model, other_tokenizer))

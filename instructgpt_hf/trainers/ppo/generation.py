@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import ContinuousBatchingConfig
-from trl.generation.vllm_generation import VLLMGeneration
 
 from instructgpt_hf._compat.quirks import has_sharded_weights, set_vllm_weights
 from instructgpt_hf.config.ppo import PPOConfig
@@ -21,7 +21,7 @@ from instructgpt_hf.trainers.ppo.rollouts import TokenLists
 
 
 def prepare_vllm(
-    engine: VLLMGeneration,
+    engine: Any,
     policy: PreTrainedModel | PeftModel,
     min_completion_length: int,
     eos_token_ids: Sequence[int],
@@ -30,7 +30,7 @@ def prepare_vllm(
     """Let vLLM stop at `eos_token_ids` only, and send it the policy's weights, with LoRA merged.
 
     Args:
-        engine: the trainer's.
+        engine: TRL's `VLLMGeneration`.
         policy: without the value model.
         min_completion_length: tokens before EOS may come.
         eos_token_ids: tokens that end a completion.

@@ -19,6 +19,11 @@ class CommonChanges(WholeCheckpoints):
     args: TrainingArguments
     model: nn.Module
     model_wrapped: nn.Module
+    _metrics: dict[str, dict[str, list[float]]]
+
+    def record(self, name: str, value: float) -> None:
+        """Add a value to a metric that is averaged until the next log."""
+        self._metrics["train" if self.model.training else "eval"][name].append(value)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing, at every checkpoint; the card is written from stage.json."""

@@ -42,23 +42,19 @@ class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
     dataset_columns: tuple[str, ...] = ()
     _signature_columns: list[str] | None
 
-    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:
+    def _prepare_dataset(self, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
         return dataset  # tokenized by instructgpt_hf.data, with every stage's one prompt rendering
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = list(self.dataset_columns)
 
-    def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
 
 class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic[RolloutsT, MicroBatchT]):
     """TRL's RLOOTrainer with abstract public hooks for the parts that another on-policy algorithm replaces.
 
-    `RolloutsT` is what `rollout` returns, `MicroBatchT` an item of `minibatches`. Neither need be a dict: between
-    `_prepare_inputs` and `compute_loss`, Trainer and TRL only pass them on.
+    Rollouts and micro-batches need not be dicts: between `_prepare_inputs` and `compute_loss`, Trainer and TRL only
+    pass them on.
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.
@@ -138,17 +134,17 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
     def _tokenize_prompts(self, prompts: list[Any]) -> tuple[TokenLists, None, dict[str, Any]]:
         return [self.render_prompt(prompt) for prompt in prompts], None, {}
 
-    def _generate_single_turn(self, prompt_ids: TokenLists, images: Any, multimodal_fields: Any) -> Any:
+    def _generate_single_turn(self, prompt_ids: TokenLists, images: Any, multimodal_fields: Any) -> TokenLists:
         # TRL's own call rounds the trained weights to half precision in place.
         if self.use_transformers_continuous_batching:
             return self.continuous_batching(prompt_ids)
         generate = functools.partial(super()._generate_single_turn, images=images, multimodal_fields=multimodal_fields)
         return generate(prompt_ids) if self.use_vllm else self.in_batches(generate, prompt_ids)
 
-    def _get_train_sampler(self, dataset: Any = None) -> Any:
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler[int]:
         return self.episode_sampler(self.train_dataset if dataset is None else dataset)
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
+    def _prepare_inputs(self, generation_batch: Any) -> MicroBatchT:
         if not self.model.training:
             return self.one_minibatch(self.rollout(generation_batch))
         steps = self.args.steps_per_generation
@@ -173,7 +169,7 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
         if self.args.should_save:
             self.save_models(output_dir if output_dir is not None else self.args.output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         self.load_models(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -183,7 +179,7 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
         elif checkpoint is not None:
             self.set_learning_rates()
 
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: nn.Module, grad_norm: float | None = None) -> torch.Tensor | float | None:
         norm = super()._get_grad_norm(model, grad_norm)
         self.gradient_done(norm)
         return norm
@@ -248,16 +244,12 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
             sums = torch.tensor([float(sum(values)), float(len(values))], device=self.accelerator.device)
             total, count = self.accelerator.gather(sums).view(-1, 2).sum(0).tolist()
             # Not through a subclass's `record`: such a value need not be finite.
-            OnPolicyTrainer.record(self, name, total / count)
+            CommonChanges.record(self, name, total / count)
         self._pending_metrics.clear()
         return rewards
 
-    def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log."""
-        self._metrics["train" if self.model.training else "eval"][name].append(value)
-
     def record_samples(
-        self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: Any
+        self, prompts: list[Any], completions: list[Any], rewards: torch.Tensor, advantages: list[float]
     ) -> None:
         """Add rollouts to TRL's table of completions."""
         self._logs["prompt"].extend(prompts)

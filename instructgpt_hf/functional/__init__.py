@@ -1,4 +1,7 @@
-"""The formulas of InstructGPT as functions of tensors: no configuration, no model, no state."""
+"""The formulas of InstructGPT as functions of tensors: no configuration, no model, no state.
+
+Arguments whose shapes do not fit are a ValueError that names the shapes; nothing is broadcast.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,6 @@ from instructgpt_hf.functional.kl_controller import adapted_kl_weight
 from instructgpt_hf.functional.log_probs import log_probs_and_entropy, token_log_probs
 from instructgpt_hf.functional.masked import masked_mean, masked_var, masked_whiten
 from instructgpt_hf.functional.ppo import (
-    PolicyLoss,
-    ValueLoss,
     explained_variance,
     kl_estimate,
     lm_loss,
@@ -21,8 +22,6 @@ from instructgpt_hf.functional.ppo import (
 from instructgpt_hf.functional.ranking import all_pairs_loss, pair_counts, pairwise_accuracy, strict_pairs
 
 __all__ = [
-    "PolicyLoss",
-    "ValueLoss",
     "adapted_kl_weight",
     "all_pairs_loss",
     "explained_variance",

@@ -1,6 +1,7 @@
 """From scores to advantages: the bandit reward of InstructGPT section 3.5, token by token, and GAE.
 
-Batches are [B, T] completions; `mask` is 1 on the tokens that count, which come first in every row.
+Batches are [B, T] completions; `mask` [B, T] is 1 on the tokens that count. Where the functions say right-padded, a
+row is one token or more that count and then padding; any other row is a ValueError.
 """
 
 from __future__ import annotations
@@ -20,14 +21,11 @@ def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, beta: float) -> Tens
     Args:
         scores: [B] reward model scores.
         kl: [B, T] estimate of log(policy / reference) of every token, in nats.
-        mask: [B, T] right-padded, at least one 1 per row.
+        mask: [B, T] right-padded.
         beta: KL coefficient (InstructGPT C.4: 0.02).
 
     Returns:
         [B, T] in the dtype of `kl`, 0 outside the mask.
-
-    Raises:
-        ValueError: if the shapes do not fit, or the mask is not right-padded with a 1 in every row.
     """
     check_same_shape(kl=kl, mask=mask)
     if scores.shape != kl.shape[:1]:
@@ -48,16 +46,13 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Args:
         rewards: [B, T].
         values: [B, T], the value function before each token.
-        mask: [B, T] right-padded, at least one 1 per row.
+        mask: [B, T] right-padded.
         gamma: discount.
         lam: 0 is one-step temporal difference, 1 is Monte Carlo.
 
     Returns:
         advantages: [B, T], not whitened.
         returns: [B, T], advantages + values: the value function's targets. Both are 0 outside the mask.
-
-    Raises:
-        ValueError: if the shapes differ, or the mask is not right-padded with a 1 in every row.
     """
     check_same_shape(rewards=rewards, values=values, mask=mask)
     mask = _prefix_mask(mask)
@@ -73,23 +68,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
 
 
 def whiten_rewards(rewards: Tensor, mask: Tensor) -> Tensor:
-    """Scale the unmasked rewards to variance 1 and keep their mean (lm-human-preferences; off by default here).
-
-    Args:
-        rewards: [B, T].
-        mask: [B, T].
-
-    Returns:
-        [B, T], 0 outside the mask.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
+    """Rewards [B, T] of variance 1 with the same mean, 0 outside the mask (lm-human-preferences; off by default)."""
     return masked_whiten(rewards, mask, shift_mean=False)
 
 
 def _prefix_mask(mask: Tensor) -> Tensor:
-    """`mask` as bool, after checking that every row is one or more ones followed by zeros."""
+    """The mask as bool, checked to be right-padded."""
     prefix = mask.bool()
     if prefix.ndim != 2 or prefix.shape[1] == 0:
         raise ValueError(f"Expected a [B, T] mask with T >= 1, got {list(mask.shape)}.")

@@ -18,19 +18,15 @@ def adapted_kl_weight(beta: float, kl: float, target: float, episodes: int, hori
     Args:
         beta: weight that the batch was rewarded with; 0 stays 0.
         kl: mean KL to the reference of the batch, nats per completion.
-        target: the KL to hold, nats per completion, above 0.
+        target: the KL to hold, nats per completion; ValueError unless above 0.
         episodes: completions of the batch.
-        horizon: completions over which the weight follows; at least a fifth of `episodes`, or the weight could turn
-            negative.
-
-    Raises:
-        ValueError: if target or horizon is out of range.
+        horizon: completions over which the weight follows; ValueError unless above a fifth of `episodes`, below which
+            the weight could turn negative.
     """
     if target <= 0.0:
         raise ValueError(f"Expected a KL target above 0, got {target}.")
     if horizon <= ERROR_LIMIT * episodes:
-        raise ValueError(
-            f"Expected a horizon above {ERROR_LIMIT * episodes:g} for {episodes} episodes, got {horizon}."
-        )
+        least = f"{ERROR_LIMIT * episodes:g} for {episodes} episodes"
+        raise ValueError(f"Expected a horizon above {least}, got {horizon}.")
     error = min(max((kl - target) / target, -ERROR_LIMIT), ERROR_LIMIT)
     return beta * (1.0 + error * episodes / horizon)

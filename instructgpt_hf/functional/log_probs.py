@@ -25,40 +25,32 @@ def token_log_probs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Te
     Args:
         logits: [B, T, V], any floating dtype; `logits[:, t]` predicts `ids[:, t]` (already shifted).
         ids: [B, T], each in [0, V), padding included.
-        temperature: > 0, divides the logits.
+        temperature: divides the logits; ValueError unless above 0.
 
     Returns:
         Float32 [B, T] (float64 for float64 logits), differentiable once with respect to the logits. A token that gets
         no gradient gives none, even where its logits are not finite.
-
-    Raises:
-        ValueError: if the shapes do not fit or the temperature is not positive.
     """
-    _check(logits, ids, temperature)
-    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(logits, ids, temperature, False)
-    return result[0]
+    return _checked(logits, ids, temperature, with_entropy=False)[0]
 
 
 def log_probs_and_entropy(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`token_log_probs`, and the entropy in nats of the distribution that each token was drawn from.
+    """`token_log_probs`, and the entropy [B, T] in nats of the distribution that each token was drawn from.
 
     Both come from one exponential of the logits. The entropy carries no gradient; a logit of minus infinity counts as
     probability 0.
-
-    Args:
-        logits: [B, T, V], as in `token_log_probs`.
-        ids: [B, T].
-        temperature: > 0, divides the logits.
-
-    Returns:
-        Log-probabilities and entropy, each float32 [B, T] (float64 for float64 logits).
-
-    Raises:
-        ValueError: if the shapes do not fit or the temperature is not positive.
     """
-    _check(logits, ids, temperature)
-    result: tuple[Tensor, Tensor] = _TokenLogProbs.apply(logits, ids, temperature, True)
-    return result
+    return _checked(logits, ids, temperature, with_entropy=True)
+
+
+def _checked(logits: Tensor, ids: Tensor, temperature: float, with_entropy: bool) -> tuple[Tensor, Tensor]:
+    if logits.ndim != 3:
+        raise ValueError(f"Expected logits [B, T, V], got {list(logits.shape)}.")
+    if ids.shape != logits.shape[:2]:
+        raise ValueError(f"Expected ids [B, T] for logits [B, T, V], got {list(ids.shape)} and {list(logits.shape)}.")
+    if not temperature > 0:
+        raise ValueError(f"Expected a temperature > 0, got {temperature}.")
+    return _TokenLogProbs.apply(logits, ids, temperature, with_entropy)
 
 
 class _TokenLogProbs(torch.autograd.Function):
@@ -69,8 +61,7 @@ class _TokenLogProbs(torch.autograd.Function):
         ctx: Any, logits: Tensor, ids: Tensor, temperature: float, with_entropy: bool
     ) -> tuple[Tensor, Tensor]:
         chosen = _widen(logits.gather(-1, ids[..., None]).squeeze(-1), temperature)
-        log_total = torch.empty_like(chosen)
-        entropy = torch.empty_like(chosen)
+        log_total, entropy = torch.empty_like(chosen), torch.empty_like(chosen)
         for block in _blocks(logits):
             wide = _widen(logits[block], temperature)
             if with_entropy:
@@ -114,27 +105,14 @@ def _log_total_and_entropy(wide: Tensor) -> tuple[Tensor, Tensor]:
     weights = torch.exp(wide - largest)
     total = weights.sum(-1)
     log_total = largest.squeeze(-1) + total.log()
-    mean = _dot(weights, wide) / total
+    # The sum of products, without a tensor of the products.
+    mean = torch.einsum("btv,btv->bt", weights, wide) / total
     if not bool(mean.isfinite().all()):
         # 0 times minus infinity is not a number; 0 times the smallest number is 0.
-        mean = _dot(weights, wide.clamp(min=torch.finfo(wide.dtype).min)) / total
+        mean = torch.einsum("btv,btv->bt", weights, wide.clamp(min=torch.finfo(wide.dtype).min)) / total
     return log_total, log_total - mean
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Sum of products over the last dimension, without a tensor of the products."""
-    return torch.einsum("btv,btv->bt", first, second)
 
 
 def _widen(logits: Tensor, temperature: float) -> Tensor:
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return wide if temperature == 1.0 else wide / temperature
-
-
-def _check(logits: Tensor, ids: Tensor, temperature: float) -> None:
-    if logits.ndim != 3:
-        raise ValueError(f"Expected logits [B, T, V], got {list(logits.shape)}.")
-    if ids.shape != logits.shape[:2]:
-        raise ValueError(f"Expected ids [B, T] for logits [B, T, V], got {list(ids.shape)} and {list(logits.shape)}.")
-    if not temperature > 0:
-        raise ValueError(f"Expected a temperature > 0, got {temperature}.")

@@ -1,6 +1,7 @@
 """Statistics over the unmasked tokens of a padded batch.
 
-Values outside the mask are never used: they may hold anything, NaN and infinity included.
+Values are floating point of any shape, a mask is bool or 0/1 of the same shape. Values outside the mask are never
+used: they may hold anything, NaN and infinity included.
 """
 
 from __future__ import annotations
@@ -10,19 +11,7 @@ from torch import Tensor
 
 
 def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
-    """Mean of `values` where `mask` is true; 0 where nothing is.
-
-    Args:
-        values: floating point, any shape.
-        mask: bool or 0/1, the same shape.
-        dim: dimension to average over; all of them by default.
-
-    Returns:
-        A scalar, or `values` without dimension `dim`.
-
-    Raises:
-        ValueError: if the shapes differ.
-    """
+    """Mean of the unmasked values over dimension `dim`, by default over all; 0 where none is unmasked."""
     check_same_shape(values=values, mask=mask)
     mask = mask.bool()
     kept = torch.where(mask, values, 0.0)
@@ -32,18 +21,9 @@ def masked_mean(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
 
 
 def masked_var(values: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
-    """Variance of all `values` where `mask` is true.
+    """Variance of all unmasked values, a scalar; 0 for one value alone.
 
-    Args:
-        values: floating point, any shape.
-        mask: bool or 0/1, the same shape.
-        unbiased: divide by the count less one (Bessel) instead of the count. One value alone has variance 0.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: if the shapes differ.
+    `unbiased` divides by the count less one (Bessel) instead of the count.
     """
     check_same_shape(values=values, mask=mask)
     mask = mask.bool()
@@ -56,27 +36,12 @@ def masked_var(values: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
 def masked_whiten(values: Tensor, mask: Tensor, shift_mean: bool = True, eps: float = 1e-8) -> Tensor:
     """Scale the unmasked values to variance 1 and, with `shift_mean`, move their mean to 0.
 
-    The variance is the unbiased one, as in TRL 1.12's PPO and in lm-human-preferences.
-
-    Args:
-        values: floating point, any shape.
-        mask: bool or 0/1, the same shape.
-        shift_mean: False leaves the mean where it was and only scales the distance to it.
-        eps: added to the variance, so that equal values give 0 and not NaN.
-
-    Returns:
-        A tensor of the shape of `values`, 0 where the mask is 0.
-
-    Raises:
-        ValueError: if the shapes differ.
+    The variance is the unbiased one, as in TRL 1.12's PPO and in lm-human-preferences; `eps` is added to it, so that
+    equal values give 0 and not NaN. The result has the shape of `values` and is 0 outside the mask.
     """
-    mean = masked_mean(values, mask)
-    whitened = (torch.where(mask.bool(), values, 0.0) - mean) * torch.rsqrt(
-        masked_var(values, mask, unbiased=True) + eps
-    )
-    if not shift_mean:
-        whitened = whitened + mean
-    return torch.where(mask.bool(), whitened, 0.0)
+    mean, scale = masked_mean(values, mask), torch.rsqrt(masked_var(values, mask, unbiased=True) + eps)
+    whitened = (torch.where(mask.bool(), values, 0.0) - mean) * scale
+    return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0)
 
 
 def check_same_shape(**tensors: Tensor) -> None:

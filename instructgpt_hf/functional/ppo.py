@@ -1,9 +1,11 @@
 """The losses of PPO and PPO-ptx, token by token.
 
-Batches are [B, T] completions. A loss is the sum over unmasked tokens divided by `denominator`, which decides the
-reduction (`loss_denominator`): with the whole minibatch's as denominator, the losses and gradients of its
-micro-batches add up to those of the minibatch exactly. Values outside the mask are never used: they may hold anything,
-NaN and infinity included.
+Batches are [B, T] completions; `mask` [B, T] is 1 on the tokens that count. Values outside the mask are never used:
+they may hold anything, NaN and infinity included.
+
+A loss is the sum over unmasked tokens divided by `denominator`, by default their number. `loss_denominator` gives the
+one of a reduction: with that of the whole minibatch, the losses and gradients of its micro-batches add up to those of
+the minibatch exactly.
 """
 
 from __future__ import annotations
@@ -50,13 +52,10 @@ def kl_estimate(logps: Tensor, ref_logps: Tensor, kind: str = "k1") -> Tensor:
     Args:
         logps: log-probabilities under the policy, any shape.
         ref_logps: log-probabilities under the reference, the same shape.
-        kind: `"k1"` or `"k3"`.
+        kind: `"k1"` or `"k3"`; any other is a ValueError.
 
     Returns:
         Nats per token, the same shape; meaningless on padding.
-
-    Raises:
-        ValueError: for another kind or if the shapes differ.
     """
     check_same_shape(logps=logps, ref_logps=ref_logps)
     log_ratio = logps - ref_logps
@@ -82,16 +81,10 @@ def policy_loss(
         logps: [B, T] log-probabilities under the policy being trained.
         old_logps: [B, T] log-probabilities at rollout time.
         advantages: [B, T].
-        mask: [B, T], 1 on the tokens that count.
+        mask: [B, T].
         clip_low: the ratio is clipped below at 1 - clip_low (InstructGPT C.4: 0.2).
         clip_high: and above at 1 + clip_high.
-        denominator: divisor of the sum over unmasked tokens; their number here by default.
-
-    Returns:
-        See `PolicyLoss`.
-
-    Raises:
-        ValueError: if the shapes differ.
+        denominator: divisor of the sum over unmasked tokens.
     """
     check_same_shape(logps=logps, old_logps=old_logps, advantages=advantages, mask=mask)
     mask = mask.bool()
@@ -125,16 +118,10 @@ def value_loss(
         values: [B, T] from the value function being trained.
         old_values: [B, T] at rollout time.
         returns: [B, T] targets.
-        mask: [B, T], 1 on the tokens that count.
+        mask: [B, T].
         clip: how far a prediction may move from `old_values` before its loss stops falling, in units of reward;
             infinity switches clipping off.
-        denominator: divisor of the sum over unmasked tokens; their number here by default.
-
-    Returns:
-        See `ValueLoss`.
-
-    Raises:
-        ValueError: if the shapes differ.
+        denominator: divisor of the sum over unmasked tokens.
     """
     check_same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
     mask = mask.bool()
@@ -151,16 +138,7 @@ def value_loss(
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over the unmasked tokens: 1 is perfect, below 0 worse than a constant.
 
-    Args:
-        values: [B, T] predictions.
-        returns: [B, T] empirical returns.
-        mask: [B, T], 1 on the tokens that count.
-
-    Returns:
-        A scalar; 0 where the returns do not vary.
-
-    Raises:
-        ValueError: if the shapes differ.
+    The result is a scalar, 0 where the empirical returns [B, T] do not vary.
     """
     check_same_shape(values=values, returns=returns, mask=mask)
     spread = masked_var(returns, mask)
@@ -173,16 +151,13 @@ def lm_loss(logits: Tensor, ids: Tensor, mask: Tensor, denominator: Tensor | flo
 
     Args:
         logits: [B, T, V] of the whole sequences; `logits[:, t]` predicts `ids[:, t + 1]`.
-        ids: [B, T]; values outside the mask are ignored.
-        mask: [B, T], 1 on the tokens that count, padded on either side.
-        denominator: divisor of the sum over predicted tokens; their number here (`predicted_mask(mask).sum()`) by
-            default. The number of sequences makes it the sum over tokens that equation 2 writes.
+        ids: [B, T].
+        mask: [B, T], padded on either side.
+        denominator: divisor of the sum over predicted tokens, `predicted_mask(mask)`. The number of sequences makes it
+            the sum over tokens that equation 2 writes.
 
     Returns:
         A scalar, nats.
-
-    Raises:
-        ValueError: if the shapes do not fit.
     """
     check_same_shape(ids=ids, mask=mask)
     counted = predicted_mask(mask)
@@ -200,15 +175,7 @@ def loss_denominator(mask: Tensor, reduction: str) -> Tensor:
     estimate of an expectation over whole completions or texts as equation 2 of InstructGPT writes it. Within a
     minibatch the two differ by one factor, the mean length.
 
-    Args:
-        mask: [B, T], true on the tokens that count.
-        reduction: `"token_mean"` or `"sequence_sum"`.
-
-    Returns:
-        A scalar, at least 1.
-
-    Raises:
-        ValueError: for another reduction.
+    The result is a scalar, at least 1; another reduction is a ValueError.
     """
     if reduction == "token_mean":
         return mask.bool().sum().clamp(min=1)

@@ -1,6 +1,8 @@
 """The reward model's loss on K ranked completions per prompt (InstructGPT section 3.5, equation 1).
 
-All completions of a batch lie in one vector of M scores; `groups` says which prompt each belongs to.
+All completions of a batch lie in vectors of length M: `scores` are rewards, `ranks` say which completion is better
+(1 is best, equal ranks are a tie), `groups` says which prompt each belongs to, by any integers in any order. Results
+per prompt are [G], in increasing order of group.
 """
 
 from __future__ import annotations
@@ -11,18 +13,7 @@ from torch.nn import functional as F
 
 
 def strict_pairs(ranks: Tensor, groups: Tensor) -> Tensor:
-    """Which completion is strictly better than which, within one prompt.
-
-    Args:
-        ranks: [M], 1 is best; equal ranks are a tie.
-        groups: [M], the prompt each completion belongs to, any integers in any order.
-
-    Returns:
-        Bool [M, M]; entry (i, j) is true if i and j answer the same prompt and i ranks before j.
-
-    Raises:
-        ValueError: if the arguments are not vectors of one length.
-    """
+    """Bool [M, M]; entry (i, j) is true if completions i and j belong to the same prompt and i is strictly better."""
     _check_vectors(ranks=ranks, groups=groups)
     return (groups[:, None] == groups[None, :]) & (ranks[:, None] < ranks[None, :])
 
@@ -34,16 +25,13 @@ def all_pairs_loss(scores: Tensor, ranks: Tensor, groups: Tensor) -> Tensor:
     number of strict pairs, so a prompt's weight does not depend on how many of its completions tie.
 
     Args:
-        scores: [M] rewards, floating point; half precision is computed in float32.
-        ranks: [M], 1 is best.
-        groups: [M], the prompt each completion belongs to.
+        scores: [M], floating point; half precision is computed in float32.
+        ranks: [M].
+        groups: [M].
 
     Returns:
-        [G], one loss per distinct group in increasing order of group; 0 for a group without a strict pair, which
-        `pair_counts` tells apart. The batch loss is their mean over groups that have pairs.
-
-    Raises:
-        ValueError: if the arguments are not vectors of one length.
+        [G]; 0 for a prompt without a strict pair, which `pair_counts` tells apart. The batch loss is the mean over
+        prompts that have pairs.
     """
     _check_vectors(scores=scores, ranks=ranks, groups=groups)
     better, worse, group, counts = _pairs(ranks, groups)
@@ -53,36 +41,16 @@ def all_pairs_loss(scores: Tensor, ranks: Tensor, groups: Tensor) -> Tensor:
 
 
 def pair_counts(ranks: Tensor, groups: Tensor) -> Tensor:
-    """Number of strict pairs of every prompt.
-
-    Args:
-        ranks: [M], 1 is best.
-        groups: [M], the prompt each completion belongs to.
-
-    Returns:
-        Int64 [G], in increasing order of group.
-
-    Raises:
-        ValueError: if the arguments are not vectors of one length.
-    """
-    _check_vectors(ranks=ranks, groups=groups)
+    """Number of strict pairs of every prompt, int64 [G]."""
     return _pairs(ranks, groups)[3]
 
 
 def pairwise_accuracy(scores: Tensor, ranks: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """In how many strict pairs of every prompt the better completion has the higher score.
-
-    Args:
-        scores: [M] rewards.
-        ranks: [M], 1 is best.
-        groups: [M], the prompt each completion belongs to.
+    """Strict pairs of every prompt whose better completion has the higher score, and all its strict pairs.
 
     Returns:
-        correct: float [G], in increasing order of group; equal scores count one half.
-        counts: int64 [G], the number of strict pairs.
-
-    Raises:
-        ValueError: if the arguments are not vectors of one length.
+        correct: float [G]; equal scores count one half.
+        counts: int64 [G].
     """
     _check_vectors(scores=scores, ranks=ranks, groups=groups)
     better, worse, group, counts = _pairs(ranks, groups)

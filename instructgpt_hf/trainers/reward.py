@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -26,8 +26,23 @@ from instructgpt_hf.models.prefix_sharing import CompletionScorer, shared_prefix
 
 logger = logging.getLogger(__name__)
 
-# Loss, scores [K], ranks [K] and lengths [K] of one prompt.
-_Prompt = tuple[float, list[float], list[int], list[int]]
+
+class _Scored(NamedTuple):
+    """One forward pass: losses [prompts]; scores, ranks, groups and lengths [M]."""
+
+    losses: Tensor
+    scores: Tensor
+    ranks: Tensor
+    groups: Tensor
+    lengths: Tensor
+
+    def by_prompt(self) -> list[tuple[float, list[float], list[int], list[int]]]:
+        """Loss, scores [K], ranks [K] and lengths [K] of every prompt."""
+        sizes = torch.unique_consecutive(self.groups, return_counts=True)[1].tolist()
+        columns = [
+            [part.tolist() for part in column.split(sizes)] for column in (self.scores, self.ranks, self.lengths)
+        ]
+        return list(zip(self.losses.tolist(), *columns, strict=True))
 
 
 class RewardTrainer(RankingTrainer):
@@ -96,8 +111,8 @@ class RewardTrainer(RankingTrainer):
             )
         # Where processes hold parts of the model, all of them call it in the same order.
         collator.whole_rankings = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        self._statistics = _PairStatistics()
-        self._evaluated: list[_Prompt] = []
+        self._passes: list[tuple[Tensor, Tensor, Tensor]] = []  # scores, ranks and groups of the optimizer step
+        self._evaluated: list[tuple[float, list[float], list[int], list[int]]] = []
 
     @property
     def _attention_dtype(self) -> torch.dtype | None:
@@ -122,22 +137,18 @@ class RewardTrainer(RankingTrainer):
             with contextlib.nullcontext() if last else self.without_gradient_sync(model):
                 loss += super().training_step(model, {"forwards": [item]}, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
-            for name, value in self._statistics.summary(self.accelerator.gather).items():
+            for name, value in _pair_metrics(self._passes, self.accelerator.gather).items():
                 self.record(name, value)
-            self._statistics = _PairStatistics()
+            self._passes.clear()
         return loss
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Tensor | tuple[Tensor, list[_Scored]]:
-        """Equation 1.
+        """Equation 1; with `return_outputs` also the scores of every pass.
 
-        Args:
-            model: the Trainer's wrapped model.
-            inputs: a batch of `RankingCollator`.
-            return_outputs: also return the scores of every pass.
-            num_items_in_batch: prompts of the whole optimizer step, over micro-batches and processes; None averages
-                over the prompts here.
+        `num_items_in_batch` counts the prompts of the whole optimizer step, over micro-batches and processes; None
+        averages over the prompts here.
         """
         passes = [self._score(model, item) for item in inputs["forwards"]]
         losses = torch.cat([item.losses for item in passes])
@@ -155,25 +166,21 @@ class RewardTrainer(RankingTrainer):
         are recomputed in the backward pass.
         """
         dtype, parts = self._attention_dtype, [part.to(self.args.device) for part in parts]
-        ranks, lengths, groups, places = (
-            torch.cat(column)
-            for column in zip(*((part.ranks, part.lengths, part.groups, part.places) for part in parts), strict=True)
+        ranks, groups, lengths, places = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("ranks", "groups", "lengths", "places")
         )
         if len(parts) == 1:
             scores = self.scorer(model, parts[0], dtype)
         else:
             scores = torch.cat([checkpoint(self.scorer, model, part, dtype, use_reentrant=False) for part in parts])
             order = (groups * len(scores) + places).argsort()
-            scores, ranks, lengths, groups = scores[order], ranks[order], lengths[order], groups[order]
-        self._statistics.add(scores.detach(), ranks, groups)
-        return _Scored(all_pairs_loss(scores, ranks, groups), scores.detach(), ranks, lengths, groups)
+            scores, ranks, groups, lengths = (item[order] for item in (scores, ranks, groups, lengths))
+        result = _Scored(all_pairs_loss(scores, ranks, groups), scores.detach(), ranks, groups, lengths)
+        self._passes.append((result.scores, ranks, groups))
+        return result
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Tensor, None, None]:
         """Loss of one batch of held-out prompts; their scores are kept for `compute_metrics`."""
         inputs = self._prepare_inputs(inputs)
@@ -196,12 +203,12 @@ class RewardTrainer(RankingTrainer):
         self._evaluated.clear()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         losses, scores, ranks, lengths = (list(column) for column in zip(*self._evaluated, strict=True))
-        self._evaluated, self._statistics = [], _PairStatistics()
-        for own_scores, own_ranks in zip(scores, ranks, strict=True):
-            self._statistics.add(torch.tensor(own_scores), torch.tensor(own_ranks), torch.zeros(len(own_ranks)))
+        self._evaluated.clear()
+        self._passes.clear()
+        prompts = [(torch.tensor(own), torch.tensor(rank)) for own, rank in zip(scores, ranks, strict=True)]
+        passes = [(own, rank, torch.zeros(len(rank))) for own, rank in prompts]
         # Over all prompts; the Trainer's own loss is a mean over batches, of which the last one may be smaller.
-        metrics = {"loss": sum(losses) / len(losses), **self._statistics.summary(lambda sums: sums)}
-        self._statistics = _PairStatistics()
+        metrics = {"loss": sum(losses) / len(losses), **_pair_metrics(passes, lambda sums: sums)}
         if self.compute_metrics is not None:
             metrics |= self.compute_metrics(EvalPrediction(predictions=scores, label_ids=ranks, inputs=lengths))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
@@ -224,58 +231,33 @@ def _tied(parts: list[RankingPass]) -> list[RankingPass]:
     return [replace(part, ranks=torch.ones_like(part.ranks)) for part in parts]
 
 
-@dataclass
-class _Scored:
-    """One forward pass: losses [prompts]; scores, ranks, lengths and groups [M]."""
+def _pair_metrics(
+    passes: Iterable[tuple[Tensor, Tensor, Tensor]], gather: Callable[[Tensor], Tensor]
+) -> dict[str, float]:
+    """TRL's metrics of the scores and of the gaps of strict pairs, and the standard deviation of the scores.
 
-    losses: Tensor
-    scores: Tensor
-    ranks: Tensor
-    lengths: Tensor
-    groups: Tensor
-
-    def by_prompt(self) -> list[_Prompt]:
-        """Loss, scores, ranks and lengths of every prompt."""
-        sizes = torch.unique_consecutive(self.groups, return_counts=True)[1].tolist()
-        columns = [column.split(sizes) for column in (self.scores, self.ranks, self.lengths)]
-        return [
-            (loss, *(part.tolist() for part in parts))
-            for loss, *parts in zip(self.losses.tolist(), *columns, strict=True)
-        ]
-
-
-class _PairStatistics:
-    """Statistics of the scores, and of the gaps of strict pairs, of several forward passes."""
-
-    def __init__(self) -> None:
-        self.gaps: list[Tensor] = []
-        self.scores: list[Tensor] = []
-
-    def add(self, scores: Tensor, ranks: Tensor, groups: Tensor) -> None:
-        """Add one forward pass: scores, ranks and groups [M]."""
+    Args:
+        passes: scores, ranks and groups [M] of every forward pass.
+        gather: concatenates the rows [1, n] of all processes.
+    """
+    gap_list, score_list = [], []
+    for own, ranks, groups in passes:
         better, worse = strict_pairs(ranks, groups).nonzero(as_tuple=True)
         if len(better):  # not a repeated pass of `_as_many_as_others`
-            self.gaps.append(scores[better] - scores[worse])
-            self.scores.append(scores)
-
-    def summary(self, gather: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """TRL's metrics and the standard deviation of the scores.
-
-        Args:
-            gather: concatenates the rows [1, n] of all processes.
-        """
-        gaps, scores = torch.cat(self.gaps).double(), torch.cat(self.scores).double()
-        right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()
-        counts = [torch.full_like(right, len(gaps)), torch.full_like(right, len(scores))]
-        sums = torch.stack([right, gaps.sum(), scores.sum(), scores.square().sum(), *counts])
-        right, margin, total, squares, pairs, number = gather(sums[None]).sum(0).tolist()
-        extremes = gather(torch.stack([-scores.min(), scores.max()])[None]).amax(0).tolist()
-        mean = total / number
-        return {
-            "accuracy": right / pairs,
-            "margin": margin / pairs,
-            "mean_reward": mean,
-            "std_reward": max(0.0, squares / number - mean**2) ** 0.5,
-            "min_reward": -extremes[0],
-            "max_reward": extremes[1],
-        }
+            gap_list.append(own[better] - own[worse])
+            score_list.append(own)
+    gaps, scores = torch.cat(gap_list).double(), torch.cat(score_list).double()
+    right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()
+    counts = [torch.full_like(right, len(gaps)), torch.full_like(right, len(scores))]
+    sums = torch.stack([right, gaps.sum(), scores.sum(), scores.square().sum(), *counts])
+    right, margin, total, squares, pairs, number = gather(sums[None]).sum(0).tolist()
+    extremes = gather(torch.stack([-scores.min(), scores.max()])[None]).amax(0).tolist()
+    mean = total / number
+    return {
+        "accuracy": right / pairs,
+        "margin": margin / pairs,
+        "mean_reward": mean,
+        "std_reward": max(0.0, squares / number - mean**2) ** 0.5,
+        "min_reward": -extremes[0],
+        "max_reward": extremes[1],
+    }

@@ -28,20 +28,15 @@ RESIDUAL_DROPOUT: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def set_residual_dropout(config: PreTrainedConfig, probability: float) -> dict[str, Any] | None:
-    """Set the residual dropout of a model's config, before the model is built from it.
-
-    Args:
-        config: a transformers config; changed in place.
-        probability: in [0, 1); the paper uses 0.2 (C.1).
+    """Set the residual dropout in a config, before the model is built from it; the paper's is 0.2 (C.1).
 
     Returns:
         The previous settings, for `restore_config` when the model is saved, or None if this architecture has no
         residual dropout; nothing is changed then.
     """
-    entry = RESIDUAL_DROPOUT.get(config.model_type)
-    if entry is None:
+    if config.model_type not in RESIDUAL_DROPOUT:
         return None
-    name, others = entry
+    name, others = RESIDUAL_DROPOUT[config.model_type]
     before = {key: getattr(config, key) for key in (name, *others) if hasattr(config, key)}
     for key in before:
         setattr(config, key, probability if key == name else 0.0)

@@ -77,18 +77,18 @@ def test_value_loss_token_by_token(seed, clip):
     assert found == pytest.approx(1 - (returns - values).var() / returns.var(), rel=1e-5)
 
 
-def test_sequence_sum_is_the_mean_over_answers_of_their_sums():
+def test_sequence_sum_is_the_mean_over_completions_of_their_sums():
     tensors, mask = policy_case()
-    answers = []
+    completions = []
     for row, length in enumerate(LENGTHS):
         terms = []
         for logp, old, advantage in zip(*(tensors[name][row, :length].tolist() for name in tensors), strict=True):
             ratio = math.exp(logp - old)
             terms.append(-min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage))
-        answers.append(sum(terms))
+        completions.append(sum(terms))
     denominator = loss_denominator(mask, "sequence_sum")
     result = policy_loss(**tensors, mask=mask, clip_low=0.2, clip_high=0.2, denominator=denominator)
-    assert result.loss.item() == pytest.approx(np.mean(answers))
+    assert result.loss.item() == pytest.approx(np.mean(completions))
 
 
 def test_denominators_by_value():

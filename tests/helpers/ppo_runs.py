@@ -19,7 +19,7 @@ def screen():
 def ppo_runs(root, tokenizer, **changes):
     """A function that runs a PPO stage of 6 iterations of 2 steps with more options, in a folder of `root`.
 
-    It returns the run's folder, the stage's record and what was said.
+    It returns the run's folder, the stage's record and what was logged.
     """
     model, data = write_model(root / "model", tokenizer), write_rows(root / "rows.jsonl", ROWS)
     rankings = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": row["rejected"]} for row in ROWS]

@@ -41,7 +41,7 @@ def folders(tmp_path_factory, tokenizer):
 
 
 def _spread(model):
-    """Random weights of several times the usual size: with the usual one, every prompt has the same answers."""
+    """Random weights of several times the usual size: with the usual one, every prompt has the same completions."""
     with torch.no_grad():
         for item in model.parameters():
             if item.dim() > 1:
@@ -81,10 +81,10 @@ def trainer(request, kind, folders, tokenizer, tmp_path):
     )
 
 
-def alone(policy, prompt, answer):
-    """Log-probabilities of an answer from one pass without padding, by the model's plain forward."""
-    logits = policy(input_ids=torch.tensor([prompt + answer])).logits[0].float()
-    return torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(answer)[:, None])[:, 0]
+def alone(policy, prompt, completion):
+    """Log-probabilities of a completion from one pass without padding, by the model's plain forward."""
+    logits = policy(input_ids=torch.tensor([prompt + completion])).logits[0].float()
+    return torch.log_softmax(logits, -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])[:, 0]
 
 
 @torch.no_grad()
@@ -95,13 +95,15 @@ def check_rollout(trainer):
     actor_critic = trainer.actor_critic
     lengths = set()
     for row in range(EPISODES):
-        prompt, answer = (ids[row][mask[row].bool()].tolist() for ids, mask in (batch.tokens[:2], batch.tokens[2:]))
-        lengths.add(len(prompt))
-        count = len(answer)
-        torch.testing.assert_close(
-            batch.logps[row, :count], alone(actor_critic.policy, prompt, answer), rtol=1e-4, atol=1e-4
+        prompt, completion = (
+            ids[row][mask[row].bool()].tolist() for ids, mask in (batch.tokens[:2], batch.tokens[2:])
         )
-        ids = torch.tensor([prompt + answer])
+        lengths.add(len(prompt))
+        count = len(completion)
+        torch.testing.assert_close(
+            batch.logps[row, :count], alone(actor_critic.policy, prompt, completion), rtol=1e-4, atol=1e-4
+        )
+        ids = torch.tensor([prompt + completion])
         values = actor_critic.values(ids, torch.ones_like(ids), count)[0]
         torch.testing.assert_close(batch.values[row, :count], values, rtol=1e-4, atol=1e-4)
     assert len(lengths) > 1, "some prompts are padded"

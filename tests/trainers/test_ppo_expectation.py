@@ -1,7 +1,7 @@
 """What the trainer samples and takes gradients of, on average, where everything can be enumerated.
 
 The policy is a transformer over four tokens, two of which are padding and EOS, that writes up to three of them: 40
-answers to each of two prompts. Expected reward, KL and their gradients are sums over these, in plain PyTorch.
+completions to each of two prompts. Expected reward, KL and their gradients are sums over these, in plain PyTorch.
 """
 
 import itertools
@@ -15,40 +15,40 @@ PROMPTS = {"a": [3], "a <unk> a": [3, 2, 3]}
 EPISODES, ROLLOUTS = 256, 24
 
 
-def answers():
+def completions():
     for tokens in itertools.product(range(4), repeat=LENGTH):
         length = next((place + 1 for place, token in enumerate(tokens) if token == EOS), LENGTH)
         if not any(tokens[length:]):
             yield list(tokens[:length])
 
 
-ANSWERS = list(answers())
+COMPLETIONS = list(completions())
 
 
-def score(prompt, answer):
+def score(prompt, completion):
     """Something between -1 and 2 that depends on everything."""
-    return ((7 * len(prompt) + sum((place + 3) * (token + 1) for place, token in enumerate(answer))) % 13) / 4 - 1
+    return ((7 * len(prompt) + sum((place + 3) * (token + 1) for place, token in enumerate(completion))) % 13) / 4 - 1
 
 
 def reward(prompts, completion_ids, **_):
-    return [score(PROMPTS[prompt], answer) for prompt, answer in zip(prompts, completion_ids, strict=True)]
+    return [score(PROMPTS[prompt], completion) for prompt, completion in zip(prompts, completion_ids, strict=True)]
 
 
-def log_probability(policy, prompt, answer):
-    logits = policy(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
-    return torch.log_softmax(logits, -1)[torch.arange(len(answer)), torch.tensor(answer)].sum()
+def log_probability(policy, prompt, completion):
+    logits = policy(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+    return torch.log_softmax(logits, -1)[torch.arange(len(completion)), torch.tensor(completion)].sum()
 
 
 def enumerated(policy, reference):
-    """Expected score and KL, over prompts and answers, as functions of the policy's weights."""
+    """Expected score and KL, over prompts and completions, as functions of the policy's weights."""
     expected_score, kl = 0.0, 0.0
     for prompt in PROMPTS.values():
         total = 0.0
-        for answer in ANSWERS:
-            logp = log_probability(policy, prompt, answer)
+        for completion in COMPLETIONS:
+            logp = log_probability(policy, prompt, completion)
             with torch.no_grad():
-                ref_logp = log_probability(reference, prompt, answer)
-            expected_score = expected_score + logp.exp() * score(prompt, answer) / len(PROMPTS)
+                ref_logp = log_probability(reference, prompt, completion)
+            expected_score = expected_score + logp.exp() * score(prompt, completion) / len(PROMPTS)
             kl = kl + logp.exp() * (logp - ref_logp) / len(PROMPTS)
             total += logp.exp().item()
         assert total == pytest.approx(1.0, abs=1e-5)
@@ -112,8 +112,8 @@ def check_log(trainer, expected_score, exact_kl):
     check_mean(samples, expected, torch.tensor([0.04, 0.04, 0.03, 0.03]))
 
 
-def test_answers_are_all_there_is():
-    assert len(ANSWERS) == len({tuple(answer) for answer in ANSWERS}) == 40
+def test_completions_are_all_there_is():
+    assert len(COMPLETIONS) == len({tuple(completion) for completion in COMPLETIONS}) == 40
 
 
 def test_the_mean_gradient_is_that_of_the_expected_reward_with_its_kl_term(toy):
@@ -132,7 +132,7 @@ def test_the_mean_gradient_is_that_of_the_expected_reward_with_its_kl_term(toy):
         trainer.actor_critic.zero_grad()
         trainer.training_step(trainer.model_wrapped, inputs)
         (piece,) = trainer._buffered_inputs
-        # Summed over an answer's tokens and averaged over answers, the loss is the objective's own estimate.
+        # Summed over a completion's tokens and averaged over completions, the loss is the objective's own estimate.
         assert piece.policy_denominator == EPISODES
         samples.append(-directions @ torch.cat([item.grad.flatten() for item in weights]))
     # Short enough to tell the objective from one without its KL term, or with the KL term alone.

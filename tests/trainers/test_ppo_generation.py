@@ -1,4 +1,4 @@
-"""How PPO's rollouts are generated: ended answers, length limits, continuous batching, what vLLM is sent."""
+"""How PPO's rollouts are generated: ended completions, length limits, continuous batching, what vLLM is sent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.merging import merged_weights
 
 PROMPTS = Dataset.from_dict({"prompt": ["a b " * (index % 4) + f"w{index}" for index in range(32)]})
-ENDS = list(range(1, 64, 6))  # many, so that greedy answers end at lengths that differ
+ENDS = list(range(1, 64, 6))  # many, so that greedy completions end at lengths that differ
 SMALL_CACHE = {"num_blocks": 32, "page_size": 16, "max_batch_tokens": 128}
 
 
@@ -36,7 +36,7 @@ def make_trainer(make_trainer):
 
 
 def likely_eos(policy, factor=4.0):
-    """Make a random policy end its answers at lengths that differ."""
+    """Make a random policy end its completions at lengths that differ."""
     with torch.no_grad():
         policy.lm_head.weight[1] = policy.lm_head.weight[2:].mean(0)
         for parameter in policy.parameters():
@@ -54,7 +54,7 @@ def lora(policy, **changes):
     return model
 
 
-def test_rollouts_drop_ended_answers(make_trainer, make_policy, monkeypatch):
+def test_rollouts_drop_ended_completions(make_trainer, make_policy, monkeypatch):
     trainer = make_trainer(likely_eos(make_policy()))
     passes = []
     forward = trainer.actor_critic.policy.forward
@@ -64,15 +64,15 @@ def test_rollouts_drop_ended_answers(make_trainer, make_policy, monkeypatch):
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(trainer.actor_critic.policy, "forward", counting)
-    _, answers, _ = trainer.generate(PROMPTS["prompt"][:16])
+    _, completions, _ = trainer.generate(PROMPTS["prompt"][:16])
     assert passes[0][0] == 16 and passes[-1][0] < 16 and passes[-1][1] == 1
-    assert len({len(ids) for ids in answers}) > 3
-    for ids in answers:
+    assert len({len(ids) for ids in completions}) > 3
+    for ids in completions:
         assert 1 not in ids[:-1] and (ids[-1] == 1 or len(ids) == 12)
 
 
-def test_answers_in_batches_are_those_of_all_at_once(make_trainer, make_policy, monkeypatch):
-    """Greedy answers, in the order of the prompts; batches hold prompts of similar length."""
+def test_completions_in_batches_are_those_of_all_at_once(make_trainer, make_policy, monkeypatch):
+    """Greedy completions, in the order of the prompts; batches hold prompts of similar length."""
     results, passes = [], []
     for size in (None, 5):
         trainer = make_trainer(likely_eos(make_policy()), rollout_batch_size=size)
@@ -93,7 +93,7 @@ def test_answers_in_batches_are_those_of_all_at_once(make_trainer, make_policy, 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_training_with_a_shortest_completion(make_trainer, make_policy, checkpointing, caplog):
-    """No answer ends early; rollout, reference and training agree on the log-probabilities."""
+    """No completion ends early; rollout, reference and training agree on the log-probabilities."""
     trainer = make_trainer(
         likely_eos(make_policy()),
         min_completion_length=5,
@@ -152,7 +152,7 @@ def test_settings_that_contradict_each_other(make_trainer, changes, message):
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_continuous_batching(make_trainer, make_policy, kind, bf16):
-    """Greedy answers are those of `generate` in the same precision, and the weights stay as they are."""
+    """Greedy completions are those of `generate` in the same precision, and the weights stay as they are."""
     policy = likely_eos(make_policy())
     policy = lora(policy) if kind == "lora" else policy
     trainer = make_trainer(
@@ -167,23 +167,23 @@ def test_continuous_batching(make_trainer, make_policy, kind, bf16):
     before = {name: item.clone() for name, item in policy.named_parameters()}
     training = {name: item.training for name, item in trainer.actor_critic.named_modules()}
     prompts = PROMPTS["prompt"][:16]
-    prompt_ids, answers, _ = trainer.generate(prompts)
+    prompt_ids, completions, _ = trainer.generate(prompts)
     assert all(torch.equal(item, before[name]) for name, item in policy.named_parameters())
     assert all(item.dtype == torch.float32 for item in policy.parameters())
     assert {name: item.training for name, item in trainer.actor_critic.named_modules()} == training
     if not bf16:
         trainer.use_transformers_continuous_batching = False
-        assert trainer.generate(prompts)[1] == answers
+        assert trainer.generate(prompts)[1] == completions
     for item in policy.parameters():
         item.data = item.data.to(torch.bfloat16 if bf16 else torch.float32)
-    for prompt, answer in zip(prompt_ids, answers, strict=True):
+    for prompt, completion in zip(prompt_ids, completions, strict=True):
         ids = policy.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             generation_config=trainer.generation_config,
         )
-        assert answer == ids[0, len(prompt) :].tolist()
-    assert len({len(answer) for answer in answers}) > 2
+        assert completion == ids[0, len(prompt) :].tolist()
+    assert len({len(completion) for completion in completions}) > 2
 
 
 def test_a_run_with_continuous_batching(make_trainer, make_policy):
@@ -212,8 +212,8 @@ def test_tokens_come_from_the_distribution_at_the_temperature(make_trainer, make
     trainer = make_trainer(policy, max_completion_length=1, temperature=temperature, **(backend if continuous else {}))
     torch.manual_seed(1)
     draws = 2048
-    _, answers, _ = trainer.generate(["a b c"] * draws)
-    found = torch.bincount(torch.tensor([ids[0] for ids in answers]), minlength=len(logits))
+    _, completions, _ = trainer.generate(["a b c"] * draws)
+    found = torch.bincount(torch.tensor([ids[0] for ids in completions]), minlength=len(logits))
     expected = draws * logits.softmax(-1)
     common = expected > 5
     found = torch.cat([found[common], found[~common].sum()[None]]).double()
@@ -234,7 +234,7 @@ def test_continuous_batching_that_fails_says_why(make_trainer, make_policy):
 
 
 class Engine:
-    """Stands for TRL's VLLMGeneration: takes its weights as that does, and answers with EOS."""
+    """Stands for TRL's VLLMGeneration: takes its weights as that does, and generates EOS."""
 
     def __init__(self, model, **settings):
         self.model, self.settings, self.generation_kwargs = model, settings, dict(settings["generation_kwargs"] or {})
@@ -249,8 +249,8 @@ class Engine:
 
     def generate(self, prompts, images, num_generations, profiler):
         assert num_generations == 1
-        answer = [5] * max(1, self.generation_kwargs.get("min_tokens", 0)) + [1]
-        return prompts, [answer for _ in prompts], None, None
+        completion = [5] * max(1, self.generation_kwargs.get("min_tokens", 0)) + [1]
+        return prompts, [completion for _ in prompts], None, None
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -55,37 +56,36 @@ def test_a_calm_run_is_not_warned_about():
         ("val/explained_variance", [-1.0] * 15 + [0.1] + [-1.0] * 12, 26, "value_warmup_iterations"),
     ],
 )
-def test_each_sign_is_told_once_where_it_holds(metric, series, iteration, words):
+def test_each_sign_is_warned_about_once(metric, series, iteration, words):
     ((number, text),) = warned([{metric: value} for value in series])
     assert number == iteration
     assert words in text
 
 
-def test_answers_of_one_word_from_the_start_are_no_collapse():
+def test_completions_of_one_word_from_the_start_are_no_collapse():
     assert warned([{"completions/most_frequent": 0.6}] * 10) == []
 
 
 def test_a_resumed_run_goes_on_counting_and_does_not_repeat_itself():
-    first, second = EarlyWarnings(), EarlyWarnings()
+    first = EarlyWarnings()
     for entropy in (1.0, 0.01, 0.01):
         assert first.iteration({"objective/entropy": entropy}) == []
-    second.load_state_dict(first.state_dict())
+    second = EarlyWarnings(**asdict(first))
     assert len(second.iteration({"objective/entropy": 0.01})) == 1
-    third = EarlyWarnings()
-    third.load_state_dict(second.state_dict())
+    third = EarlyWarnings(**asdict(second))
     assert third.iteration({"objective/entropy": 0.01}) == []
 
 
 def test_warnings_reach_the_user_with_their_iteration(make_trainer, monkeypatch):
     monkeypatch.setattr("instructgpt_hf.trainers.ppo.watchdog.ENTROPY_SHARE", 1e9)
     trainer = make_trainer()
-    told = []
-    trainer.guard.warn = told.append
+    texts = []
+    trainer.guard.warn = texts.append
     trainer.train()
-    assert len(told) == 1 and told[0].startswith("warning: iteration 3: the entropy has fallen to ")
+    assert len(texts) == 1 and texts[0].startswith("warning: iteration 3: the entropy has fallen to ")
 
 
-def test_most_frequent_answer():
+def test_most_frequent_completion():
     assert share_of_most_frequent([[5, 1], [5], [5, 1], [6, 1]]) == 0.5
 
 

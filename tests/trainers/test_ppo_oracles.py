@@ -1,4 +1,4 @@
-"""What the PPO trainer makes of the formulas, against loops over single answers with plain transformers models.
+"""What the PPO trainer makes of the formulas, against loops over single completions with plain transformers models.
 
 tests/functional checks the formulas by themselves. Here a setting that the trainer drops, or a tensor that it takes
 from the wrong place, makes a difference.
@@ -29,27 +29,27 @@ def models(make_policy, make_scorer):
     policy, scorers = make_policy(), {"value_model": make_scorer(), "reward": make_scorer(seed=5)}
     with torch.no_grad():
         policy.lm_head.weight *= 5  # far from the reference
-        policy.lm_head.weight[EOS] *= 8  # answers of different lengths, some of them equal
+        policy.lm_head.weight[EOS] *= 8  # completions of different lengths, some of them equal
         for scorer in scorers.values():
             scorer.score.weight *= 20  # values and scores of the size of the KL penalty
     return {"policy": policy, "ref_model": make_policy(seed=7), **scorers}
 
 
-def answers(batch, rows=range(EPISODES)):
-    """Each row, the ids [1, S] of its prompt and answer without padding, and the length of the answer."""
+def completions(batch, rows=range(EPISODES)):
+    """Each row, the ids [1, S] of its prompt and completion without padding, and the length of the completion."""
     for row in rows:
         prompt = batch.tokens.prompt_ids[row][batch.tokens.prompt_mask[row].bool()]
-        answer = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
-        yield row, torch.cat([prompt, answer])[None], len(answer)
+        completion = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
+        yield row, torch.cat([prompt, completion])[None], len(completion)
 
 
 def distributions(policy, ids, count):
-    """Log-probabilities [n, V] before each token of an answer."""
+    """Log-probabilities [n, V] before each token of a completion."""
     return policy(input_ids=ids).logits[0, -count - 1 : -1].log_softmax(-1)
 
 
 def log_probs(policy, ids, count):
-    """Log-probability [n] of each token of an answer."""
+    """Log-probability [n] of each token of a completion."""
     return distributions(policy, ids, count).gather(1, ids[0, -count:, None])[:, 0]
 
 
@@ -77,9 +77,9 @@ def rollout_by_hand(
     whiten_rewards=False,
     whiten_advantages=True,
 ):
-    """Advantages and returns [B, T]; of every answer the score, before it is clipped, and the KL to the reference."""
+    """Advantages and returns [B, T]; each completion's score, before it is clipped, and KL to the reference."""
     rewards, values, scores, divergences = [], [], [], []
-    for _, ids, count in answers(batch):
+    for _, ids, count in completions(batch):
         log_ratio = log_probs(models["policy"], ids, count) - log_probs(models["ref_model"], ids, count)
         kl = log_ratio if kl_estimator == "k1" else (-log_ratio).exp() - 1 + log_ratio
         score = head(models["reward"], ids)[-1].item()
@@ -106,7 +106,7 @@ def rollout_by_hand(
 def minibatch_by_hand(policy, value_model, batch, rows, reduction="sequence_sum"):
     """Losses and metrics of an update on some rows; also the shares of tokens below and above the ratio's range."""
     sums, tokens = {}, 0
-    for row, ids, count in answers(batch, rows):
+    for row, ids, count in completions(batch, rows):
         names = "logps", "values", "advantages", "returns"
         old, old_values, advantages, returns = (getattr(batch, name)[row, :count] for name in names)
         distribution = distributions(policy, ids, count)
@@ -132,8 +132,8 @@ def minibatch_by_hand(policy, value_model, batch, rows, reduction="sequence_sum"
         }
         sums = {name: sums.get(name, 0.0) + term.sum() for name, term in terms.items()}
         tokens += count
-    answered = {"loss/policy": len(rows)} if reduction == "sequence_sum" else {}
-    return {name: total / answered.get(name, tokens) for name, total in sums.items()}
+    counts = {"loss/policy": len(rows)} if reduction == "sequence_sum" else {}
+    return {name: total / counts.get(name, tokens) for name, total in sums.items()}
 
 
 @pytest.mark.parametrize(
@@ -255,9 +255,9 @@ class Watch(TrainerCallback):
 
 def rollout_metrics_by_hand(models, batch, beta):
     _, returns, scores, divergences = rollout_by_hand(models, batch, beta)
-    tokens = [ids[0, -count:].tolist() for _, ids, count in answers(batch)]
-    values = [batch.values[row, :count] for row, _, count in answers(batch)]
-    returns = torch.cat([returns[row, :count] for row, _, count in answers(batch)])
+    tokens = [ids[0, -count:].tolist() for _, ids, count in completions(batch)]
+    values = [batch.values[row, :count] for row, _, count in completions(batch)]
+    returns = torch.cat([returns[row, :count] for row, _, count in completions(batch)])
     mean = sum(scores) / EPISODES
     return {
         "objective/scores": mean,
@@ -266,9 +266,9 @@ def rollout_metrics_by_hand(models, batch, beta):
         "objective/rlhf_reward": mean - beta * sum(divergences) / EPISODES,
         "val/mean_value": sum(row.mean().item() for row in values) / EPISODES,
         "val/explained_variance": 1 - ((returns - torch.cat(values)).var() / returns.var()).item(),
-        "completions/eos_rate": sum(answer[-1] == EOS for answer in tokens) / EPISODES,
-        "completions/most_frequent": max(tokens.count(answer) for answer in tokens) / EPISODES,
-        "num_tokens": sum(ids.shape[1] for _, ids, _ in answers(batch)),
+        "completions/eos_rate": sum(completion[-1] == EOS for completion in tokens) / EPISODES,
+        "completions/most_frequent": max(tokens.count(completion) for completion in tokens) / EPISODES,
+        "num_tokens": sum(ids.shape[1] for _, ids, _ in completions(batch)),
     }
 
 
@@ -298,7 +298,7 @@ def test_the_log_of_an_iteration_with_two_passes_over_two_minibatches(make_train
     assert {name: record[name] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def test_each_role_reads_each_answer_once(make_trainer, models):
+def test_each_role_reads_each_completion_once(make_trainer, models):
     trainer = make_trainer(**models, per_device_eval_batch_size=4)
     passes = {role: [] for role in models}
     for role, model in models.items():

@@ -34,7 +34,7 @@ def test_two_processes_equal_one(ppo_source, run_helper):
             assert {name: other[name] for name in names} == pytest.approx(
                 {name: record[name] for name in names}, rel=1e-3, abs=1e-5
             ), case
-        # Only answers that differ in length say anything about the sharing of tokens.
+        # Only completions that differ in length say anything about the sharing of tokens.
         assert log[0]["completions/min_length"] < log[0]["completions/max_length"], case
         for kind in WEIGHTS:
             for name, item in weights[kind].items():

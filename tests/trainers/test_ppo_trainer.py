@@ -172,12 +172,12 @@ def test_rollout_follows_the_definitions(make_trainer, make_policy, make_scorer)
     lengths = set()
     for row in range(16):
         prompt = batch.tokens.prompt_ids[row][batch.tokens.prompt_mask[row].bool()]
-        answer = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
-        lengths.add(len(answer))
-        ids, start, count = torch.cat([prompt, answer])[None], len(prompt), len(answer)
+        completion = batch.tokens.completion_ids[row][batch.tokens.completion_mask[row].bool()]
+        lengths.add(len(completion))
+        ids, start, count = torch.cat([prompt, completion])[None], len(prompt), len(completion)
         with torch.no_grad():
             logps, ref_logps = (
-                model(input_ids=ids).logits.log_softmax(-1)[0, start - 1 : -1].gather(1, answer[:, None])[:, 0]
+                model(input_ids=ids).logits.log_softmax(-1)[0, start - 1 : -1].gather(1, completion[:, None])[:, 0]
                 for model in (policy, other)
             )
             values = value_model.score(value_model.model(input_ids=ids).last_hidden_state)[0, start - 1 : -1, 0]

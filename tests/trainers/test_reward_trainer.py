@@ -242,7 +242,7 @@ class TestAgainstTRL:
 
 
 class TestFallback:
-    def test_is_said_once_and_computes_the_same(self, trainer, caplog):
+    def test_is_logged_once_and_computes_the_same(self, trainer, caplog):
         """Bloom cannot be told positions: every completion gets a row of its own."""
         model = scorer_without_positions()
         with caplog.at_level("WARNING", "instructgpt_hf"):
@@ -250,8 +250,10 @@ class TestFallback:
             made.evaluate()
             expected = stepped(*(lambda other: (other, loop_loss(other)))(copy.deepcopy(model)))
             made.train()
-        said = [record.getMessage() for record in caplog.records if "with a copy of its prompt" in record.getMessage()]
-        assert said == [
+        logged = [
+            record.getMessage() for record in caplog.records if "with a copy of its prompt" in record.getMessage()
+        ]
+        assert logged == [
             "Every completion is computed with a copy of its prompt, because BloomForSequenceClassification cannot be "
             "told the positions of its tokens."
         ]

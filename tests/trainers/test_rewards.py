@@ -1,4 +1,4 @@
-"""How answers are scored: which ids a reward model reads, where the score lands, how several rewards become one."""
+"""Scores of completions: which ids a reward model reads, where the score lands, how several rewards become one."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from instructgpt_hf.trainers.ppo.rewards import combined_scores, distinct
 
 PAD, EOS, SECOND_EOS = 0, 1, 2
 # Finished, empty, cut short, ended by a second EOS id, with a padding id inside, cut short behind a padding id.
-ANSWERS = [[5, 6, EOS], [EOS], [5, 6, 7, 8, 9, 10], [7, SECOND_EOS], [5, PAD, 6, EOS], [5, 6, 7, 8, 9, PAD]]
+COMPLETIONS = [[5, 6, EOS], [EOS], [5, 6, 7, 8, 9, 10], [7, SECOND_EOS], [5, PAD, 6, EOS], [5, 6, 7, 8, 9, PAD]]
 TURNS = "{% for turn in messages %}{{ 'u ' if turn['role'] == 'user' else 'v ' }}{{ turn['content'] }}"
 CHAT = TURNS + "<eos> z {% endfor %}{% if add_generation_prompt %}v {% endif %}"
 # Ends a turn with a word of its own, as a base model's template with its tokenizer's <|endoftext|> as EOS.
@@ -63,7 +63,7 @@ def seen(monkeypatch):
 
 
 def ending_policy(make_policy, *eos_token_ids):
-    """A policy whose answers often end early, by any of some ids, and contain padding ids."""
+    """A policy whose completions often end early, by any of some ids, and contain padding ids."""
     policy = make_policy()
     biased = torch.nn.Linear(policy.config.hidden_size, policy.config.vocab_size)
     with torch.no_grad():
@@ -76,7 +76,7 @@ def ending_policy(make_policy, *eos_token_ids):
 
 
 def sampled(batch):
-    """Prompt and answer of every row, without padding."""
+    """Prompt and completion of every row, without padding."""
     return [
         [ids[row][mask[row].bool()].tolist() for ids, mask in (batch.tokens[:2], batch.tokens[2:])]
         for row in range(len(batch.tokens.prompt_ids))
@@ -102,11 +102,11 @@ class TestOneScore:
     def test_clip(self):
         assert self.score(clip_range=[1.0, 7.0]) == [6.0, 2.0, 1.0, 7.0]
 
-    def test_penalty_is_subtracted_from_unfinished_answers_after_the_clip(self):
+    def test_penalty_is_subtracted_from_unfinished_completions_after_the_clip(self):
         assert self.score(clip_range=[1.0, 7.0], missing_eos_penalty=2.5) == [6.0, -0.5, -1.5, 7.0]
 
     @pytest.mark.parametrize("score", [-1.0, 0.0, 30.0])
-    def test_score_replaces_that_of_unfinished_answers(self, score):
+    def test_score_replaces_that_of_unfinished_completions(self, score):
         assert self.score(clip_range=[1.0, 7.0], missing_eos_score=score) == [6.0, score, score, 7.0]
 
 
@@ -134,24 +134,24 @@ def test_reward_model_sees_the_sampled_ids_and_its_score_lands_on_the_last(
     trainer.model.train()
     batch = trainer.rollout([PROMPTS[index] for index in range(32)])
     rows = sampled(batch)
-    assert sorted(seen) == sorted(prompt + answer for prompt, answer in rows)
-    ends = {answer[-1] if answer[-1] in eos_token_ids else None for _, answer in rows}
-    assert ends == {*eos_token_ids, None}, "answers end in every way"
-    assert any(len(answer) == 1 for _, answer in rows) and any(PAD in answer for _, answer in rows)
-    assert not any(token in eos_token_ids for _, answer in rows for token in answer[:-1])
-    for row, (prompt, answer) in enumerate(rows):
+    assert sorted(seen) == sorted(prompt + completion for prompt, completion in rows)
+    ends = {completion[-1] if completion[-1] in eos_token_ids else None for _, completion in rows}
+    assert ends == {*eos_token_ids, None}, "completions end in every way"
+    assert any(len(completion) == 1 for _, completion in rows) and any(PAD in completion for _, completion in rows)
+    assert not any(token in eos_token_ids for _, completion in rows for token in completion[:-1])
+    for row, (prompt, completion) in enumerate(rows):
         rendered = trainer.prompt_format.prompt_ids(PROMPTS[row]["prompt"], chat_tokenizer)
         assert prompt == rendered
-        score = plain_score(reward_model, prompt + answer)
+        score = plain_score(reward_model, prompt + completion)
         # The discounted return of a token says how far behind it the score is.
-        expected = [score * 0.5 ** (len(answer) - 1 - place) for place in range(len(answer))]
-        assert batch.returns[row, : len(answer)].tolist() == pytest.approx(expected, abs=1e-5)
-        assert not batch.returns[row, len(answer) :].any()
+        expected = [score * 0.5 ** (len(completion) - 1 - place) for place in range(len(completion))]
+        assert batch.returns[row, : len(completion)].tolist() == pytest.approx(expected, abs=1e-5)
+        assert not batch.returns[row, len(completion) :].any()
 
 
 @pytest.mark.parametrize("correction", [{}, {"missing_eos_penalty": 2.0}, {"missing_eos_score": -1.0}])
-def test_answers_of_every_shape(make_trainer, make_policy, monkeypatch, correction):
-    """The score lands on the last token that was sampled, whatever its id; any EOS id finishes an answer."""
+def test_completions_of_every_shape(make_trainer, make_policy, monkeypatch, correction):
+    """The score lands on the last token that was sampled, whatever its id; any EOS id finishes a completion."""
     policy = make_policy()
     policy.generation_config.eos_token_id = [EOS, SECOND_EOS]
     trainer = make_trainer(
@@ -165,18 +165,18 @@ def test_answers_of_every_shape(make_trainer, make_policy, monkeypatch, correcti
     )
     trainer.model.train()
     prompts = [[3, 4, 38], [5, 38]] * 3
-    monkeypatch.setattr(trainer, "generate", lambda _: (prompts, ANSWERS, [""] * 6))
+    monkeypatch.setattr(trainer, "generate", lambda _: (prompts, COMPLETIONS, [""] * 6))
     batch = trainer.rollout([PROMPTS[index] for index in range(6)])
-    for row, answer in enumerate(ANSWERS):
+    for row, completion in enumerate(COMPLETIONS):
         score = 10.0 + row
         if row in (2, 5):
             score = correction.get("missing_eos_score", score) - correction.get("missing_eos_penalty", 0.0)
         returns = batch.returns[row]
-        assert returns[len(answer) - 1].item() == pytest.approx(score)
-        assert returns[: len(answer)].tolist() == pytest.approx(
-            [score * 0.5 ** (len(answer) - 1 - place) for place in range(len(answer))]
+        assert returns[len(completion) - 1].item() == pytest.approx(score)
+        assert returns[: len(completion)].tolist() == pytest.approx(
+            [score * 0.5 ** (len(completion) - 1 - place) for place in range(len(completion))]
         )
-        assert not returns[len(answer) :].any()
+        assert not returns[len(completion) :].any()
 
 
 def test_score_is_shifted(make_trainer, make_scorer):
@@ -189,7 +189,7 @@ def test_score_is_shifted(make_trainer, make_scorer):
 
 
 class TestChatTemplateWhoseTurnsEndWithAnotherToken:
-    """SFT data, prompts and sampling agree that the tokenizer's EOS ends an answer, behind the template's own end."""
+    """SFT data, prompts and sampling agree: the tokenizer's EOS ends a completion, behind the template's own end."""
 
     def test_training_and_sampling_end_alike(self, make_trainer, make_policy, tokenizer):
         from instructgpt_hf.models.loading import set_policy_tokens
@@ -204,23 +204,27 @@ class TestChatTemplateWhoseTurnsEndWithAnotherToken:
         trainer = make_trainer(policy=policy, tokenizer=changed, template="chat")
         assert trainer.eos_token_ids == [EOS]
         trainer.model.train()
-        answers = [answer for _, answer in sampled(trainer.rollout([PROMPTS[index] for index in range(32)]))]
-        assert any(end in answer[:-1] for answer in answers), "the template's end of turn does not end an answer"
-        assert all(answer[-1] == EOS or len(answer) == 6 for answer in answers)
+        completions = [
+            completion for _, completion in sampled(trainer.rollout([PROMPTS[index] for index in range(32)]))
+        ]
+        assert any(end in completion[:-1] for completion in completions), (
+            "the template's end of turn does not end a completion"
+        )
+        assert all(completion[-1] == EOS or len(completion) == 6 for completion in completions)
 
 
 class TestAnotherTokenizer:
-    def expected(self, tokenizer, prompt, answer, finished):
-        text = f"u {prompt} </s> v {answer}" + (" </s>" if finished else "")
+    def expected(self, tokenizer, prompt, completion, finished):
+        text = f"u {prompt} </s> v {completion}" + (" </s>" if finished else "")
         return tokenizer(text)["input_ids"]
 
     def test_text_is_rendered_in_the_models_own_way(self, make_trainer, make_scorer, tokenizer, other_tokenizer, seen):
-        """Finished answers end with the model's own EOS, others with their last word; special tokens are no text."""
+        """Finished completions end with the model's own EOS, others with their last word, without special tokens."""
         reward_model = make_scorer(seed=5)
         reward_model.config.reward_shift = 0.5
         trainer = make_trainer(reward=TextRewardModel(reward_model, other_tokenizer))
-        prompts, answers = ["a b", "c", "d", "e"], [[6, 7, EOS], [EOS], [6, 7, 8, 9, 10, 11], [PAD] * 6]
-        scores = trainer.reward_funcs[0](prompts=prompts, completion_ids=answers)
+        prompts, completions = ["a b", "c", "d", "e"], [[6, 7, EOS], [EOS], [6, 7, 8, 9, 10, 11], [PAD] * 6]
+        scores = trainer.reward_funcs[0](prompts=prompts, completion_ids=completions)
         texts = ["d e", "", "d e f g h i", ""]
         expected = [
             self.expected(other_tokenizer, *row)
@@ -286,9 +290,9 @@ class TestSeveral:
         trainer.rollout = lambda inputs: batches.append(original(inputs)) or batches[-1]
         trainer.train()
         record = trainer.state.log_history[0]
-        ((answers, found),) = kept
-        rows = [prompt + answer for prompt, answer in sampled(batches[0])]
-        assert [answer for _, answer in sampled(batches[0])] == answers
+        ((completions, found),) = kept
+        rows = [prompt + completion for prompt, completion in sampled(batches[0])]
+        assert [completion for _, completion in sampled(batches[0])] == completions
         by_model = [sum(plain_score(model, row) for row in rows) / 16 for model in models]
         applying = [value for value in found if value is not None]
         assert 0 < len(applying) < 16
@@ -327,8 +331,8 @@ def test_the_definitions_agree_with_the_rollout(make_trainer, make_scorer):
     batch = trainer.rollout([PROMPTS[index] for index in range(16)])
     scores = torch.tensor(
         [
-            plain_score(trainer.reward_funcs[0].model, prompt + answer) + answer.count(5)
-            for prompt, answer in sampled(batch)
+            plain_score(trainer.reward_funcs[0].model, prompt + completion) + completion.count(5)
+            for prompt, completion in sampled(batch)
         ]
     )
     rewards = token_rewards(scores, torch.zeros_like(batch.logps), batch.tokens.completion_mask, 0.1)

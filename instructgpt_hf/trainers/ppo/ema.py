@@ -14,17 +14,14 @@ from transformers import TrainerCallback
 class WeightAverage(TrainerCallback):
     """Callback that keeps the average in float32 and updates it after every optimizer step.
 
-    The paper does not state whether it averages per minibatch or per iteration; here it is per optimizer step.
-
     Args:
         parameters: the policy's trained parameters by name, the start of the average.
         decay: weight of the past, in (0, 1).
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self.decay = decay
-        self.parameters = parameters
-        self.averages = {name: item.detach().float().clone() for name, item in self.parameters.items()}
+        self.decay, self.parameters = decay, parameters
+        self.averages = {name: item.detach().float().clone() for name, item in parameters.items()}
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Update the average with the new weights."""
@@ -42,31 +39,30 @@ class WeightAverage(TrainerCallback):
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Context in which the model has the averaged weights."""
-        with torch.no_grad():
-            last = {name: item.detach().clone() for name, item in self.parameters.items()}
-            for name, item in self.parameters.items():
-                item.copy_(self.averages[name])
-            try:
-                yield
-            finally:
-                for name, item in self.parameters.items():
-                    item.copy_(last[name])
+        last = {name: item.detach().clone() for name, item in self.parameters.items()}
+        self._set_weights(self.averages)
+        try:
+            yield
+        finally:
+            self._set_weights(last)
+
+    @torch.no_grad()
+    def _set_weights(self, tensors: dict[str, Tensor]) -> None:
+        for name, item in self.parameters.items():
+            item.copy_(tensors[name])
 
 
 @torch.no_grad()
 def ema_update(averages: Sequence[Tensor], params: Sequence[Tensor], decay: float) -> None:
     """Update every average in place: `average = decay * average + (1 - decay) * param`.
 
-    The paper does not say whether one update is one optimizer step or one iteration. Keep the averages in float32:
-    in bfloat16 a step of 1 - 0.992 is below the rounding of most weights and is lost.
+    The paper does not say whether one update is one optimizer step, as here, or one iteration. Keep the averages in
+    float32: in bfloat16 a step of 1 - 0.992 is below the rounding of most weights and is lost.
 
     Args:
         averages: floating point tensors, changed in place.
-        params: as many tensors with the same shapes; dtype and device may differ.
-        decay: in [0, 1]; 0 copies, 1 keeps.
-
-    Raises:
-        ValueError: if the lists or the shapes do not match, or decay is outside [0, 1].
+        params: as many tensors with the same shapes, else ValueError; dtype and device may differ.
+        decay: in [0, 1], else ValueError; 0 copies, 1 keeps.
     """
     if not 0.0 <= decay <= 1.0:
         raise ValueError(f"Expected a decay in [0, 1], got {decay}.")

@@ -27,17 +27,14 @@ def prepare_vllm(
     eos_token_ids: Sequence[int],
     sharded: bool,
 ) -> None:
-    """Let vLLM stop at the policy's EOS ids only, and send it the policy's weights, with LoRA merged.
+    """Let vLLM stop at `eos_token_ids` only, and send it the policy's weights, with LoRA merged.
 
     Args:
         engine: TRL's `VLLMGeneration`.
         policy: without the value model.
         min_completion_length: tokens before EOS may come.
-        eos_token_ids: that end a completion.
-        sharded: whether the Trainer shards weights over processes.
-
-    Raises:
-        InstructGPTError: for an adapter that cannot be sent.
+        eos_token_ids: tokens that end a completion.
+        sharded: whether the Trainer shards weights over processes; an adapter is then an InstructGPTError.
     """
     # The engine would also stop at every EOS that the files of the policy's base declare.
     limits: dict[str, object] = {"stop_token_ids": list(eos_token_ids), "ignore_eos": True}
@@ -54,13 +51,7 @@ def prepare_vllm(
 
 
 def in_batches(generate: Callable[[TokenLists], TokenLists], prompt_ids: TokenLists, size: int | None) -> TokenLists:
-    """Completions of batches of prompts of similar length, in the order of the prompts.
-
-    Args:
-        generate: completions of one batch.
-        prompt_ids: token ids of every prompt.
-        size: prompts in a batch; None makes one batch of all.
-    """
+    """Completions by `generate` of batches of `size` prompts of similar length (None: of all), in order of prompts."""
     if size is None:
         return generate(prompt_ids)
     order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerState
 
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.functional import explained_variance, kl_estimate
+from instructgpt_hf.functional import explained_variance
 from instructgpt_hf.trainers.ppo.rollouts import Rollouts, TokenLists, gather_rows
 from instructgpt_hf.trainers.ppo.watchdog import share_of_most_frequent
 
@@ -22,31 +22,22 @@ from instructgpt_hf.trainers.ppo.watchdog import share_of_most_frequent
 def rollout_metrics(
     rollouts: Rollouts,
     ref_logps: Tensor,
+    kl: Tensor,
     scores: Tensor,
     finished: Tensor,
     completion_ids: TokenLists,
     beta: float,
-    kl_estimator: str,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Metrics over the episodes of all processes, by name.
+    """Metrics over the episodes of all processes, by name, from those of this process.
 
-    Args:
-        rollouts: of this process.
-        ref_logps: [B, T] log-probabilities under the reference.
-        scores: [B].
-        finished: [B], whether a completion ended with EOS.
-        completion_ids: B lists of sampled tokens.
-        beta: weight of the KL penalty in these rollouts.
-        kl_estimator: `"k1"` or `"k3"`, of the penalty.
-        accelerator: gathers over processes.
+    `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores`, and `finished` for completions with EOS, [B].
     """
     mask = rollouts.tokens.completion_mask
-    kl = ((rollouts.logps - ref_logps) * mask).sum(1)
-    penalty = (kl_estimate(rollouts.logps, ref_logps, kl_estimator) * mask).sum(1) * beta
+    penalty = (kl * mask).sum(1) * beta
     rows = {
         "objective/scores": scores,
-        "objective/kl": kl,
+        "objective/kl": ((rollouts.logps - ref_logps) * mask).sum(1),
         "objective/rlhf_reward": scores - penalty,
         "objective/kl_penalty": penalty,
         "completions/eos_rate": finished.float(),
@@ -61,14 +52,6 @@ def rollout_metrics(
         "objective/scores_std": accelerator.gather(scores).std(unbiased=False).item(),
         "val/explained_variance": explained_variance(*gathered).item(),
     }
-
-
-# Phase -> its metrics: seconds, tokens per second.
-METRICS = {
-    "generate": ("time/generate", "throughput/generate"),
-    "score": ("time/score", "throughput/score"),
-    "train": ("time/train", "throughput/train"),
-}
 
 
 @dataclass(eq=False)
@@ -94,21 +77,17 @@ class PhaseClock(TrainerCallback):
         self.started = self.now()
 
     def end(self, phase: str, tokens: float) -> None:
-        """End `phase` and start the next one; outside an iteration nothing is recorded.
+        """End a phase that processed `tokens`, over all processes, and start the next one.
 
-        Devices work asynchronously: call it where results have reached the host.
-
-        Args:
-            phase: a key of `METRICS`.
-            tokens: processed in the phase, over all processes.
+        Outside an iteration nothing is recorded. Devices work asynchronously: call it where results have reached the
+        host.
         """
         if self.started is None:
             return
         now = self.now()
         seconds, self.started = now - self.started, now
-        time_name, rate_name = METRICS[phase]
-        self.record(time_name, seconds)
-        self.record(rate_name, tokens / max(seconds, 1e-9))
+        self.record(f"time/{phase}", seconds)
+        self.record(f"throughput/{phase}", tokens / max(seconds, 1e-9))
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """End the iteration after its last optimizer step."""
@@ -126,12 +105,6 @@ def count_tokens(prompt_ids: TokenLists, completion_ids: TokenLists, accelerator
 
 
 def training_tokens(args: PPOConfig, tokens: int, value_only: bool) -> int:
-    """Tokens of an iteration's optimizer steps: rollouts and pretraining examples, in all inner epochs.
-
-    Args:
-        args: PPO's settings.
-        tokens: of the iteration's rollouts, prompts included.
-        value_only: the iteration trains the value model alone.
-    """
+    """Tokens of an iteration's optimizer steps: rollouts (`tokens`) and pretraining examples, in all inner epochs."""
     examples = args.ptx_episodes_ratio * args.generation_batch_size if args.ptx_coef and not value_only else 0
     return int(args.num_iterations * (tokens + examples * args.ptx_max_length))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from functools import partial
-from types import TracebackType
 from typing import Any
 
 import torch
-from accelerate.scheduler import AcceleratedScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -16,9 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 from instructgpt_hf._compat.trainers import OnPolicyTrainer
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.data.pretraining import PretrainingStream
-from instructgpt_hf.functional import loss_denominator, ppo_ptx_loss, predicted_mask
+from instructgpt_hf.functional import (
+    loss_denominator,
+    masked_mean,
+    policy_loss,
+    ppo_ptx_loss,
+    predicted_mask,
+    value_loss,
+)
 from instructgpt_hf.models.actor_critic import ActorCritic
-from instructgpt_hf.trainers.ppo.losses import policy_term, value_term
 from instructgpt_hf.trainers.ppo.rollouts import MicroBatch, Rollouts, deal, split_minibatches
 from instructgpt_hf.trainers.ppo.watchdog import Guard
 
@@ -31,8 +36,8 @@ def peak_rate(args: PPOConfig, role: str) -> float:
 def policy_factor(args: PPOConfig, step: int) -> float:
     """Learning-rate multiplier of the policy at optimizer step `step`: the warm-up of C.4.
 
-    It rises linearly over the policy's first `warmup_iterations` iterations from `warmup_start_factor` and is 1 from
-    there (C.4). The policy's first iteration is the one after the `value_warmup_iterations`, in which it is 0.
+    It is 0 in the `value_warmup_iterations`, rises linearly over the next `warmup_iterations` from
+    `warmup_start_factor`, and is 1 from there.
     """
     iteration = step // args.optimizer_steps_per_iteration - args.value_warmup_iterations
     if iteration < 0:
@@ -43,88 +48,35 @@ def policy_factor(args: PPOConfig, step: int) -> float:
     return float(start + (1.0 - start) * iteration / (length - 1))
 
 
-def parameter_groups(args: PPOConfig, actor_critic: ActorCritic, decayed: set[str]) -> list[dict[str, Any]]:
-    """Parameter groups of the optimizer, by role and by whether weights decay.
+@contextlib.contextmanager
+def gradient_comparison(parameters: Iterable[nn.Parameter]) -> Iterator[dict[str, Tensor]]:
+    """Compare the accumulated gradient with the one added inside the block: length ratio and cosine, after the block.
 
-    Args:
-        args: learning rates and weight decay.
-        actor_critic: both models.
-        decayed: names of the parameters that decay.
+    The block runs one backward pass that reaches the parameters, all of them trained. A hook reads each new gradient
+    before it is added to the buffer, so no second copy of the gradients exists, and under DistributedDataParallel both
+    are this process's own. The cosine is 0 if one of the gradients is 0.
     """
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for role in ("policy", "value_model"):
-        rate = peak_rate(args, role)
-        for name, parameter in actor_critic.role_parameters(role).items():
-            decay = args.weight_decay if name in decayed else 0.0
-            group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
-            groups.setdefault((role, name in decayed), group)["params"].append(parameter)
-    return list(groups.values())
+    trained, metrics = list(parameters), dict[str, Tensor]()
+    before = added = product = torch.zeros(())
 
+    def add(parameter: nn.Parameter, gradient: Tensor) -> None:
+        nonlocal added, product
+        wide = gradient.detach().float()
+        added = added + wide.square().sum()
+        if parameter.grad is not None:
+            product = product + (parameter.grad.float() * wide).sum()
 
-def make_scheduler(args: PPOConfig, optimizer: Optimizer) -> LambdaLR:
-    """Scheduler in which the policy's groups follow `policy_factor` and the value model's rate is constant."""
-    warmup = partial(policy_factor, args)
-    policy = [group["role"] == "policy" for group in optimizer.param_groups]
-    return LambdaLR(optimizer, [warmup if item else (lambda _step: 1.0) for item in policy])
-
-
-def apply_rates(args: PPOConfig, optimizer: Optimizer, lr_scheduler: LambdaLR | AcceleratedScheduler) -> None:
-    """Set a resumed run's learning rates to those of its settings, which may differ from its checkpoint's."""
-    scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
-    peaks = [peak_rate(args, group["role"]) for group in optimizer.param_groups]
-    position = scheduler.last_epoch
-    rates = [peak * factor(position) for peak, factor in zip(peaks, scheduler.lr_lambdas, strict=True)]
-    for group, peak, rate in zip(optimizer.param_groups, peaks, rates, strict=True):
-        group["initial_lr"], group["lr"] = peak, rate
-    scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": peaks, "_last_lr": rates})
-
-
-class GradientComparison:
-    """Length ratio and cosine of two gradients: the accumulated one, and the one added inside the `with` block.
-
-    The block runs one backward pass that reaches the parameters. A hook reads each new gradient before it is added to
-    the buffer, so no second copy of the gradients exists, and under DistributedDataParallel both are this process's
-    own.
-
-    Args:
-        parameters: the gradients' parameters; frozen ones are left out.
-    """
-
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.parameters = [item for item in parameters if item.requires_grad]
-        self._before = self._added = self._product = torch.zeros(())
-
-    def __enter__(self) -> GradientComparison:
-        self._handles = [item.register_hook(self._hook(item)) for item in self.parameters]
-        squares = [item.grad.float().square().sum() for item in self.parameters if item.grad is not None]
-        self._before = torch.stack(squares).sum() if squares else self._before
-        return self
-
-    def _hook(self, parameter: nn.Parameter) -> object:
-        def accumulate(gradient: Tensor) -> None:
-            wide = gradient.detach().float()
-            self._added = self._added + wide.square().sum()
-            if parameter.grad is not None:
-                self._product = self._product + (parameter.grad.float() * wide).sum()
-
-        return accumulate
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for handle in self._handles:
+    handles = [item.register_hook(partial(add, item)) for item in trained]
+    squares = [item.grad.float().square().sum() for item in trained if item.grad is not None]
+    before = torch.stack(squares).sum() if squares else before
+    try:
+        yield metrics
+    finally:
+        for handle in handles:
             handle.remove()
-
-    @property
-    def ratio(self) -> Tensor:
-        """Length of the accumulated gradient over that of the added one."""
-        return (self._before / self._added.clamp(min=1e-24)).sqrt()
-
-    @property
-    def cosine(self) -> Tensor:
-        """Cosine of the angle between the two gradients; 0 if one of them is 0."""
-        lengths = self._before.sqrt() * self._added.sqrt()
-        return torch.where(lengths > 0, self._product / lengths.clamp(min=1e-24), 0.0)
+    lengths = before.sqrt() * added.sqrt()
+    metrics["grad_norm_ratio_ptx"] = (before / added.clamp(min=1e-24)).sqrt()
+    metrics["grad_cosine_ptx"] = torch.where(lengths > 0, product / lengths.clamp(min=1e-24), 0.0)
 
 
 class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
@@ -151,9 +103,9 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         rows = deal(
             args.generation_batch_size,
             args.generation_batch_size // args.minibatch_size,
-            args.seed * 1_000_003 + self.iteration,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
+            seed=args.seed * 1_000_003 + self.iteration,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
         )
         size, reduction = args.per_device_train_batch_size, args.policy_loss_reduction
         return split_minibatches(rollouts, rows, size, reduction, self.accelerator)
@@ -191,17 +143,45 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         return bool(self.is_deepspeed_enabled or synchronises)
 
     def _policy_loss(self, model: nn.Module, inputs: MicroBatch) -> Tensor:
-        tokens, steps = inputs.rollouts.tokens, self.args.gradient_accumulation_steps
-        output = model(*tokens.joined(), with_entropy=True, role="policy", complete=self._complete)
-        loss, metrics = policy_term(output, inputs, self.epsilon_low, self.epsilon_high, steps)
-        self._record_means(metrics)
-        return loss
+        """Clipped policy loss; records metrics whose means over the micro-batches are those of the minibatch."""
+        rollouts, weight = inputs.rollouts, self._weight(inputs)
+        mask = rollouts.tokens.completion_mask
+        output = model(*rollouts.tokens.joined(), with_entropy=True, role="policy", complete=self._complete)
+        result = policy_loss(
+            output.logps,
+            rollouts.logps,
+            rollouts.advantages,
+            mask,
+            self.epsilon_low,
+            self.epsilon_high,
+            inputs.policy_denominator,
+        )
+        self._record_means(
+            {
+                "loss/policy": result.loss * self.args.gradient_accumulation_steps,
+                "policy/clip_fraction": result.clip_fraction * weight,
+                "policy/approx_kl": result.approx_kl * weight,
+                "policy/ratio": result.ratio_mean * weight,
+                "objective/entropy": masked_mean(output.entropy, mask) * weight,
+            }
+        )
+        return result.loss
 
     def _value_loss(self, model: nn.Module, inputs: MicroBatch) -> Tensor:
-        output = model(*inputs.rollouts.tokens.joined(), role="value_model", complete=self._complete)
-        loss, metrics = value_term(output, inputs, self.args.cliprange_value, self.args.gradient_accumulation_steps)
-        self._record_means(metrics)
-        return loss
+        """Clipped value loss; records metrics like `_policy_loss`."""
+        rollouts, mask, clip = inputs.rollouts, inputs.rollouts.tokens.completion_mask, self.args.cliprange_value
+        output = model(*rollouts.tokens.joined(), role="value_model", complete=self._complete)
+        result = value_loss(output.values, rollouts.values, rollouts.returns, mask, clip, inputs.value_denominator)
+        loss = result.loss * self.args.gradient_accumulation_steps
+        self._record_means({"loss/value": loss, "val/clip_fraction": result.clip_fraction * self._weight(inputs)})
+        return result.loss
+
+    def _weight(self, inputs: MicroBatch) -> Tensor | float:
+        """Weight of this micro-batch's token means within its minibatch, times the number of micro-batches."""
+        if inputs.value_denominator is None:
+            return 1.0
+        tokens = inputs.rollouts.tokens.completion_mask.sum()
+        return tokens / inputs.value_denominator * self.args.gradient_accumulation_steps
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """The PPO gradient and, for PPO-ptx, the pretraining gradient of one micro-batch (C.4).
@@ -218,9 +198,9 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
             self._pretraining_backward(model, self.pretraining)
         if not first or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             return super().training_step(model, inputs, num_items_in_batch)
-        with GradientComparison(self.actor_critic.role_parameters("policy").values()) as comparison:
+        with gradient_comparison(self.actor_critic.role_parameters("policy").values()) as metrics:
             loss = super().training_step(model, inputs, num_items_in_batch)
-        self._record_means({"grad_norm_ratio_ptx": comparison.ratio, "grad_cosine_ptx": comparison.cosine})
+        self._record_means(metrics)
         return loss
 
     def _pretraining_backward(self, model: nn.Module, stream: PretrainingStream) -> None:
@@ -248,22 +228,41 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
                 parameter.grad = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """One optimizer; the value model's parameters have their own learning rate (C.4)."""
-        if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.actor_critic)
-            decayed = set(self.get_decay_parameter_names(self.actor_critic))
-            self.optimizer = optimizer_class(parameter_groups(self.args, self.actor_critic, decayed), **options)
+        """One optimizer; the value model's parameters have their own learning rate (C.4).
+
+        Its parameter groups are by role and by whether weights decay.
+        """
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.actor_critic)
+        decayed = set(self.get_decay_parameter_names(self.actor_critic))
+        groups: dict[tuple[str, bool], dict[str, Any]] = {}
+        for role in ("policy", "value_model"):
+            rate = peak_rate(self.args, role)
+            for name, parameter in self.actor_critic.role_parameters(role).items():
+                decay = self.args.weight_decay if name in decayed else 0.0
+                group: dict[str, Any] = {"params": [], "role": role, "lr": rate, "weight_decay": decay}
+                groups.setdefault((role, name in decayed), group)["params"].append(parameter)
+        self.optimizer = optimizer_class(list(groups.values()), **options)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LambdaLR:
         """The policy's learning rate follows `policy_factor`; the value model's is fixed (C.4)."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = make_scheduler(self.args, optimizer or self.optimizer)
+            optimizer, warmup = optimizer or self.optimizer, partial(policy_factor, self.args)
+            policy = [group["role"] == "policy" for group in optimizer.param_groups]
+            self.lr_scheduler = LambdaLR(optimizer, [warmup if item else (lambda _step: 1.0) for item in policy])
         return self.lr_scheduler
 
     def set_learning_rates(self) -> None:
-        """Give a resumed run the learning rates of its settings."""
-        apply_rates(self.args, self.optimizer, self.lr_scheduler)
+        """Give a resumed run the learning rates of its settings, which may differ from its checkpoint's."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        peaks = [peak_rate(self.args, group["role"]) for group in self.optimizer.param_groups]
+        factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+        rates = [peak * factor for peak, factor in zip(peaks, factors, strict=True)]
+        for group, peak, rate in zip(self.optimizer.param_groups, peaks, rates, strict=True):
+            group["initial_lr"], group["lr"] = peak, rate
+        scheduler.load_state_dict({**scheduler.state_dict(), "base_lrs": peaks, "_last_lr": rates})
 
     def _record_means(self, values: dict[str, Tensor]) -> None:
         """Record the means over processes of several scalars."""

@@ -21,13 +21,7 @@ from instructgpt_hf.trainers.ppo.rollouts import Tokens
 
 
 class Evaluated(NamedTuple):
-    """Completions as three models see them, each [B, T] and 0 outside the completion mask.
-
-    Attributes:
-        logps: log-probabilities under the policy.
-        values: of the value model, before each token.
-        ref_logps: log-probabilities under the KL reference.
-    """
+    """Log-probabilities under policy and KL reference and values before each token: [B, T], 0 outside the mask."""
 
     logps: Tensor
     values: Tensor
@@ -79,8 +73,7 @@ def frozen(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> nn.Mo
     model.requires_grad_(False)
     if args.bf16 or args.fp16:
         keep_half(model, torch.bfloat16 if args.bf16 else torch.float16)
-    prepared: nn.Module = accelerator.prepare_model(model.eval(), evaluation_mode=True)
-    return prepared
+    return accelerator.prepare_model(model.eval(), evaluation_mode=True)
 
 
 def freeze_reference_adapter(policy: PreTrainedModel | PeftModel) -> None:

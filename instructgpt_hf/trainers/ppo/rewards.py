@@ -21,6 +21,7 @@ from instructgpt_hf.trainers.ppo.rollouts import TokenLists, Tokens
 # TRL's signature: prompts, completions and completion_ids by keyword, then the dataset's other columns; None where the
 # reward does not apply.
 RewardFunction = Callable[..., Sequence[float | None]]
+Reward = nn.Module | TextRewardModel | RewardFunction
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,6 @@ class SampledIds:
     """Reader of a reward model that shares the policy's tokenizer: the very ids that were sampled, EOS included.
 
     TRL's own path decodes without special tokens and tokenizes again, so its reward model never sees EOS.
-
-    Attributes:
-        prompt_format: how prompts become token ids.
-        tokenizer: the policy's.
-        eos_token_ids: any of them finishes a completion.
     """
 
     prompt_format: PromptFormat
@@ -46,12 +42,7 @@ class SampledIds:
 
 @dataclass(frozen=True)
 class OwnTokens:
-    """Reader of a reward model with another tokenizer: the text of the completions in the model's own tokens.
-
-    Attributes:
-        policy: reader of the sampled ids.
-        model: tokenizes their text.
-    """
+    """Reader of a reward model with another tokenizer: the text of the completions in the model's own tokens."""
 
     policy: SampledIds
     model: TextRewardModel
@@ -60,7 +51,14 @@ class OwnTokens:
         policy, tokenizer = self.policy, self.model.tokenizer
         texts = [policy.prompt_format.completion_text(ids, policy.tokenizer) for ids in completion_ids]
         whole = self.model.token_lists(prompts, texts, is_finished(completion_ids, policy.eos_token_ids))
-        _check_positions(whole, self.model.model)
+        # Known only now, and beyond the limit some architectures fail with an obscure error.
+        longest, limit = max(map(len, whole)), positions(self.model.model.config)
+        if limit is not None and longest > limit:
+            raise InstructGPTError(
+                f"reward_model: a prompt with its completion has {longest} of the reward model's own tokens, and it "
+                f"has {limit} positions. Lower max_completion_length or max_prompt_length, or score with a model that "
+                "reads more."
+            )
         # An unfinished completion may have no text at all: then the score is read at the end of the prompt.
         return Tokens.pad([ids[:-1] for ids in whole], [ids[-1:] for ids in whole], tokenizer.pad_token_id)
 
@@ -93,22 +91,7 @@ class RewardModelFunction:
         return scores.tolist()
 
 
-def _check_positions(token_lists: TokenLists, model: nn.Module) -> None:
-    """A text's length in the reward model's tokens is known only once it is sampled.
-
-    Raises:
-        InstructGPTError: naming the limit of the model's positions, which some architectures fail at.
-    """
-    longest, limit = max(map(len, token_lists)), positions(model.config)
-    if limit is not None and longest > limit:
-        raise InstructGPTError(
-            f"reward_model: a prompt with its completion has {longest} of the reward model's own tokens, and it has "
-            f"{limit} positions. Lower max_completion_length or max_prompt_length, or score with a model that reads "
-            "more."
-        )
-
-
-def placeholder(reward: nn.Module | TextRewardModel | RewardFunction) -> RewardFunction:
+def placeholder(reward: Reward) -> RewardFunction:
     """Reward for TRL's constructor: the function itself, or for a model a stand-in with the model's name.
 
     TRL counts and names the rewards before there is an accelerator, which `as_reward_functions` needs.
@@ -123,22 +106,18 @@ def placeholder(reward: nn.Module | TextRewardModel | RewardFunction) -> RewardF
 
 
 def as_reward_functions(
-    rewards: Sequence[nn.Module | TextRewardModel | RewardFunction],
-    sampled: SampledIds,
-    accelerator: Accelerator,
-    batch_size: int,
+    rewards: Sequence[Reward], sampled: SampledIds, accelerator: Accelerator, batch_size: int
 ) -> list[RewardFunction]:
     """Rewards as TRL reward functions: reward models are wrapped, functions stay."""
-    functions: list[RewardFunction] = []
-    for reward in rewards:
+
+    def function(reward: Reward) -> RewardFunction:
         if isinstance(reward, TextRewardModel):
-            reader = OwnTokens(sampled, reward)
-            functions.append(RewardModelFunction(reward.model, reader, accelerator, batch_size))
-        elif isinstance(reward, nn.Module):
-            functions.append(RewardModelFunction(reward, sampled, accelerator, batch_size))
-        else:
-            functions.append(reward)
-    return functions
+            return RewardModelFunction(reward.model, OwnTokens(sampled, reward), accelerator, batch_size)
+        if isinstance(reward, nn.Module):
+            return RewardModelFunction(reward, sampled, accelerator, batch_size)
+        return reward
+
+    return [function(reward) for reward in rewards]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -160,7 +139,7 @@ def combined_scores(
     missing_eos_penalty: float | None = None,
     missing_eos_score: float | None = None,
 ) -> Tensor:
-    """One score per completion: the weighted sum of its rewards, clipped, then corrected if it is unfinished.
+    """One score [B] per completion: the weighted sum of its rewards, clipped, then corrected if it is unfinished.
 
     Args:
         rewards: [B, R]; NaN where a reward does not apply, which then adds nothing.
@@ -169,9 +148,6 @@ def combined_scores(
         clip_range: lowest and highest weighted sum.
         missing_eos_penalty: subtracted from the score of an unfinished completion.
         missing_eos_score: the score of an unfinished completion, whatever its rewards.
-
-    Returns:
-        [B].
     """
     scores = (rewards * weights.to(rewards.device)).nansum(dim=1)
     if clip_range is not None:

@@ -19,14 +19,7 @@ TokenLists = list[list[int]]
 
 
 class Tokens(NamedTuple):
-    """Prompts, padded left, and one completion for each, padded right.
-
-    Attributes:
-        prompt_ids: [B, P].
-        prompt_mask: [B, P], 1 on tokens and 0 on padding.
-        completion_ids: [B, T].
-        completion_mask: [B, T], at least one 1 per row.
-    """
+    """Prompts [B, P], padded left, and one completion [B, T] for each, padded right; masks are 1 on tokens."""
 
     prompt_ids: Tensor
     prompt_mask: Tensor
@@ -35,11 +28,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def pad(cls, prompt_ids: TokenLists, completion_ids: TokenLists, pad_token_id: int) -> Tokens:
-        """Pad token lists.
-
-        Raises:
-            ValueError: if a completion is empty; every rollout has at least one token.
-        """
+        """Pad token lists; a completion without a token is a ValueError."""
         empty = [index for index, ids in enumerate(completion_ids) if not ids]
         if empty:
             raise ValueError(f"rollouts {empty[:5]} have no token; generation must return at least one per prompt.")
@@ -71,23 +60,16 @@ class Tokens(NamedTuple):
         return Tokens(*(item[rows, start:] for item in self[:2]), *(item[rows, :end] for item in self[2:]))
 
     def by_length(self, size: int) -> Iterator[tuple[Tensor, Tokens]]:
-        """All rows in pieces of at most `size` rows of similar length, with their row indices.
-
-        For passes without gradient, where the order of rows does not matter and padding is pure cost.
-        """
+        """All rows in pieces of at most `size` rows of similar length, which saves padding, with their row indices."""
         for rows in self.lengths().argsort(descending=True, stable=True).split(size):
             yield rows, self.select(rows)
 
 
 class Rollouts(NamedTuple):
-    """Sampled completions and the inputs of PPO's losses, fixed at rollout time; 0 outside the completion mask.
+    """Sampled completions and the inputs of PPO's losses, fixed at rollout time: [B, T], 0 outside the mask.
 
-    Attributes:
-        tokens: prompts [B, P] and completions [B, T].
-        logps: [B, T] log-probability of each token under the policy that sampled it.
-        values: [B, T] value before each token.
-        advantages: [B, T].
-        returns: [B, T], the value model's targets.
+    Log-probabilities are those of the policy that sampled the tokens, values those before each token, and returns the
+    value model's targets.
     """
 
     tokens: Tokens
@@ -106,16 +88,9 @@ class Rollouts(NamedTuple):
 def estimate_advantages(
     scores: Tensor, kl: Tensor, values: Tensor, mask: Tensor, beta: float, args: PPOConfig, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, each [B, T], from the reward of every token (§3.5) by GAE.
+    """Advantages and returns, each [B, T], by GAE from the reward of every token (§3.5).
 
-    Args:
-        scores: [B].
-        kl: [B, T] KL term of each token.
-        values: [B, T] value before each token.
-        mask: [B, T].
-        beta: weight of the KL penalty.
-        args: gamma, lambda, and whether rewards and advantages are whitened.
-        accelerator: gathers the rows of all processes for whitening.
+    The rewards are those of `functional.token_rewards`; rewards and advantages are whitened over all processes.
     """
     rewards = token_rewards(scores, kl, mask, beta)
     if args.whiten_rewards:
@@ -129,11 +104,8 @@ def estimate_advantages(
 class MicroBatch(NamedTuple):
     """Rollouts of one forward and backward pass; by default a minibatch of their own.
 
-    Attributes:
-        rollouts: of this process.
-        policy_denominator: divisor of the policy loss's sum over tokens: the mean over processes of the whole
-            minibatch's tokens or sequences, a scalar; None is the number of tokens here.
-        value_denominator: the same for the value loss: always tokens.
+    The denominators, scalars, divide the loss's sum over tokens: the mean over processes of the whole minibatch's
+    tokens, or for the policy loss its sequences; None is the number of tokens here.
     """
 
     rollouts: Rollouts
@@ -146,24 +118,20 @@ def split_minibatches(
 ) -> list[MicroBatch]:
     """Split each minibatch into micro-batches of rows of similar length and attach its loss denominators.
 
-    With the minibatch's denominators, gradients do not depend on how it is split.
-
-    Args:
-        rollouts: of this process.
-        minibatches: rows of each minibatch.
-        size: rows of a micro-batch.
-        policy_reduction: `"token_mean"` or `"sequence_sum"` (see `functional.loss_denominator`).
-        accelerator: averages the denominators over processes, because gradients are averaged too.
+    With the minibatch's denominators, gradients do not depend on how it is split. They are averaged over processes,
+    because gradients are averaged too. Minibatches are given by their rows, `size` is the rows of a micro-batch, and
+    `policy_reduction` is one of `functional.loss_denominator`.
     """
-    reductions = policy_reduction, "token_mean"
     lengths, micro_batches = rollouts.tokens.lengths(), []
     for rows in minibatches:
         rows = rows.to(lengths.device)
         rows = rows[lengths[rows].argsort(descending=True, stable=True)]
         pieces = [rollouts.select(part) for part in rows.split(size)]
-        masks = [piece.tokens.completion_mask for piece in pieces]
-        counts = [torch.stack([loss_denominator(mask, kind) for kind in reductions]) for mask in masks]
-        shared = accelerator.reduce(torch.stack(counts).sum(0).float(), reduction="mean")
+        counts = [
+            torch.stack([loss_denominator(piece.tokens.completion_mask, kind) for piece in pieces]).sum()
+            for kind in (policy_reduction, "token_mean")
+        ]
+        shared = accelerator.reduce(torch.stack(counts).float(), reduction="mean")
         micro_batches += [MicroBatch(piece, *shared) for piece in pieces]
     return micro_batches
 
@@ -180,8 +148,8 @@ def deal(
         episodes: over all processes; a multiple of `minibatches * num_processes`.
         minibatches: how many to make.
         seed: the same on all processes.
-        process_index: holds the episodes from `process_index * episodes / num_processes`.
-        num_processes: that share the episodes.
+        process_index: this process's place among those that share the episodes.
+        num_processes: their number.
 
     Returns:
         For each minibatch, its rows among the episodes of this process.
@@ -216,10 +184,9 @@ class EpisodeSampler(Sampler[int]):
     """Every prompt once per pass, in an order that depends on the seed and the number of the pass alone.
 
     TRL's own sampler draws each pass from one running generator, so a resumed run starts again with the first pass's
-    order. Here the pass is computed from the optimizer steps taken, so a resumed run continues.
-
-    As TRL's dataloader expects, the indices of an iteration are repeated for each of its micro-batches. Prompts that
-    do not fill a last iteration of a pass are left for the next one.
+    order. Here the pass is computed from the optimizer steps taken, so a resumed run continues. As TRL's dataloader
+    expects, the indices of an iteration are repeated for each of its micro-batches. Prompts that do not fill a last
+    iteration of a pass are left for the next one.
 
     Args:
         size: number of prompts.

@@ -35,7 +35,7 @@ class PPOState:
 
     Attributes:
         pretraining: position in the pretraining text; None for plain PPO.
-        samples: rollouts noted so far for `rollouts.jsonl`.
+        samples: lines of `rollouts.jsonl` so far.
         unlogged: metrics and losses since the last log (`OnPolicyTrainer.unlogged`).
         beta: weight of the KL penalty: `setting`, and `current` as adapted to `kl_target`.
         warnings: state of the early warnings.
@@ -58,7 +58,7 @@ class PPOState:
 
 
 def write_weights(folder: Path, actor_critic: ActorCritic, average: WeightAverage | None) -> None:
-    """Write the trainable weights of both models, and their average, into a checkpoint."""
+    """Write the trainable weights of both models, and the policy's average, into a checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(trainable_weights(actor_critic), folder / TRAINABLE_FILE)
     if average is not None:
@@ -87,15 +87,10 @@ def write_models(
     samples: list[dict[str, Any]],
     publish_weights: str,
 ) -> None:
-    """Write the models for use, and the rollouts noted during training.
+    """Write the models for use, and `samples` as `rollouts.jsonl`.
 
-    Args:
-        folder: gets the published policy; `value_model` in it the value model; `ema` or `raw` the other policy.
-        actor_critic: both models.
-        average: of the policy's weights; None writes one policy.
-        tokenizer: the policy's.
-        samples: lines of `rollouts.jsonl`.
-        publish_weights: `"raw"` or `"ema"`: which policy the folder itself gets.
+    The folder itself gets the policy of `publish_weights`, `"raw"` or `"ema"`; its subfolder `ema` or `raw` the other
+    one, if there is an average; `value_model` the value model.
     """
     save_reward_model(actor_critic.value_model, folder / "value_model")
     if average is None:
@@ -118,18 +113,12 @@ def _save_policy(policy: PreTrainedModel | PeftModel, folder: Path) -> None:
 
 @dataclass(eq=False)
 class ContinueLog(TrainerCallback):
-    """Callback of a resumed run that restores the metrics from before the checkpoint that were not yet logged.
+    """Callback of a resumed run that restores metrics not yet logged, after the Trainer has set its sums to zero."""
 
-    Attributes:
-        restore: `OnPolicyTrainer.restore_unlogged`.
-        unlogged: its argument, from the checkpoint.
-    """
-
-    restore: Callable[[dict[str, Any]], None]
-    unlogged: dict[str, Any] | None
+    restore: Callable[[], None] | None
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Restore once, after the Trainer has set its own sums to zero."""
-        if self.unlogged is not None:
-            self.restore(self.unlogged)
-        self.unlogged = None
+        """Restore at the first call."""
+        if self.restore is not None:
+            self.restore()
+        self.restore = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,13 @@ from instructgpt_hf.functional import adapted_kl_weight, kl_estimate
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.decoding import LogitsNotFinite
 from instructgpt_hf.models.sampling import is_finished
-from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.trainers.ppo import generation, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.metrics import PhaseClock, count_tokens, rollout_metrics, training_tokens
 from instructgpt_hf.trainers.ppo.optimization import PPOOptimization
-from instructgpt_hf.trainers.ppo.reference import Evaluated, evaluate, freeze_reference_adapter, frozen, reference_of
+from instructgpt_hf.trainers.ppo.reference import evaluate, freeze_reference_adapter, frozen, reference_of
 from instructgpt_hf.trainers.ppo.rewards import (
-    RewardFunction,
+    Reward,
     RewardModelFunction,
     SampledIds,
     as_reward_functions,
@@ -44,9 +44,7 @@ from instructgpt_hf.trainers.ppo.rollouts import (
     estimate_advantages,
     own_rows,
 )
-from instructgpt_hf.trainers.ppo.watchdog import Guard, TrainingStopped, all_finite
-
-Reward = nn.Module | TextRewardModel | RewardFunction
+from instructgpt_hf.trainers.ppo.watchdog import EarlyWarnings, Guard, TrainingStopped, all_finite
 
 
 class PPOTrainer(PPOOptimization):
@@ -129,8 +127,8 @@ class PPOTrainer(PPOOptimization):
         finally:
             args.beta = beta
         self.beta = beta
-        for item in (model, value_model):
-            restore_cpu_gradients(item)
+        restore_cpu_gradients(model)
+        restore_cpu_gradients(value_model)
         self.ref_model = None if ref_model is None else frozen(ref_model, args, self.accelerator)
         sampled = SampledIds(prompt_format, self.tokenizer, self.eos_token_ids)
         self.reward_funcs = as_reward_functions(rewards, sampled, self.accelerator, args.per_device_eval_batch_size)
@@ -139,12 +137,12 @@ class PPOTrainer(PPOOptimization):
             if isinstance(function, RewardModelFunction):
                 frozen(function.model, args, self.accelerator)
         if args.disable_dropout:
-            for item in (model, value_model):
-                disable_dropout(item)
+            disable_dropout(model)
+            disable_dropout(value_model)
         freeze_reference_adapter(model)
         value_model = value_model.to(self.accelerator.device).train()
-        limits = args.min_completion_length, self.eos_token_ids
-        self.actor_critic = ActorCritic(model, value_model, self.temperature, *limits)
+        shortest, ends = args.min_completion_length, self.eos_token_ids
+        self.actor_critic = ActorCritic(model, value_model, self.temperature, shortest, ends)
         self.model = self.model_wrapped = self.actor_critic
         self.average: WeightAverage | None = None
         if args.ema_decay:
@@ -154,19 +152,17 @@ class PPOTrainer(PPOOptimization):
         self.clock = PhaseClock(args.optimizer_steps_per_iteration, self.record)
         self.add_callback(self.guard)
         self.add_callback(self.clock)
-        self.pretraining = self._pretraining_stream(pretraining_dataset)
+        self.pretraining = None
+        if args.ptx_coef:
+            process, processes = self.accelerator.process_index, self.accelerator.num_processes
+            self.pretraining = PretrainingStream(
+                pretraining_dataset, self.tokenizer, args.ptx_max_length, args.seed, process, processes
+            )
         self.samples: list[dict[str, Any]] = []
         if self.use_vllm:
-            generation.prepare_vllm(self.vllm_generation, model, *limits, sharded=self.is_fsdp_enabled)
-        elif args.min_completion_length:
-            self.generation_config.min_new_tokens = args.min_completion_length
-            self.generation_kwargs["min_new_tokens"] = args.min_completion_length
-
-    def _pretraining_stream(self, dataset: Dataset | IterableDataset | None) -> PretrainingStream | None:
-        if not self.args.ptx_coef:
-            return None
-        processes = self.accelerator.process_index, self.accelerator.num_processes
-        return PretrainingStream(dataset, self.tokenizer, self.args.ptx_max_length, self.args.seed, *processes)
+            generation.prepare_vllm(self.vllm_generation, model, shortest, ends, sharded=self.is_fsdp_enabled)
+        elif shortest:
+            self.generation_config.min_new_tokens = self.generation_kwargs["min_new_tokens"] = shortest
 
     # Rollouts
 
@@ -193,15 +189,12 @@ class PPOTrainer(PPOOptimization):
     def continuous_batching(self, prompt_ids: TokenLists) -> TokenLists:
         """Completions by transformers' continuous batching."""
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
-        settings = self.generation_config, self.continuous_batching_config, self.args
-        return generation.generate_continuously(policy, prompt_ids, *settings)
+        return generation.generate_continuously(
+            policy, prompt_ids, self.generation_config, self.continuous_batching_config, self.args
+        )
 
     def rollout(self, inputs: list[dict[str, Any]]) -> Rollouts:
-        """Sample one completion per prompt and turn its score into advantages and returns.
-
-        Args:
-            inputs: rows of the dataset, this process's share.
-        """
+        """Sample one completion per prompt and turn its score into advantages and returns."""
         args, accelerator, training = self.args, self.accelerator, self.model.training
         prompts = [row["prompt"] for row in inputs]
         if training:
@@ -213,14 +206,16 @@ class PPOTrainer(PPOOptimization):
         rewards = self.rewards(inputs, prompts, completions, completion_ids)
         finished = torch.tensor(is_finished(completion_ids, self.eos_token_ids), device=rewards.device)
         scores = self._scores(rewards, finished)
-        logps, values, ref_logps = self._evaluate_policies(tokens)
+        model = accelerator.unwrap_model(self.model_wrapped)
+        logps, values, ref_logps = evaluate(
+            tokens, model, self.ref_model, args.per_device_eval_batch_size, accelerator
+        )
         kl = kl_estimate(logps, ref_logps, args.kl_estimator)
         advantages, returns = estimate_advantages(
             scores, kl, values, tokens.completion_mask, self.beta, args, accelerator
         )
         rollouts = Rollouts(tokens, logps, values, advantages, returns)
-        penalty = self.beta, args.kl_estimator
-        metrics = rollout_metrics(rollouts, ref_logps, scores, finished, completion_ids, *penalty, accelerator)
+        metrics = rollout_metrics(rollouts, ref_logps, kl, scores, finished, completion_ids, self.beta, accelerator)
         for name, value in metrics.items():
             self.record(name, value)
         self.clock.end("score", token_count)
@@ -228,7 +223,12 @@ class PPOTrainer(PPOOptimization):
         if training:
             self.clock.training_tokens = training_tokens(args, token_count, self.value_only)
             self._finish_rollouts(rewards)
-            self._keep_samples(prompts, completions, scores)
+            # The first few rollouts of every iteration, for `rollouts.jsonl`.
+            samples = list(zip(prompts, completions, scores.tolist(), strict=True))[: args.rollout_log_samples]
+            self.samples += [
+                {"iteration": self.iteration + 1, "prompt": prompt, "completion": completion, "score": score}
+                for prompt, completion, score in samples
+            ]
         return rollouts
 
     def _sample(self, prompts: list[Prompt]) -> tuple[TokenLists, TokenLists, list[Any]]:
@@ -245,13 +245,14 @@ class PPOTrainer(PPOOptimization):
         for name, mean in zip(self.reward_func_names, rewards.nanmean(dim=0).tolist(), strict=True):
             if not math.isnan(mean):
                 self.record(f"rewards/{name}", mean)
-        missing_eos = self.args.missing_eos_penalty, self.args.missing_eos_score
-        own = own_rows(self.accelerator, rewards)
-        return combined_scores(own, self.reward_weights, finished, self.reward_clip_range, *missing_eos)
-
-    def _evaluate_policies(self, tokens: Tokens) -> Evaluated:
-        model = self.accelerator.unwrap_model(self.model_wrapped)
-        return evaluate(tokens, model, self.ref_model, self.args.per_device_eval_batch_size, self.accelerator)
+        return combined_scores(
+            own_rows(self.accelerator, rewards),
+            self.reward_weights,
+            finished,
+            clip_range=self.reward_clip_range,
+            missing_eos_penalty=self.args.missing_eos_penalty,
+            missing_eos_score=self.args.missing_eos_score,
+        )
 
     def _finish_rollouts(self, rewards: Tensor) -> None:
         """Stop if the rollouts are unusable; adapt the KL penalty's weight for the next iteration."""
@@ -266,12 +267,6 @@ class PPOTrainer(PPOOptimization):
         if self.args.kl_target is not None and not self.value_only:
             kl, episodes = self.guard.values["objective/kl"][-1], self.args.generation_batch_size
             self.beta = adapted_kl_weight(self.beta, kl, self.args.kl_target, episodes, self.args.kl_horizon)
-
-    def _keep_samples(self, prompts: list[Prompt], completions: list[Any], scores: Tensor) -> None:
-        """Keep the first few rollouts of the iteration for `rollouts.jsonl`."""
-        rows = list(zip(prompts, completions, scores.tolist(), strict=True))[: self.args.rollout_log_samples]
-        names = "iteration", "prompt", "completion", "score"
-        self.samples += [dict(zip(names, (self.iteration + 1, *row), strict=True)) for row in rows]
 
     # Logging
 
@@ -306,7 +301,7 @@ class PPOTrainer(PPOOptimization):
             samples=self.samples,
             unlogged=self.unlogged(),
             beta={"setting": self.args.beta, "current": self.beta},
-            warnings=self.guard.warnings.state_dict(),
+            warnings=vars(self.guard.warnings),
         ).write(folder)
 
     def load_models(self, checkpoint: str) -> None:
@@ -321,20 +316,18 @@ class PPOTrainer(PPOOptimization):
             state.read_average(folder, self.average)
         saved = state.PPOState.read(folder)
         self.samples = saved.samples
-        self.add_callback(state.ContinueLog(self.restore_unlogged, saved.unlogged))
-        self.guard.warnings.load_state_dict(saved.warnings)
+        self.add_callback(state.ContinueLog(partial(self.restore_unlogged, saved.unlogged)))
+        self.guard.warnings = EarlyWarnings(**saved.warnings)
         if self.args.kl_target is not None and saved.beta["setting"] == self.args.beta:
             self.beta = saved.beta["current"]
         if self.pretraining is not None and saved.pretraining is not None:
             self.pretraining.load_state_dict(saved.pretraining)
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write the policy, `value_model/`, and `rollouts.jsonl`, the rollouts noted during training.
-
-        With `publish_weights: raw` the averaged policy goes to `ema/`, with `ema` the last one goes to `raw/`.
-        """
-        models = self.actor_critic, self.average, self.tokenizer
-        state.write_models(folder, *models, samples=self.samples, publish_weights=self.args.publish_weights)
+        """Write policy, value model and the rollouts noted during training, as `state.write_models` describes."""
+        state.write_models(
+            folder, self.actor_critic, self.average, self.tokenizer, self.samples, self.args.publish_weights
+        )
 
 
 def _check_sizes(

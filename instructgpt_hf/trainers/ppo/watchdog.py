@@ -9,6 +9,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -50,76 +51,74 @@ class TrainingStopped(InstructGPTError):
 
 
 class Sign(NamedTuple):
-    """Sign of trouble in one metric.
+    """Sign of trouble in the mean of one metric over an iteration.
 
     Attributes:
-        metric: name; its mean over an iteration is tested.
+        metric: name.
         shows: whether a value shows trouble, given the first iteration's value.
+        text: the warning; `{value}` and `{first}` are filled in.
         iterations: how many in a row must show it.
         grace: iterations at the start that do not count.
-        text: the warning; `{value}` and `{first}` are filled in.
     """
 
     metric: str
     shows: Callable[[float, float], bool]
-    iterations: int
-    grace: int
     text: str
+    iterations: int = 1
+    grace: int = 0
 
 
 SIGNS = (
     Sign(
         "objective/kl",
         lambda value, _: value > KL_WARNING,
-        1,
-        0,
         f"the KL to the starting policy is {{value:.0f}} nats per completion, above {KL_WARNING:.0f}: the policy may "
         f"exploit the reward model. Try {TRY_SMALLER_STEPS}; stop_kl stops a run at a KL of your choice.",
     ),
     Sign(
         "objective/entropy",
         lambda value, first: value < ENTROPY_SHARE * first,
-        3,
-        0,
         "the entropy has fallen to {value:.3g} nats per token from {first:.3g}: the policy settles on one completion. "
         f"Try {TRY_SMALLER_STEPS}.",
+        iterations=3,
     ),
     Sign(
         "completions/most_frequent",
         lambda value, first: value > MOST_FREQUENT and value > 2 * first,
-        3,
-        0,
         "{value:.0%} of the completions are the same one, {first:.0%} were at the start: the policy settles on one. "
         f"Try {TRY_SMALLER_STEPS}, and look at what that completion scores.",
+        iterations=3,
     ),
     Sign(
         "val/explained_variance",
         lambda value, _: value < EXPLAINED,
-        10,
-        10,
         "the value model has explained no more than a constant would for 10 iterations (val/explained_variance "
         "{value:.2f}). Try a larger value_learning_rate or vf_coef, or, from the start, value_warmup_iterations.",
+        iterations=10,
+        grace=10,
     ),
 )
 
 
+@dataclass
 class EarlyWarnings:
-    """Detector of signs of trouble in the metrics of successive iterations; warns of each sign once."""
+    """Detector of signs of trouble in the metrics of successive iterations; warns of each sign once.
 
-    def __init__(self) -> None:
-        self.iterations = 0
-        self.first: dict[str, float] = {}
-        self.row: dict[str, int] = {}
-        self.given: list[str] = []
+    Its fields are plain JSON for a checkpoint, by metric: the first value, and how many iterations in a row showed a
+    sign; and the metrics that were warned about.
+    """
+
+    iterations: int = 0
+    first: dict[str, float] = field(default_factory=dict)
+    row: dict[str, int] = field(default_factory=dict)
+    given: list[str] = field(default_factory=list)
 
     def iteration(self, metrics: Mapping[str, float]) -> list[str]:
         """Add one iteration's means; returns the warnings that are due."""
         self.iterations += 1
         texts = []
         for sign in SIGNS:
-            if sign.metric not in metrics:
-                continue
-            value = metrics[sign.metric]
+            value = metrics.get(sign.metric, math.nan)
             if not math.isfinite(value):  # float16's scaler leaves such a step out
                 continue
             first = self.first.setdefault(sign.metric, value)
@@ -130,15 +129,6 @@ class EarlyWarnings:
                 texts.append(sign.text.format(value=value, first=first))
         return texts
 
-    def state_dict(self) -> dict[str, Any]:
-        """State for a checkpoint, plain JSON."""
-        return {"iterations": self.iterations, "first": self.first, "row": self.row, "given": self.given}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
-        self.iterations = int(state["iterations"])
-        self.first, self.row, self.given = dict(state["first"]), dict(state["row"]), list(state["given"])
-
 
 class Guard(TrainerCallback):
     """Callback that reads the metrics of a PPO trainer; it warns, or stops before weights or checkpoints are spoilt.
@@ -147,14 +137,14 @@ class Guard(TrainerCallback):
     the gradient's norm at an optimizer step and one flag for the weights at the end of an iteration.
 
     Args:
-        args: `PPOConfig`.
+        args: settings of the run.
         all_finite: returns whether every trained weight is finite, in all processes.
         gradients_are_scaled: whether float16's gradient scaler skips steps with a gradient that is not finite.
 
     Attributes:
         warn: called with the text of a warning.
         values: values of this iteration by metric.
-        broken: the first value of this optimizer step that is not finite, with its metric.
+        broken: the first value of this optimizer step that is not finite, as "metric is value".
     """
 
     def __init__(self, args: PPOConfig, all_finite: Callable[[], bool], gradients_are_scaled: bool = False) -> None:
@@ -165,7 +155,7 @@ class Guard(TrainerCallback):
         self.warnings = EarlyWarnings()
         self.warn: Callable[[str], None] = logging.getLogger(__name__).warning
         self.values: dict[str, list[float]] = {}
-        self.broken: tuple[str, float] | None = None
+        self.broken: str | None = None
         self.bad_steps = 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -176,56 +166,46 @@ class Guard(TrainerCallback):
     def add(self, name: str, value: float) -> None:
         """Add a value of one of this iteration's metrics."""
         self.values.setdefault(name, []).append(value)
+        self._check(name, value)
+
+    def _check(self, name: str, value: float) -> None:
         if self.broken is None and not math.isfinite(value):
-            self.broken = name, value
+            self.broken = f"{name} is {value}"
 
     def rollouts_done(self, step: int) -> None:
-        """Check the rollouts before an optimizer step uses them.
-
-        Args:
-            step: optimizer steps taken.
+        """Check the rollouts before an optimizer step uses them; `step` of these have been taken.
 
         Raises:
             TrainingStopped: if a score, value or log-probability is not finite or the KL is above `stop_kl`.
         """
-        if self.broken is not None and self.broken[0].startswith(FROM_REWARDS):
-            raise self._stopped(step, self._reason(), TRY_REWARDS)
+        if self.broken is not None and self.broken.startswith(FROM_REWARDS):
+            raise self._stopped(step, self.broken, TRY_REWARDS)
         if self.broken is not None:
-            raise self.unusable_rollouts(step, self._reason(), TRY_FINITE)
+            raise self.unusable_rollouts(step, self.broken)
         limit, kl = self.args.stop_kl, self.values["objective/kl"][-1]
         if limit is not None and kl > limit:
             reason = f"objective/kl is {kl:.4g} nats per completion, above stop_kl = {limit:g}"
             raise self.unusable_rollouts(step, reason, TRY_SMALLER_STEPS)
 
     def unusable_rollouts(self, step: int, reason: str, advice: str = TRY_FINITE) -> TrainingStopped:
-        """The error for rollouts that are unusable because of the present weights, whose checkpoint is set aside.
-
-        Args:
-            step: optimizer steps taken.
-            reason: what is wrong.
-            advice: what to try.
-        """
+        """Set aside the checkpoint of weights whose rollouts are unusable after `step` steps; returns the error."""
         stop = self._stopped(step, reason, advice, before=step)
         if self.args.should_save:
             set_aside(Path(self.args.output_dir), step)
         return stop
 
     def gradient_done(self, step: int, norm: Tensor | float | None) -> None:
-        """Check the gradient before the optimizer uses it.
-
-        Args:
-            step: optimizer steps taken.
-            norm: of the whole gradient; None if it is not known yet.
+        """Check the gradient, whose norm is None if it is not known yet, before the optimizer uses it.
 
         Raises:
             TrainingStopped: if the gradient or a loss is not finite; with float16 once the scaler has skipped
                 `SCALER_PATIENCE` steps in a row for it.
         """
-        if norm is not None and self.broken is None and not math.isfinite(length := float(norm)):
-            self.broken = "grad_norm", length
+        if norm is not None and self.broken is None:
+            self._check("grad_norm", float(norm))
         self.bad_steps = self.bad_steps + 1 if self.broken is not None else 0
         if self.broken is not None and self.bad_steps >= self.patience:
-            raise self._stopped(step, self._reason(), TRY_FINITE)
+            raise self._stopped(step, self.broken, TRY_FINITE)
         self.broken = None
 
     def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -239,11 +219,6 @@ class Guard(TrainerCallback):
         for text in self.warnings.iteration(means):
             if state.is_world_process_zero:
                 self.warn(f"warning: iteration {state.global_step // self.steps}: {text}")
-
-    def _reason(self) -> str:
-        assert self.broken is not None
-        name, value = self.broken
-        return f"{name} is {value}"
 
     def _stopped(self, step: int, reason: str, advice: str, before: float = math.inf) -> TrainingStopped:
         checkpoint = last_checkpoint(Path(self.args.output_dir), before)

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from test_architecture import LAYERS
 
 from instructgpt_hf.cli import build_parser
 from instructgpt_hf.config.catalog import list_recipes
@@ -106,21 +107,76 @@ def test_readme_has_a_snippet_of_about_ten_lines():
     assert len([line for line in first.splitlines() if line.strip()]) <= 10
 
 
-def test_tree_in_the_readme_is_the_repository():
-    """Every path of the tree exists, and no folder of the package is missing from it."""
-    tree = next(block for block in blocks(ROOT / "README.md", "text") if block.startswith("instructgpt_hf/"))
+def tree_of(page):
+    """Paths of the page's tree of the package; every line has a description."""
+    tree = next(block for block in blocks(page, "text") if block.startswith("instructgpt_hf/"))
     parents, listed = [], set()
     for line in tree.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
         name, description = re.match(r"\s*(\S+)\s{2,}(\S.*)", line).groups()
-        parents = [*parents[:depth], name]
-        path = "".join(parents)
-        assert (ROOT / path).exists(), path
         assert description
-        listed.add(path.rstrip("/"))
-    package = ROOT / "instructgpt_hf"
-    folders = {f"instructgpt_hf/{item.parent.name}" for item in package.glob("*/__init__.py")}
+        parents = [*parents[:depth], name]
+        listed.add("".join(parents).rstrip("/"))
+    return listed
+
+
+def test_tree_in_the_readme_is_the_repository():
+    """Every path of the tree exists, and no folder of the package is missing from it."""
+    listed = tree_of(ROOT / "README.md")
+    assert not [path for path in listed if not (ROOT / path).exists()]
+    folders = {f"instructgpt_hf/{item.parent.name}" for item in (ROOT / "instructgpt_hf").glob("*/__init__.py")}
     assert folders <= listed
+
+
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def test_tree_in_the_architecture_is_the_package():
+    """Every path exists, no folder is missing, and a folder whose files are listed lists all of them."""
+    listed = tree_of(ARCHITECTURE)
+    assert not [path for path in listed if not (ROOT / path).exists()]
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "instructgpt_hf").rglob("*.py")}
+    opened = {path.rpartition("/")[0] for path in listed if path.endswith(".py")}
+    expected = {path for path in modules if not path.endswith("__init__.py") and path.rpartition("/")[0] in opened}
+    folders = {path.rpartition("/")[0] for path in modules if path.endswith("__init__.py")}
+    assert not (expected | folders) - listed
+
+
+def test_layers_stand_in_the_order_that_imports_follow():
+    section = text_of(ARCHITECTURE).split("## Layers")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == LAYERS
+
+
+NAMING = (ARCHITECTURE, ROOT / "CONTRIBUTING.md")
+
+
+def spans(pattern):
+    return sorted({span for page in NAMING for span in re.findall(rf"`({pattern})`", text_of(page))})
+
+
+@pytest.mark.parametrize("name", spans(rf"(?:{'|'.join(LAYERS)})(?:\.\w+)+(?<!\.py)"))
+def test_named_symbol_exists(name):
+    found = importlib.import_module("instructgpt_hf")
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        try:
+            found = importlib.import_module("instructgpt_hf." + ".".join(parts[: place + 1]))
+        except ModuleNotFoundError:
+            assert hasattr(found, part), f"{name}: no {part}"
+            found = getattr(found, part)
+
+
+@pytest.mark.parametrize("path", spans(r"[\w./-]+\.(?:py|md|toml)(?:::\w+)?"))
+def test_named_file_exists(path):
+    file, _, test = path.partition("::")
+    found = next((folder / file for folder in (ROOT, ROOT / "instructgpt_hf") if (folder / file).is_file()), None)
+    assert found is not None, path
+    assert not test or f"def {test}(" in text_of(found)
+
+
+def test_names_and_files_were_found():
+    assert len(spans(rf"(?:{'|'.join(LAYERS)})(?:\.\w+)+(?<!\.py)")) > 60
+    assert len(spans(r"[\w./-]+\.(?:py|md|toml)(?:::\w+)?")) > 40
 
 
 def test_ci_runs_the_test_command_of_the_readme():

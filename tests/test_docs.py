@@ -139,7 +139,8 @@ def test_tree_in_the_architecture_is_the_package():
     opened = {path.rpartition("/")[0] for path in listed if path.endswith(".py")}
     expected = {path for path in modules if not path.endswith("__init__.py") and path.rpartition("/")[0] in opened}
     folders = {path.rpartition("/")[0] for path in modules if path.endswith("__init__.py")}
-    assert not (expected | folders) - listed
+    missing = (expected | folders) - listed
+    assert not missing
 
 
 def test_layers_stand_in_the_order_that_imports_follow():

@@ -47,7 +47,7 @@ def test_every_quirk_states_its_cause_and_its_end():
     ("name", "reason"),
     [
         ("set_vllm_weights", "vLLM needs a GPU; tests/trainers/test_ppo_generation.py checks what would be sent"),
-        ("CleanEnd", "a deadlock of several processes; tests/trainers/test_ppo_processes.py ends such runs"),
+        ("CommonChanges.end", "a deadlock of several processes; tests/trainers/test_ppo_processes.py ends such runs"),
     ],
 )
 def test_behaviour_that_is_out_of_reach_here(name, reason):

@@ -14,7 +14,16 @@ from instructgpt_hf._compat.checkpoints import WholeCheckpoints
 
 
 class CommonChanges(WholeCheckpoints):
-    """Whole checkpoints, no model card from TRL, private repositories, and an end without a deadlock."""
+    """Whole checkpoints, no model card from TRL, private repositories, and an end without a deadlock.
+
+    Cause: TRL's trainers write a model card into every checkpoint; `Trainer.init_hf_repo` creates a repository with
+        `private=None`, which is public; DDP's reducer holds the process group, and where it outlives
+        `destroy_process_group` (torch 2.13) it destroys the group with Python's lock taken: torch then waits for the
+        group's thread, and that thread for the lock to free a tensor.
+    Goes when: TRL has a switch for its card, transformers has private repositories by default, and torch's reducer
+        releases the process group; each method on its own.
+    Relies on: the Trainer calling `create_model_card`, `init_hf_repo` and `end`, and nothing else holding the wrapper.
+    """
 
     args: TrainingArguments
     model: nn.Module
@@ -35,26 +44,25 @@ class CommonChanges(WholeCheckpoints):
         super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
 
     def end(self) -> None:
-        """Release the wrapped model, then do what the Trainer does at the end.
-
-        DDP's reducer holds the process group, and where it outlives `destroy_process_group` it destroys the group with
-        Python's lock taken: torch then waits for the group's thread, and that thread for the lock to free a tensor.
-        """
+        """Release the wrapped model, then do what the Trainer does at the end."""
         self.model_wrapped = self.model
         super().end()  # type: ignore[misc]
 
 
 class SeveralBackwards:
-    """Several backward passes in one step of the training loop."""
+    """Several backward passes in one step of the training loop.
+
+    Cause: accelerate decides once per batch of the dataloader whether gradients are synchronised. With two backward
+        passes DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first one.
+    Goes when: `Accelerator.no_sync` also holds for DeepSpeed.
+    Relies on: `GradientState._set_sync_gradients` being what `accelerator.backward` and the Trainer read.
+    """
 
     accelerator: Accelerator
 
     @contextlib.contextmanager
     def without_gradient_sync(self, model: nn.Module) -> Iterator[None]:
-        """Context whose backward passes only accumulate this process's gradients; another pass follows in the step.
-
-        Without it, DDP would synchronise twice, and DeepSpeed would take the optimizer step after the first pass.
-        """
+        """Context whose backward passes only accumulate this process's gradients; another pass follows in the step."""
         state = self.accelerator.gradient_state
         before = state.sync_gradients
         state._set_sync_gradients(False)

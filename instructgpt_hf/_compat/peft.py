@@ -59,3 +59,17 @@ def keep_trainable(model: PeftModel) -> Iterator[None]:
 def unwrap_peft(model: Any) -> PreTrainedModel:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def freeze_reference_adapter(policy: PreTrainedModel | PeftModel) -> None:
+    """Freeze the adapter "ref" that TRL adds to a PEFT policy, as an exact copy of the policy's start.
+
+    Cause: `RLOOTrainer` copies the adapter "default" to "ref" and then rounds the trained weights of a quantised
+        model, "ref" among them, to bfloat16: the first KL would not be 0.
+    Goes when: TRL adds "ref" frozen and in the precision of "default".
+    Relies on: the name "ref" and parameters that differ in it alone.
+    """
+    for name, parameter in policy.named_parameters():
+        if f".{REFERENCE_ADAPTER}." in name:
+            parameter.requires_grad_(False)
+            parameter.data = policy.get_parameter(name.replace(f".{REFERENCE_ADAPTER}.", ".default.")).data.clone()

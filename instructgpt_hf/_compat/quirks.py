@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
     from transformers.utils import ModelOutput
+    from trl import RLOOConfig
     from trl.generation.vllm_generation import VLLMGeneration
 
 
@@ -91,6 +92,32 @@ def settle_checkpointing_names(args: Any) -> None:
     for end in ("checkpointing", "checkpointing_kwargs"):
         if getattr(args, f"activation_{end}", False) is None:
             setattr(args, f"activation_{end}", getattr(args, f"gradient_{end}"))
+
+
+def whole_batch_group(config: RLOOConfig) -> None:
+    """Let a config with one completion per prompt pass the checks of RLOOConfig; `num_generations` is set back after.
+
+    Cause: `RLOOConfig` refuses `num_generations` below 2, because RLOO's baseline is the mean of other completions.
+    Goes when: it allows one, or PPO has a config of its own in TRL.
+    Relies on: a group as large as the whole batch passing every check.
+    """
+    config.num_generations, config.num_generations_eval = config.generation_batch_size, 1
+
+
+@contextlib.contextmanager
+def no_reference_from_disk(args: RLOOConfig) -> Iterator[None]:
+    """Let RLOOTrainer load no reference model while it is built in this block.
+
+    Cause: with `beta` above 0 it loads the policy's source again; ours is a copy of the policy, which need not have
+        one, or the adapter "ref", which it adds to a PEFT policy whatever `beta` is.
+    Goes when: RLOOTrainer takes a reference model.
+    Relies on: its constructor reading `args.beta` once, into `self.beta`.
+    """
+    beta, args.beta = args.beta, 0.0
+    try:
+        yield
+    finally:
+        args.beta = beta
 
 
 def use_one_device(args: TrainingArguments) -> None:

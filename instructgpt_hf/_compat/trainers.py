@@ -37,7 +37,12 @@ class SupervisedTrainer(CommonChanges, SFTTrainer):
 
 
 class RankingTrainer(CommonChanges, SeveralBackwards, RewardTrainer):
-    """TRL's RewardTrainer for a dataset of token ids and ranks, named by `dataset_columns`."""
+    """TRL's RewardTrainer for a dataset of token ids and ranks, named by `dataset_columns`.
+
+    Cause: `RewardTrainer` tokenizes `chosen` and `rejected` itself and keeps only the columns of pairs.
+    Goes when: TRL's reward trainer takes a tokenized dataset of K completions.
+    Relies on: the constructor calling `_prepare_dataset`, the dataloader `_set_signature_columns_if_needed`.
+    """
 
     dataset_columns: tuple[str, ...] = ()
     _signature_columns: list[str] | None
@@ -55,6 +60,11 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
 
     Rollouts and micro-batches need not be dicts: between `_prepare_inputs` and `compute_loss`, Trainer and TRL only
     pass them on.
+
+    Cause: TRL has no PPO since 1.13; RLOOTrainer samples completions and calls reward functions as PPO needs it, and
+        has private names for the parts in which the algorithms differ.
+    Goes when: TRL has an on-policy base class with public hooks.
+    Relies on: the names, signatures and attributes of `contracts.py`, and who calls them (`tests/test_contracts.py`).
     """
 
     # The loss is normalised over the whole minibatch, so the Trainer must not divide it by the accumulation steps.

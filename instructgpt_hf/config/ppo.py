@@ -14,6 +14,7 @@ from typing import ClassVar
 import trl
 from transformers.trainer_utils import SchedulerType
 
+from instructgpt_hf._compat.quirks import whole_batch_group
 from instructgpt_hf.config.data import LONG_PROMPTS
 from instructgpt_hf.config.device import world_size
 from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes, refused, setting
@@ -223,6 +224,4 @@ class PPOConfig(StageConfig, trl.RLOOConfig):
         micro_batch = self.per_device_train_batch_size * world_size()
         if self.steps_per_generation == self.generation_batch_size // micro_batch:
             self.steps_per_generation = None
-        # RLOO's baseline needs two completions per prompt, so its config refuses fewer. A group of the whole batch
-        # satisfies every check of RLOOConfig; `__post_init__` sets it back to one.
-        self.num_generations, self.num_generations_eval = self.generation_batch_size, 1
+        whole_batch_group(self)

@@ -15,7 +15,7 @@ from datasets import Dataset
 from helpers.upstream import caught
 from trl.models.utils import disable_gradient_checkpointing
 
-from instructgpt_hf._compat import peft, quirks
+from instructgpt_hf._compat import mixins, peft, quirks, trainers
 from instructgpt_hf._compat.checkpoints import WholeCheckpoints
 
 PARTS = ("Cause:", "Goes when:", "Relies on:")
@@ -24,13 +24,14 @@ PARTS = ("Cause:", "Goes when:", "Relies on:")
 def described():
     """Every function and class that works around something, by its docstring."""
     modules = {module: vars(module) for module in (quirks, peft)}
+    classes = [WholeCheckpoints, mixins.CommonChanges, mixins.SeveralBackwards]
     own = [
         item
         for module, names in modules.items()
         for item in names.values()
         if inspect.isfunction(item) and inspect.unwrap(item).__module__ == module.__name__
     ]
-    return [WholeCheckpoints, *own]
+    return [*classes, trainers.RankingTrainer, trainers.OnPolicyTrainer, *own]
 
 
 def test_every_quirk_states_its_cause_and_its_end():

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
+import types
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+import trl
 from datasets import Dataset
+from helpers.tiny_models import tiny_config
 from helpers.upstream import caught, quantised, tiny
 from peft import LoraConfig, get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
-from trl import RLOOTrainer, SFTConfig, SFTTrainer
+from trl import RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer, SFTConfig, SFTTrainer
 from trl.trainer.utils import add_fused_lm_head
 
-from instructgpt_hf._compat import quirks
+from instructgpt_hf._compat import peft, quirks
 from instructgpt_hf._compat.checkpoints import WholeCheckpoints
 
 IDS = torch.tensor([[3, 4, 5, 6]])
@@ -37,6 +41,21 @@ def trained(tokenizer, tmp_path_factory):
     trainer = sft_trainer(Plain, tiny(), tokenizer, folder, max_steps=1, save_steps=1)
     trainer.train()
     return trainer, folder, written
+
+
+@pytest.fixture
+def rloo(tokenizer, tmp_path):
+    """A config of RLOOTrainer with a KL penalty, and a function that builds the trainer of a policy with it."""
+    args = RLOOConfig(
+        output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], beta=0.1, num_generations=2,
+        per_device_train_batch_size=2,
+    )  # fmt: skip
+    prompts = Dataset.from_dict({"prompt": ["a", "b"]})
+
+    def build(policy):
+        return RLOOTrainer(policy, len, args, train_dataset=prompts, processing_class=tokenizer)
+
+    return types.SimpleNamespace(args=args, build=build)
 
 
 def sft_trainer(kind, model, tokenizer, folder, **settings):
@@ -63,11 +82,11 @@ class TestTrainers:
         assert (tmp_path / "whole" / "checkpoint-1" / "trainer_state.json").is_file()
 
     def test_trl_writes_a_model_card_into_every_checkpoint(self, trained):
-        """`QuietCard`."""
+        """`CommonChanges.create_model_card`."""
         assert list(trained[1].rglob("README.md"))
 
     def test_a_repository_is_not_private_by_itself(self, trained, monkeypatch):
-        """`PrivateRepository`."""
+        """`CommonChanges.init_hf_repo`."""
         seen = []
 
         class Api:
@@ -86,6 +105,54 @@ class TestTrainers:
         for value in (False, True):
             accelerator.gradient_state._set_sync_gradients(value)
             assert accelerator.sync_gradients is value
+
+    def test_trl_prepares_pairs_itself(self, tokenizer, tmp_path):
+        """`RankingTrainer`: a dataset of token ids with K completions is not one that RewardTrainer takes."""
+        args = RewardConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to=[], disable_tqdm=True)
+        rows = Dataset.from_list([{"prompt_ids": [3], "completion_ids": [[4], [5]], "ranks": [1, 2]}])
+        model = AutoModelForSequenceClassification.from_config(tiny_config(num_labels=1))
+        with pytest.raises((KeyError, ValueError)):
+            RewardTrainer(model, args, train_dataset=rows, processing_class=tokenizer)
+
+    def test_rloo_needs_two_completions_of_a_prompt(self, tmp_path):
+        """`whole_batch_group`."""
+        settings = dict(output_dir=str(tmp_path), use_cpu=True, bf16=False, generation_batch_size=8)
+        with pytest.raises(ValueError, match="at least 2 generations per prompt"):
+            RLOOConfig(**settings, num_generations=1)
+        config = RLOOConfig(**settings, num_generations=2)
+        quirks.whole_batch_group(config)
+        assert RLOOConfig(**settings, num_generations=config.num_generations).num_generations == 8
+
+    @pytest.mark.parametrize("loads", [True, False])
+    def test_rloo_loads_its_reference_from_the_policys_source(self, rloo, make_policy, loads):
+        """`no_reference_from_disk`."""
+        with (
+            contextlib.nullcontext() if loads else quirks.no_reference_from_disk(rloo.args),
+            pytest.raises(OSError) if loads else contextlib.nullcontext(),
+        ):
+            assert rloo.build(make_policy()).ref_model is None
+        assert rloo.args.beta == 0.1
+
+    def test_rloo_adds_a_copy_of_the_policys_adapter(self, rloo, make_policy):
+        """`freeze_reference_adapter`."""
+        config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+        policy = get_peft_model(make_policy(), config)
+        with quirks.no_reference_from_disk(rloo.args):
+            rloo.build(policy)
+        copies = {name: item for name, item in policy.named_parameters() if ".ref." in name}
+        starts = {name: policy.get_parameter(name.replace(".ref.", ".default.")) for name in copies}
+        assert copies and all(
+            torch.equal(item, policy.get_parameter(name.replace(".ref.", ".default.")))
+            for name, item in copies.items()
+        )
+        for item in copies.values():
+            item.data.zero_()
+        peft.freeze_reference_adapter(policy)
+        assert all(item.any() and not item.requires_grad for item in copies.values())
+
+    def test_rloo_has_private_hooks_only(self):
+        """`OnPolicyTrainer`: a base class with public ones would make it unnecessary."""
+        assert not hasattr(trl, "OnPolicyTrainer") and not hasattr(trl, "PPOTrainer")
 
     def test_trl_rounds_the_policy_for_continuous_batching(self):
         """`OnPolicyTrainer._generate_single_turn`."""

@@ -74,12 +74,3 @@ def frozen(model: nn.Module, args: PPOConfig, accelerator: Accelerator) -> nn.Mo
     if args.bf16 or args.fp16:
         keep_half(model, torch.bfloat16 if args.bf16 else torch.float16)
     return accelerator.prepare_model(model.eval(), evaluation_mode=True)
-
-
-def freeze_reference_adapter(policy: PreTrainedModel | PeftModel) -> None:
-    """Freeze the adapter "ref" that TRL adds to a PEFT policy, as an exact copy of the policy's start."""
-    for name, parameter in policy.named_parameters():
-        if f".{REFERENCE_ADAPTER}." in name:
-            parameter.requires_grad_(False)
-            # Of a quantised model, TRL may have rounded the copy.
-            parameter.data = policy.get_parameter(name.replace(f".{REFERENCE_ADAPTER}.", ".default.")).data.clone()

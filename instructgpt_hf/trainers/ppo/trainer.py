@@ -14,7 +14,13 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from instructgpt_hf._compat.quirks import disable_dropout, keep_trained_weights, restore_cpu_gradients
+from instructgpt_hf._compat.peft import freeze_reference_adapter
+from instructgpt_hf._compat.quirks import (
+    disable_dropout,
+    keep_trained_weights,
+    no_reference_from_disk,
+    restore_cpu_gradients,
+)
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
@@ -26,7 +32,7 @@ from instructgpt_hf.trainers.ppo import generation, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.metrics import PhaseClock, count_tokens, rollout_metrics, training_tokens
 from instructgpt_hf.trainers.ppo.optimization import PPOOptimization
-from instructgpt_hf.trainers.ppo.reference import evaluate, freeze_reference_adapter, frozen, reference_of
+from instructgpt_hf.trainers.ppo.reference import evaluate, frozen, reference_of
 from instructgpt_hf.trainers.ppo.rewards import (
     Reward,
     RewardModelFunction,
@@ -111,22 +117,16 @@ class PPOTrainer(PPOOptimization):
         self.prompt_format = prompt_format
         rewards = reward_model if isinstance(reward_model, (list, tuple)) else [reward_model]
         ref_model = reference_of(model, ref_model)
-        # With beta = 0 the parent builds no reference from disk; ours is a copy, or the adapter "ref" that the parent
-        # adds to a PEFT policy.
-        beta, args.beta = args.beta, 0.0
-        try:
-            with keep_trained_weights(model):
-                super().__init__(
-                    model=model,
-                    reward_funcs=[placeholder(reward) for reward in rewards],
-                    args=args,
-                    train_dataset=train_dataset,
-                    processing_class=processing_class,
-                    **kwargs,
-                )
-        finally:
-            args.beta = beta
-        self.beta = beta
+        with no_reference_from_disk(args), keep_trained_weights(model):
+            super().__init__(
+                model=model,
+                reward_funcs=[placeholder(reward) for reward in rewards],
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                **kwargs,
+            )
+        self.beta = args.beta
         restore_cpu_gradients(model)
         restore_cpu_gradients(value_model)
         self.ref_model = None if ref_model is None else frozen(ref_model, args, self.accelerator)

@@ -141,10 +141,7 @@ class TestTrainers:
             rloo.build(policy)
         copies = {name: item for name, item in policy.named_parameters() if ".ref." in name}
         starts = {name: policy.get_parameter(name.replace(".ref.", ".default.")) for name in copies}
-        assert copies and all(
-            torch.equal(item, policy.get_parameter(name.replace(".ref.", ".default.")))
-            for name, item in copies.items()
-        )
+        assert copies and all(torch.equal(item, starts[name]) for name, item in copies.items())
         for item in copies.values():
             item.data.zero_()
         peft.freeze_reference_adapter(policy)

@@ -1,6 +1,6 @@
 """A few optimizer steps of the reward model in one process or, under torchrun, in several.
 
-Usage: reward_step.py MODEL TOKENIZER OUTPUT PROMPTS_PER_DEVICE ACCUMULATION. Writes weights and the log to OUTPUT.
+Usage: python -m helpers.reward_step MODEL TOKENIZER OUTPUT PROMPTS_PER_DEVICE ACCUMULATION. Writes weights and log to OUTPUT.
 """
 
 import gc
@@ -9,13 +9,11 @@ import sys
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from safetensors.torch import save_file
 from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from instructgpt_hf.config.training import RewardConfig
-from instructgpt_hf.trainers.reward import RewardTrainer
+from helpers.reward_trainer import build_trainer
 
 
 def rankings(count=16):
@@ -38,30 +36,19 @@ def rankings(count=16):
 
 def main(model, tokenizer, output, batch, accumulation):
     torch.set_num_threads(1)
-    args = RewardConfig(
-        output_dir=output,
+    rows = rankings()
+    trainer = build_trainer(
+        AutoModelForSequenceClassification.from_pretrained(model),
+        AutoTokenizer.from_pretrained(tokenizer),
+        output,
+        rows,
+        rows[:7],
+        lambda found: {"prompts": len(found.label_ids), "first": found.predictions[0][0]},
         per_device_train_batch_size=int(batch),
         gradient_accumulation_steps=int(accumulation),
         per_device_eval_batch_size=3,
         max_tokens_per_forward=60,
-        optim="sgd",  # Adam would blow rounding up where a gradient is 0
-        learning_rate=0.1,
-        lr_scheduler_type="constant",
         max_steps=3,
-        use_cpu=True,
-        bf16=False,
-        save_strategy="no",
-        logging_steps=1,
-        disable_tqdm=True,
-    )
-    data = Dataset.from_list(rankings())
-    trainer = RewardTrainer(
-        AutoModelForSequenceClassification.from_pretrained(model),
-        args,
-        processing_class=AutoTokenizer.from_pretrained(tokenizer),
-        train_dataset=data,
-        eval_dataset=data.select(range(7)),
-        compute_metrics=lambda found: {"prompts": len(found.label_ids), "first": found.predictions[0][0]},
     )
     trainer.train()
     evaluated = trainer.evaluate()

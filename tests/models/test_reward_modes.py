@@ -4,7 +4,7 @@ another size): the scores after training are those of every way to load it again
 import pytest
 import torch
 from bitsandbytes.functional import has_avx512bf16
-from datasets import Dataset
+from helpers.reward_trainer import build_trainer
 from peft import LoraConfig
 from transformers import (
     AutoConfig,
@@ -18,12 +18,10 @@ from transformers import (
 import instructgpt_hf
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import restore_cpu_gradients
-from instructgpt_hf.config.training import RewardConfig
 from instructgpt_hf.models.loading import load_policy
 from instructgpt_hf.models.merging import merge_adapter
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import score_token_lists
-from instructgpt_hf.trainers.reward import RewardTrainer
 
 ROWS = [
     {"prompt_ids": [5, 6], "completion_ids": [[7, 1], [8, 9, 10, 1]], "ranks": [2, 1]},
@@ -91,28 +89,14 @@ def make_trainer(tokenizer, tmp_path):
 
     def build(model, **changes):
         settings = dict(
-            output_dir=str(tmp_path / "work"),
             per_device_train_batch_size=2,
-            gradient_accumulation_steps=1,
             learning_rate=1e-2,
-            lr_scheduler_type="constant",
             max_steps=2,
+            optim="adamw_torch_fused",
             eval_strategy="steps",
             eval_steps=1,
-            logging_steps=1,
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            disable_tqdm=True,
         )
-        data = Dataset.from_list(ROWS)
-        return RewardTrainer(
-            model,
-            RewardConfig(**{**settings, **changes}),
-            processing_class=tokenizer,
-            train_dataset=data,
-            eval_dataset=data,
-        )
+        return build_trainer(model, tokenizer, tmp_path / "work", ROWS, **{**settings, **changes})
 
     return build
 

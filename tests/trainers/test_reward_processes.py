@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -29,7 +30,8 @@ def runs(make_scorer, tokenizer, tmp_path):
 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = subprocess.Popen(
-        [sys.executable, *torchrun, reward_step.__file__, *words("two", 2, 2)],
+        [sys.executable, *torchrun, "-m", "helpers.reward_step", *words("two", 2, 2)],
+        cwd=Path(__file__).parents[1],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

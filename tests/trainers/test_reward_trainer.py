@@ -8,11 +8,9 @@ import pytest
 import torch
 import trl
 from datasets import Dataset
+from helpers.reward_trainer import build_trainer
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification
-
-from instructgpt_hf.config.training import RewardConfig
-from instructgpt_hf.trainers.reward import RewardTrainer
 
 # Four prompts with 2 to 4 completions of different lengths; two of them have ties.
 ROWS = [
@@ -39,30 +37,16 @@ def trainer(tokenizer, tmp_path):
         refusal=None,
         **changes,
     ):
-        settings = dict(
-            output_dir=str(tmp_path / "work"),
+        made = build_trainer(
+            model,
+            tokenizer,
+            tmp_path / "work",
+            rows,
+            compute_metrics=compute_metrics,
             per_device_train_batch_size=batch,
             per_device_eval_batch_size=2,
             gradient_accumulation_steps=accumulation,
-            learning_rate=RATE,
-            lr_scheduler_type="constant",
-            max_steps=1,
-            max_grad_norm=0.0,
-            optim="sgd",
-            use_cpu=True,
-            bf16=False,
-            save_strategy="no",
-            logging_steps=1,
-            disable_tqdm=True,
-        )
-        data = Dataset.from_list(rows)
-        made = RewardTrainer(
-            model,
-            RewardConfig(**{**settings, **changes}),
-            processing_class=tokenizer,
-            train_dataset=data,
-            eval_dataset=data,
-            compute_metrics=compute_metrics,
+            **{"learning_rate": RATE, "max_grad_norm": 0.0, **changes},
         )
         assert made.shared_prefix_refusal == refusal
         made.data_collator.padding_side = side

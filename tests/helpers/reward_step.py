@@ -1,6 +1,6 @@
 """A few optimizer steps of the reward model in one process or, under torchrun, in several.
 
-Usage: python -m helpers.reward_step MODEL TOKENIZER OUTPUT PROMPTS_PER_DEVICE ACCUMULATION. OUTPUT gets weights and log.
+Usage: python -m helpers.reward_step MODEL TOKENIZER OUTPUT PROMPTS_PER_DEVICE ACCUMULATION; OUTPUT gets weights, log.
 """
 
 import gc

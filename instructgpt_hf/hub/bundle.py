@@ -1,9 +1,14 @@
-"""The content of one push: a model folder's files, checked, and generated texts without local paths."""
+"""The content of one push: the files that a stage is known to write, checked, and generated texts without local paths.
+
+A file is sent because its name is on a list, never because it lies in the folder: `rollouts.jsonl` of PPO, for one,
+holds training prompts and completions.
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
@@ -12,19 +17,60 @@ from instructgpt_hf.hub.sources import public_artifact, public_source
 
 VALUE_FOLDER = "value_model"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
-# Rendered for each push; the value model has a repository of its own.
-_SKIPPED_NAMES = ("README.md", STAGE_FILE, "__pycache__", VALUE_FOLDER)
+# Rendered for each push.
+_GENERATED = ("README.md", STAGE_FILE)
 _CHECKPOINT_NAMES = ("checkpoints", "optimizer.safetensors", "scheduler.safetensors", "trainer_state.json")
 _CONFIG_FILES = ("config.json", "adapter_config.json", "tokenizer_config.json")
 _NAME_KEYS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
 _PATH_KEYS = (*_NAME_KEYS, "tokenizer_file", "vocab_file", "merges_file")
 
+# Weights as transformers and PEFT write them, whole or in shards.
+_WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5}\.safetensors|\.safetensors(\.index\.json)?)")
+_RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
+# Vocabularies by the names that transformers' tokenizers write (`vocab_files_names`), some with older versions,
+# and by those of tokenizers with code of their own.
+_VOCABULARIES = (
+    *(
+        "vocab.json",
+        "vocab.txt",
+        "vocab.bpe",
+        "merges.txt",
+        "bpe.codes",
+        "dict.txt",
+        "emoji.json",
+        "entity_vocab.json",
+    ),
+    *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
+    *("sentencepiece.bpe.model", "ice_text.model", "source.spm", "target.spm", "target_vocab.json"),
+    *("normalizer.json", "byte_maps.json", "prophetnet.tokenizer", "word_shape.json", "word_pronunciation.json"),
+    *("vocab-src.json", "vocab-tgt.json", "entity_vocab.json", "tekken.json"),
+)
+_MODEL_FILES = (
+    *_CONFIG_FILES,
+    *("generation_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+    *_VOCABULARIES,
+)
+# A policy's second weights: the average, or the last ones where the average is the policy.
+_POLICY_FOLDERS = ("ema", "raw")
+# Aggregates over the held-back rankings; the card shows them.
+_EVALUATION_FILES = ("evaluation.json", "evaluation.png")
+# Adapters of reward and value models keep the classifier's config here.
+_CLASSIFIER_CONFIG = "classifier/config.json"
+
 
 class Bundle(NamedTuple):
-    """Content of one commit, by path in the repository: files on disk and generated texts."""
+    """Content of one commit.
+
+    Attributes:
+        files: files on disk, by path in the repository.
+        texts: generated texts, by path in the repository.
+        not_sent: what lies in the folder besides, files and whole folders (`runs/`).
+    """
 
     files: dict[str, Path]
     texts: dict[str, str]
+    not_sent: list[str]
 
 
 def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bundle:
@@ -40,18 +86,25 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
     """
     problems = Problems(f"{folder}: cannot be pushed:")
     files: dict[str, Path] = {}
+    others: list[str] = []
+    code = _model_code(folder)
     for path in sorted(item for item in folder.rglob("*") if item.is_file()):
         parts = path.relative_to(folder).parts
         name = "/".join(parts)
-        # The names of TensorBoard's files contain the host name.
-        if any(part.startswith(".") or part in _SKIPPED_NAMES for part in parts) or "tfevents" in path.name:
+        # The value model has a repository of its own.
+        if parts[0] == VALUE_FOLDER or name in _GENERATED:
             continue
-        if path.suffix.lower() in _PICKLES:
+        # The names of TensorBoard's files contain the host name.
+        if any(part.startswith(".") or part == "__pycache__" for part in parts) or "tfevents" in path.name:
+            others.append(name)
+        elif path.suffix.lower() in _PICKLES:
             problems.add(f"{name} is a pickle, which can run code when loaded; save as safetensors or delete it")
         elif any(part in _CHECKPOINT_NAMES or part.startswith("checkpoint-") for part in parts):
             problems.add(f"{name} is the state of a training run; move it out of the stage's folder")
-        else:
+        elif _is_known(name, artifact.stage, folder.name == VALUE_FOLDER, code):
             files[name] = path
+        elif path.name not in _GENERATED:
+            others.append(name)
     if not any(name.endswith(".safetensors") and "/" not in name for name in files):
         problems.add("there are no weights (*.safetensors)")
     if "config.json" not in files and "adapter_config.json" not in files:
@@ -64,7 +117,56 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
         if changed != original:
             texts[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
             del files[name]
-    return Bundle(files, texts)
+    return Bundle(files, texts, _shortened(others, {*files, *texts}))
+
+
+def _is_known(name: str, stage: str, value_model: bool, code: set[str]) -> bool:
+    """Whether a stage's folder, or its value model's, is known to hold the file `name`, to be loaded or shown.
+
+    Args:
+        name: path in the folder, with slashes.
+        stage: the stage's name.
+        value_model: whether the folder is that of a policy's value model.
+        code: the model's own Python files.
+    """
+    path = PurePosixPath(name)
+    parent = "" if str(path.parent) == "." else str(path.parent)
+    policy = stage.startswith("ppo") and not value_model
+    if parent == "" or (policy and parent in _POLICY_FOLDERS):
+        if path.name in _MODEL_FILES or path.name in code:
+            return True
+        if _WEIGHTS.fullmatch(path.name) or path.suffix == ".tiktoken":
+            return True
+    if parent == "additional_chat_templates":
+        return path.suffix == ".jinja"
+    if name == _CLASSIFIER_CONFIG:
+        return stage == "reward" or value_model
+    return name in _EVALUATION_FILES and stage == "reward"
+
+
+def _model_code(folder: Path) -> set[str]:
+    """Names of the Python files that a model or tokenizer with code of its own is loaded with (`auto_map`)."""
+    waiting: list[str] = []
+    for config in (folder / name for name in _CONFIG_FILES):
+        values = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        for entry in (values.get("auto_map") or {}).values():
+            classes = entry if isinstance(entry, list) else [entry]
+            # "module.Class", or "namespace/name--module.Class" where the code stayed on the Hub.
+            waiting += [item.split(".")[0] for item in classes if item and "--" not in item]
+    found: set[str] = set()
+    while waiting:
+        file = folder / f"{waiting.pop()}.py"
+        if file.is_file() and file.name not in found:
+            found.add(file.name)
+            waiting += _RELATIVE_IMPORT.findall(file.read_text(encoding="utf-8"))
+    return found
+
+
+def _shortened(names: list[str], sent: set[str]) -> list[str]:
+    """`names`, with a folder (`runs/`) in place of its files where nothing in the folder is sent."""
+    used = {name.split("/")[0] for name in sent}
+    short = (name if "/" not in name or name.split("/")[0] in used else f"{name.split('/')[0]}/" for name in names)
+    return list(dict.fromkeys(short))
 
 
 def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:

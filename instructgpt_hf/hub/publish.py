@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +23,12 @@ if TYPE_CHECKING:
 
 # Files of an earlier push that would be loaded with the new model unless it replaces them.
 _WEIGHTS = (".safetensors", ".safetensors.index.json")
+# Files that a push deletes in a repository unless it replaces them; the second holds training prompts and completions.
+_STALE = ("config.json", "adapter_config.json", "rollouts.jsonl")
+# Names of repositories, as the Hub accepts them.
+_NAME = re.compile(r"(?!.*(--|\.\.))(?!.*\.git$)[A-Za-z0-9_]([\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_LONGEST_NAME = 96
+_VALUE_END = "-value"
 
 
 def push_stage(
@@ -37,7 +46,8 @@ def push_stage(
     Args:
         folder: a stage's folder.
         repo_id: `namespace/name`; the repository is created if it does not exist.
-        private: whether a new repository is private. An existing public one is refused while this is True.
+        private: whether a new repository is private. An existing public one is refused while this is True, an
+            existing private one while it is False.
         token: a Hub token; by default the one of `hf auth login` or HF_TOKEN.
         links: Hub ids of the run's other models; see `instructgpt_hf.hub.card.render_card`.
         commit_message: title of the commit.
@@ -72,7 +82,9 @@ def push_run(
 ) -> dict[str, str]:
     """Upload every finished stage of a run to `{namespace}/{prefix}-{stage}`, with links between the cards.
 
-    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. All folders are checked before any upload.
+    A policy's value model goes to `{namespace}/{prefix}-{stage}-value`. Before any upload, all folders, the names
+    of the repositories and the visibility of existing ones are checked. Stages of the run that were pushed earlier and
+    are not pushed now are linked too.
 
     Args:
         run_folder: a run's folder, such as `runs/tiny-cpu`.
@@ -80,24 +92,32 @@ def push_run(
         private, token: see `push_stage`.
         stages: the stages to push; None for every finished one.
         prefix: first part of the repositories' names; None for the recipe's name.
-        console: one line per repository goes there; None prints nothing.
+        console: one line per repository, and one that names the files that are not sent; None prints nothing.
 
     Returns:
         Hub id by stage, and by `{stage}-value`.
 
     Raises:
-        InstructGPTError: if a named stage is unknown or not finished, nothing is finished, or a push fails.
+        InstructGPTError: if a named stage is unknown or not finished, nothing is finished, the Hub does not accept a
+            repository's name, a repository exists with the other visibility, or a push fails.
     """
     run = Path(run_folder)
     chosen = _chosen_stages(run, stages)
     artifacts = {stage: StageArtifact.load(run / stage) for stage in chosen}
     policies = [stage for stage in chosen if (run / stage / VALUE_FOLDER).is_dir()]
-    for stage, artifact in artifacts.items():
-        prepare(run / stage, artifact, {})
-        if stage in policies:
-            prepare(run / stage / VALUE_FOLDER, artifact, {})
+    firsts = {stage: prefix or artifacts[stage].recipe for stage in chosen}
+    ends = {stage: f"-{stage}{_VALUE_END if stage in policies else ''}" for stage in chosen}
+    _check_names({firsts[stage] + end: firsts[stage] for stage, end in ends.items()})
+    not_sent = _check_folders(run, artifacts, policies)
     space = namespace or call("find out who you are on the Hub", lambda: _api(token).whoami()["name"], secret=token)
-    repo_ids = {stage: f"{space}/{prefix or artifacts[stage].recipe}-{stage}" for stage in chosen}
+    repo_ids = {stage: f"{space}/{first}-{stage}" for stage, first in firsts.items()}
+    for repo_id in (*repo_ids.values(), *(repo_ids[stage] + _VALUE_END for stage in policies)):
+        _check_visibility(repo_id, private, _is_private(repo_id, token))
+    if not_sent and console is not None:
+        console.print(f"not sent: {', '.join(not_sent)}", highlight=False, markup=False, soft_wrap=True)
+    earlier = _pushed_earlier(run, chosen, space, prefix, private, token)
+    linked = {**artifacts, **{stage: artifact for stage, (artifact, _) in earlier.items()}}
+    linked_ids = {**repo_ids, **{stage: repo_id for stage, (_, repo_id) in earlier.items()}}
     pushed: dict[str, str] = {}
 
     def push(stage: str, links: dict[str, str], end: str = "") -> None:
@@ -108,12 +128,125 @@ def push_run(
             console.print(f"{name}: pushed to {repo_id} ({url})", highlight=False)
 
     for stage in chosen:
-        links = _links(stage, artifacts, repo_ids)
+        links = _links(stage, linked, linked_ids)
         if stage in policies:
-            push(stage, {**links, stage: repo_ids[stage]}, end="-value")
-            links["value"] = pushed[f"{stage}-value"]
+            push(stage, {**links, stage: repo_ids[stage]}, end=_VALUE_END)
+            links["value"] = pushed[stage + _VALUE_END]
         push(stage, links)
     return pushed
+
+
+def _check_names(names: dict[str, str]) -> None:
+    """Raise unless the Hub accepts every name of a repository, each given with its first part.
+
+    Raises:
+        InstructGPTError: with the nearest first part that the Hub accepts.
+    """
+    for name, first in names.items():
+        if _NAME.fullmatch(name) is None:
+            valid = _nearest_name(first, len(name) - len(first))
+            raise InstructGPTError(
+                f"{name!r}: the Hub accepts no repository of this name. A name has up to {_LONGEST_NAME} letters "
+                "(without accents), digits, '-', '_' and '.', starts and ends with a letter, a digit or '_', and has "
+                f"no '--' or '..'. The nearest to {first!r} is {valid!r}: give the recipe's folder that name before "
+                f"training; to push what is trained, call push_run(..., prefix={valid!r}) of "
+                "instructgpt_hf.hub.publish."
+            )
+
+
+def _nearest_name(first: str, rest: int) -> str:
+    """The name closest to `first` that the Hub accepts as the start of a name with `rest` characters more."""
+    plain = unicodedata.normalize("NFKD", first).encode("ascii", "ignore").decode()
+    plain = re.sub(r"\.{2,}", ".", re.sub(r"-{2,}", "-", re.sub(r"[^\w.-]+", "-", plain, flags=re.ASCII)))
+    return plain.strip("-.")[: _LONGEST_NAME - rest].rstrip("-.") or "run"
+
+
+def _check_folders(run: Path, artifacts: dict[str, StageArtifact], policies: list[str]) -> list[str]:
+    """Raise unless every folder can be pushed; returns the files that will not be sent, by path in the run."""
+    not_sent: list[str] = []
+    for stage, artifact in artifacts.items():
+        for folder in (stage, f"{stage}/{VALUE_FOLDER}") if stage in policies else (stage,):
+            not_sent += [f"{folder}/{name}" for name in prepare(run / folder, artifact, {}).not_sent]
+    return not_sent
+
+
+def _is_private(repo_id: str, token: str | None) -> bool | None:
+    """Whether a repository is private; None if there is none, or none that the token may see."""
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    def read() -> bool | None:
+        try:
+            return bool(_api(token).model_info(repo_id).private)
+        except RepositoryNotFoundError:
+            return None
+
+    return call(f"read the repository {repo_id}", read, secret=token)
+
+
+def _check_visibility(repo_id: str, private: bool, found: bool | None) -> None:
+    """Raise if a repository exists and is public, for a private push, or private, for a public push.
+
+    Args:
+        repo_id: the repository.
+        private: whether the push is private.
+        found: whether the repository is private; None if it does not exist.
+
+    Raises:
+        InstructGPTError: with the ways out.
+    """
+    if private and found is False:
+        raise InstructGPTError(
+            f"{repo_id}: the repository exists and is public, and this push is private. Push with --public "
+            "(private=False), make the repository private in its settings, or choose another name."
+        )
+    if found and not private:
+        raise InstructGPTError(
+            f"{repo_id}: the repository exists and is private, and this push is public; nothing was uploaded. Make "
+            "it public in its settings and push again, or push privately (without --public; private=True)."
+        )
+
+
+def _pushed_earlier(
+    run: Path, chosen: list[str], namespace: str, prefix: str | None, private: bool, token: str | None
+) -> dict[str, tuple[StageArtifact, str]]:
+    """Record and Hub id of each finished stage not in `chosen` whose repository holds the same stage by fingerprint.
+
+    A public push leaves out private repositories, so that no public card names them.
+    """
+    found: dict[str, tuple[StageArtifact, str]] = {}
+    for stage in STAGE_FOLDERS:
+        if stage in chosen or not (run / stage / STAGE_FILE).is_file():
+            continue
+        try:
+            artifact = StageArtifact.load(run / stage)
+        except InstructGPTError:
+            continue  # a record that cannot be read must not stop the push of other stages
+        name = f"{prefix or artifact.recipe}-{stage}"
+        repo_id = f"{namespace}/{name}"
+        if _NAME.fullmatch(name) is None:
+            continue
+        hidden = _is_private(repo_id, token)
+        if hidden is None or (hidden and not private):
+            continue
+        if _pushed_fingerprint(repo_id, token) == artifact.fingerprint:
+            found[stage] = artifact, repo_id
+    return found
+
+
+def _pushed_fingerprint(repo_id: str, token: str | None) -> str | None:
+    """Fingerprint in a repository's `stage.json`; None if the repository has none."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
+
+    def read() -> str | None:
+        try:
+            path = _api(token).hf_hub_download(repo_id, STAGE_FILE)
+        except RemoteEntryNotFoundError:
+            return None
+        except LocalEntryNotFoundError as error:  # raised when the connection fails
+            raise ConnectionError(str(error)) from None
+        return json.loads(Path(path).read_text(encoding="utf-8")).get("fingerprint")
+
+    return call(f"read {STAGE_FILE} of {repo_id}", read, secret=token)
 
 
 def _links(stage: str, artifacts: dict[str, StageArtifact], repo_ids: dict[str, str]) -> dict[str, str]:
@@ -154,11 +287,8 @@ def _commit(upload: Bundle, repo_id: str, private: bool, token: str | None, mess
     where = f"the repository {repo_id}"
     call(f"create {where}", lambda: api.create_repo(repo_id, private=private, exist_ok=True), secret=token)
     info = call(f"read {where}", lambda: api.model_info(repo_id), secret=token)
-    if private and not info.private:
-        raise InstructGPTError(
-            f"{repo_id}: the repository exists and is public, and this push is private. Push with --public "
-            "(private=False), make the repository private in its settings, or choose another name."
-        )
+    # Read again after creating: an organization can make all its new repositories private.
+    _check_visibility(repo_id, private, bool(info.private))
 
     def commit() -> str:
         # Listed in each attempt: a commit whose response got lost has already deleted the stale files.
@@ -175,5 +305,5 @@ def _operations(upload: Bundle, remote: list[str]) -> list[CommitOperationAdd | 
     added = [CommitOperationAdd(name, path) for name, path in sorted(upload.files.items())]
     added += [CommitOperationAdd(name, text.encode()) for name, text in sorted(upload.texts.items())]
     stale = sorted(set(remote) - {*upload.files, *upload.texts})
-    stale = [name for name in stale if name.endswith(_WEIGHTS) or name in ("config.json", "adapter_config.json")]
+    stale = [name for name in stale if name.endswith(_WEIGHTS) or name in _STALE]
     return [*added, *(CommitOperationDelete(name) for name in stale)]

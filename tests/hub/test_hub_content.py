@@ -223,3 +223,11 @@ def test_other_safetensors_are_no_weights(run_copy: Path) -> None:
     (run_copy / "sft" / "model.safetensors").rename(run_copy / "sft" / "hidden.safetensors")
     with pytest.raises(InstructGPTError, match="no weights"):
         sent(run_copy / "sft")
+
+
+def test_the_last_weights_go_where_the_average_is_published(tiny_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_run / "ppo", tmp_path / "ppo")
+    (folder / "ema").rename(folder / "raw")
+    bundle = sent(folder, "ppo")
+    assert bundle.not_sent == []
+    assert {"raw/config.json", "raw/generation_config.json", "raw/model.safetensors"} <= set(bundle.files)

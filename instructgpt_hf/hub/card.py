@@ -39,10 +39,17 @@ _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "r
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
 # Files of the reward stage's evaluation, which its card shows and names.
 _EVALUATION_FILES = ("evaluation.json", "evaluation.png")
-_DATA = {"demonstrations": "Demonstrations", "rankings": "Rankings", "prompts": "Prompts"}
-_DATA["pretraining"] = "Pretraining text"
-_ENDS = {"": "", "_test": ", held back"}
-_ROLES = {role + end: label + note for role, label in _DATA.items() for end, note in _ENDS.items()}
+# Label by role of a dataset, in the order of the card.
+_ROLES = {
+    "demonstrations": "Demonstrations",
+    "demonstrations_test": "Demonstrations, held back",
+    "rankings": "Rankings",
+    "rankings_test": "Rankings, held back",
+    "prompts": "Prompts",
+    "prompts_test": "Prompts, held back",
+    "pretraining": "Pretraining text",
+    "pretraining_test": "Pretraining text, held back",
+}
 
 
 def render_card(

@@ -21,7 +21,7 @@ from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
 Completion = str | list[dict[str, str]]
-_PROBE = "[[answer]]"  # a completion that no template contains, to find what a template writes after a completion
+_PROBE = "[[completion]]"  # a completion that no template contains, to find what a template writes after a completion
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class ProgressBar(TrainerCallback):
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One optimizer step further."""
+        """Advance the bar."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
@@ -156,7 +156,7 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
 
 @contextlib.contextmanager
 def own_tracker_run() -> Iterator[None]:
-    """End the Weights & Biases run that begins inside the block with the block; one from outside goes on.
+    """End a Weights & Biases run that begins inside the block when the block ends; leave one from outside open.
 
     The Trainer leaves its run open, so that the next stage's metrics would go into it.
     """

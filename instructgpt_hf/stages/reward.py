@@ -50,7 +50,7 @@ class RewardInputs(NamedTuple):
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    rankings: Split  # in their one form
+    rankings: Split  # in their canonical form
     demonstrations: list[dict[str, Any]] | None  # the SFT stage's, on which scores are centred; None if they are not
 
 

@@ -1,4 +1,4 @@
-"""The order of every stage, written once. A stage says what it reads and how it fits."""
+"""The skeleton of every stage: the order of checking, loading, training and writing, in one place."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Outcome(NamedTuple):
 class Stage(abc.ABC, Generic[Inputs, Rows, Models]):
     """What one stage reads, loads, trains and records; `train_stage` calls the methods in the order they stand here.
 
-    `read` and `prepare` raise `InstructGPTError` for anything unusable before a model is loaded. No method but
-    `Outcome.save` writes, and that only into the folder it is given.
+    `read` and `prepare` raise `InstructGPTError` for anything unusable before a model is loaded. The methods write
+    nothing but the lab's data files; `Outcome.save` writes into the folder it is given.
 
     Args:
         run: the stage's identity.

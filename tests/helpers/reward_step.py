@@ -61,7 +61,7 @@ def main(model, tokenizer, output, batch, accumulation):
         processing_class=AutoTokenizer.from_pretrained(tokenizer),
         train_dataset=data,
         eval_dataset=data.select(range(7)),
-        compute_metrics=lambda found: {"prompts": len(found.label_ids), "first": found.predictions[0][0]},
+        compute_metrics=lambda result: {"prompts": len(result.label_ids), "first": result.predictions[0][0]},
     )
     trainer.train()
     evaluated = trainer.evaluate()

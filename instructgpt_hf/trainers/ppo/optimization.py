@@ -24,7 +24,7 @@ from instructgpt_hf.functional import (
     value_loss,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic
-from instructgpt_hf.trainers.ppo.rollouts import MicroBatch, Rollouts, deal, split_minibatches
+from instructgpt_hf.trainers.ppo.rollouts import MicroBatch, Rollouts, draw_minibatches, split_minibatches
 from instructgpt_hf.trainers.ppo.watchdog import Guard
 
 
@@ -100,7 +100,7 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
     def minibatches(self, rollouts: Rollouts) -> list[MicroBatch]:
         """Shuffle rollouts into minibatches, each split into micro-batches with the minibatch's loss denominators."""
         args = self.args
-        rows = deal(
+        rows = draw_minibatches(
             args.generation_batch_size,
             args.generation_batch_size // args.minibatch_size,
             seed=args.seed * 1_000_003 + self.iteration,
@@ -118,8 +118,8 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         """Policy loss + vf_coef * value loss of one micro-batch.
 
         The value model's gradient is accumulated here, before the policy runs, so that the activations of one of
-        them are held at a time; the loss that is returned has the policy's gradient only. While the value model is
-        trained alone, it has the value model's.
+        them are held at a time; the loss that is returned has the policy's gradient only. In an iteration that trains
+        the value model alone, the loss that is returned is the value model's, with its gradient.
         """
         vf_coef = self.args.vf_coef
         if self.value_only:

@@ -217,6 +217,14 @@ def test_every_registered_metric_is_explained(stage):
     assert not [item.name for item in stage_metrics(stage) if f"`{item.name.replace('{}', '2')}`" not in page]
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_units_in_the_tables_are_those_of_the_register(stage):
+    """Rows "| `metric` | formula | unit |"; pages for readers say answer where the code says completion."""
+    rows = dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|$", text_of(ROOT / PAGE[stage]), re.MULTILINE))
+    known = {item.name: item.unit for item in stage_metrics(stage) if item.unit and item.name in rows}
+    assert known and known == {name: rows[name].replace("answer", "completion") for name in known}
+
+
 def test_settings_that_a_stopped_run_may_change_are_listed():
     from instructgpt_hf.config.settings import adjustable_keys
 

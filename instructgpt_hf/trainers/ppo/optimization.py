@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -202,6 +203,17 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._record_means(metrics)
         return loss
+
+    def pretraining_stream(self, dataset: Dataset | IterableDataset) -> PretrainingStream:
+        """This process's blocks of the pretraining text."""
+        return PretrainingStream(
+            dataset,
+            self.tokenizer,
+            self.args.ptx_max_length,
+            self.args.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
 
     def _pretraining_backward(self, model: nn.Module, stream: PretrainingStream) -> None:
         """Accumulate the gradient of ptx_coef times the next-token loss on pretraining text."""

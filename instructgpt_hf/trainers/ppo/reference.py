@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -53,6 +55,19 @@ def reference_log_probs(
         return model.log_probs(ref_model, ids, mask, length)[0]
     with using_adapter(model.policy, REFERENCE_ADAPTER):
         return model.log_probs(model.policy, ids, mask, length)[0]
+
+
+@contextlib.contextmanager
+def no_second_reference(args: PPOConfig) -> Iterator[None]:
+    """Set `beta` to 0 inside the block, so that the constructor of RLOOTrainer loads no reference from disk.
+
+    Ours is a copy of the policy, or the adapter "ref" that RLOOTrainer adds to a PEFT policy.
+    """
+    beta, args.beta = args.beta, 0.0
+    try:
+        yield
+    finally:
+        args.beta = beta
 
 
 def reference_of(policy: PreTrainedModel | PeftModel, ref_model: PreTrainedModel | None) -> PreTrainedModel | None:

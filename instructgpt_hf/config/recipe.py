@@ -71,6 +71,11 @@ class _Given(NamedTuple):
     from_shell: bool = False
 
 
+def run_folder(recipe: str, output_dir: str | Path | None) -> Path:
+    """Folder of a run: `output_dir`, or by default `runs/<recipe>`."""
+    return Path("runs") / recipe if output_dir is None else Path(output_dir)
+
+
 def load_recipe(
     name_or_path: str | Path,
     overrides: Sequence[str] = (),
@@ -110,7 +115,7 @@ def load_recipe(
             _check_rules(stage, given[stage], typed[stage], str(files[stage]), problems)
     _check_templates(given, typed, problems)
     problems.raise_if_any(limit=100)
-    target = Path("runs") / name if output_dir is None else Path(output_dir)
+    target = run_folder(name, output_dir)
     built = {stage: _build(stage, typed[stage], target / stage, problems) for stage in wanted}
     problems.raise_if_any(limit=100)
     return Recipe(name, folder, built)

@@ -184,7 +184,9 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         tokens = inputs.rollouts.tokens.completion_mask.sum()
         return tokens / inputs.value_denominator * self.args.gradient_accumulation_steps
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """The PPO gradient and, for PPO-ptx, the pretraining gradient of one micro-batch (C.4).
 
         The paper accumulates the two in consecutive steps; here the pretraining pass comes first, without gradient

@@ -128,6 +128,14 @@ def test_no_module_imports_itself_through_others():
     assert circles == []
 
 
+def test_stages_do_not_import_each_other():
+    """A stage reads the folders of earlier ones, not their code."""
+    graph = import_graph()
+    stages = {f"instructgpt_hf.stages.{name}" for name in ("sft", "reward", "ppo")}
+    assert stages <= graph.keys()
+    assert not {name: graph[name] & stages for name in stages if graph[name] & stages}
+
+
 def loaded_by(code):
     """Names of the modules that are loaded after running `code` in a fresh interpreter."""
     command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"]

@@ -66,7 +66,7 @@ class Refusal(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What is known about a field of TRL or transformers that keeps its default; see `setting`.
+    """Attributes of a setting whose field and default are TRL's or transformers'; see `setting`.
 
     `hint` is the type to accept where upstream's annotation is too narrow.
     """

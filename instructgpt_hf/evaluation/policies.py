@@ -119,7 +119,7 @@ class PolicyEvaluation:
 
 
 def alignment_tax(measured: Mapping[str, MeasuredPolicy]) -> dict[str, str]:
-    """What PPO lost on the pretraining tasks and text, and what PPO-ptx kept of it, in words by label."""
+    """Alignment tax: PPO minus SFT and PPO-ptx minus PPO on the pretraining tasks and text, as text by label."""
     notes = {}
     for first, second in (("PPO", "SFT"), ("PPO-ptx", "PPO")):
         if first not in measured or second not in measured:

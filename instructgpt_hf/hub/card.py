@@ -137,7 +137,7 @@ def _metadata(subject: _Subject) -> ModelCardData:
 
 
 def _base_model(subject: _Subject) -> str | None:
-    """Hub id of the model that an adapter needs, or else of the nearest earlier stage or the base model."""
+    """Hub id for the card's `base_model`: what an adapter needs, else the nearest earlier stage or the base model."""
     base, previous = subject.artifact.base_model, subject.artifact.previous
     candidates = [base.get("id")]
     if subject.is_adapter:
@@ -214,7 +214,7 @@ def _described_dataset(source: Any) -> str:
 
 
 def _datasets(artifact: StageArtifact) -> list[dict[str, Any]]:
-    """For each dataset role in a fixed order: label, source, split, rows, fingerprint and the other counts."""
+    """Label, source, split, rows, fingerprint and other counts of each dataset, in a fixed order of roles."""
     shown, main = [], ("split", "rows", "fingerprint")
     for role in [*(role for role in _ROLES if role in artifact.data), *sorted(set(artifact.data) - set(_ROLES))]:
         item = artifact.data[role]

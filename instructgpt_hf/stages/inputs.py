@@ -57,7 +57,7 @@ def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedSta
 
 
 def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What stage.json holds of a pretrained model: id, revision, fingerprints of weights and vocabulary, licence."""
+    """Record of a pretrained model for stage.json: id, revision, fingerprints of weights and vocabulary, licence."""
     return {
         "id": source,
         "revision": revision,
@@ -74,7 +74,7 @@ def _license(folder: Path) -> str | None:
 
 
 def model_record(model: torch.nn.Module, base: dict[str, Any]) -> dict[str, Any]:
-    """What stage.json holds of a trained model: kind, architecture, licence, numbers of parameters."""
+    """Record of a trained model for stage.json: kind, architecture, licence, numbers of parameters."""
     return {
         "kind": "adapter" if hasattr(model, "peft_config") else "full",
         "architecture": type(unwrap_peft(model)).__name__,

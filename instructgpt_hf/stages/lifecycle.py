@@ -66,7 +66,7 @@ def stage_fingerprint(
 def finished(run: StageRun, digest: str) -> StageArtifact | None:
     """Record of the stage if it is finished and nothing that determines it has changed, else None.
 
-    Of a finished stage, checkpoints that a killed process left are dropped.
+    Checkpoints that a killed process left beside a finished stage are dropped.
     """
     if not (run.folder / STAGE_FILE).is_file():
         return None

@@ -102,7 +102,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         return prompts, counts
 
     def fingerprints(self, inputs: PPOInputs) -> dict[str, Any]:
-        """Those of the SFT stage, of every reward model and function, and of the value model's start."""
+        """Fingerprints of the SFT stage, of every reward model and function, and of the value model's start."""
         return {"sft": inputs.sft.record.fingerprint, **inputs.rewards.fingerprints()}
 
     def prepare(self, inputs: PPOInputs) -> Dataset:

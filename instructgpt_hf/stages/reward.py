@@ -117,7 +117,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         return list(dataset.select(range(min(CENTERING_LIMIT, len(dataset)))))
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
-        """Those of the SFT stage and of the pretrained model."""
+        """Fingerprints of the SFT stage and of the pretrained model."""
         return {"sft": inputs.sft.record.fingerprint, "base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: RewardInputs) -> RewardRows:

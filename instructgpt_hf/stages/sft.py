@@ -60,7 +60,7 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         return SFTInputs(folder, base, config, tokenizer, prompt_format, demonstrations, pretraining)
 
     def fingerprints(self, inputs: SFTInputs) -> dict[str, Any]:
-        """The base model's."""
+        """Fingerprint of the base model."""
         return {"base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: SFTInputs) -> Split:

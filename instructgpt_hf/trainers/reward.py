@@ -239,7 +239,7 @@ class RewardTrainer(RankingTrainer):
 
 
 def _tied(parts: list[RankingPass]) -> list[RankingPass]:
-    """The same pass with tied ranks only, which adds no loss and no gradient."""
+    """A copy of a pass in which all ranks tie, so that it adds no loss and no gradient."""
     return [replace(part, ranks=torch.ones_like(part.ranks)) for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""What the reward trainer will see of a dataset of rankings: counts, lengths and what the limits leave out."""
+"""Summary of a dataset of rankings as the reward trainer will see it: counts, lengths, rows left out."""
 
 from __future__ import annotations
 

@@ -121,7 +121,7 @@ def _plot(axes: Axes, x: list[float], y: list[float], text: str, color: str, sty
 
 
 def _running_mean(values: list[float]) -> np.ndarray:
-    """Mean over the nearest twelfth of the points, of fewer at the ends."""
+    """Running mean over a twelfth of the points; at the ends over fewer."""
     half = max(1, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))

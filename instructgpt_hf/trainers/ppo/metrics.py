@@ -29,7 +29,7 @@ def rollout_metrics(
     beta: float,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Metrics over the episodes of all processes, by name, from those of this process.
+    """Metrics by name over the episodes of all processes; the arguments are of this process's episodes.
 
     `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores`, and `finished` for completions with EOS, [B].
     """

@@ -144,7 +144,7 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         return bool(self.is_deepspeed_enabled or synchronises)
 
     def _policy_loss(self, model: nn.Module, inputs: MicroBatch) -> Tensor:
-        """Clipped policy loss; records metrics whose means over the micro-batches are those of the minibatch."""
+        """Clipped policy loss; records metrics, weighted so that means over micro-batches are the minibatch's."""
         rollouts, weight = inputs.rollouts, self._weight(inputs)
         mask = rollouts.tokens.completion_mask
         output = model(*rollouts.tokens.joined(), with_entropy=True, role="policy", complete=self._complete)

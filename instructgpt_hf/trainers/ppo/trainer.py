@@ -284,7 +284,7 @@ class PPOTrainer(PPOOptimization):
         return bool(self.accelerator.gather(finite.reshape(1)).all())
 
     def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log; the guard reads those of training."""
+        """Add a value to a metric that is averaged until the next log; in training, the guard reads it too."""
         if self.model.training:
             self.guard.add(name, value)
         super().record(name, value)

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.symbols import assert_symbol_exists
 from test_architecture import LAYERS
 
 from instructgpt_hf.cli import build_parser
@@ -157,14 +158,7 @@ def spans(pattern):
 
 @pytest.mark.parametrize("name", spans(rf"(?:{'|'.join(LAYERS)})(?:\.\w+)+(?<!\.py)"))
 def test_named_symbol_exists(name):
-    found = importlib.import_module("instructgpt_hf")
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        try:
-            found = importlib.import_module("instructgpt_hf." + ".".join(parts[: place + 1]))
-        except ModuleNotFoundError:
-            assert hasattr(found, part), f"{name}: no {part}"
-            found = getattr(found, part)
+    assert_symbol_exists(name)
 
 
 @pytest.mark.parametrize("path", spans(r"[\w./-]+\.(?:py|md|toml)(?:::\w+)?"))

@@ -169,7 +169,7 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Hash of a model folder's content; of names, sizes and samples where reading it all would take long."""
+    """Hash of a model folder's content; for a large folder, of file names, sizes and samples of the files."""
     files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
     sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
     if sum(size for _, size in sizes) <= LARGE_FOLDER:

@@ -75,8 +75,8 @@ def run_stage(
     folder, console = Path(output_dir), console or Console(stderr=True)
     artifacts = []
     with quiet_environment():
-        for item in _runs(recipe, stage, folder, console):
-            artifacts.append(train_stage(_STAGE[stage](item)))
+        for stage_run in _runs(recipe, stage, folder, console):
+            artifacts.append(train_stage(_STAGE[stage](stage_run)))
             _free_memory()
         if part_of_run:
             return artifacts
@@ -91,19 +91,19 @@ def run_stage(
 
 
 def _runs(recipe: Recipe, stage: str, folder: Path, console: Console) -> list[StageRun]:
-    """The stage that the recipe asks for; before PPO-ptx, to compare, the same without the pretraining gradient."""
+    """The runs of one stage: one, or for PPO-ptx with `compare_without_ptx` two, plain PPO first."""
     if stage != "ppo":
         return [StageRun(recipe.name, recipe.stages[stage], folder, stage, console)]
-    asked = _policy_run(recipe, folder, console)
-    training_args = asked.settings.training_args
+    policy_run = _policy_run(recipe, folder, console)
+    training_args = policy_run.settings.training_args
     if not (training_args.compare_without_ptx and training_args.ptx_coef):
-        return [asked]
+        return [policy_run]
     plain = dataclasses.replace(
-        asked.settings,
+        policy_run.settings,
         training_args=dataclasses.replace(training_args, ptx_coef=0.0, compare_without_ptx=False),
-        values={**asked.settings.values, "ptx_coef": 0.0},
+        values={**policy_run.settings.values, "ptx_coef": 0.0},
     )
-    return [StageRun(recipe.name, plain, folder, "ppo", console), asked]
+    return [StageRun(recipe.name, plain, folder, "ppo", console), policy_run]
 
 
 def _policy_run(recipe: Recipe, folder: Path, console: Console) -> StageRun:

@@ -39,7 +39,10 @@ NEVER = {
     ("hub", "config"),
 }
 LIBRARIES = {"transformers", "trl", "peft", "datasets", "accelerate"}
-STANDARD_LIBRARY_ONLY = ("artifacts.py", "errors.py", "metric_register.py", "config/data.py", "config/catalog.py")
+STANDARD_LIBRARY_ONLY = (
+    *("artifacts.py", "errors.py", "metric_register.py"),
+    *(f"config/{name}.py" for name in ("catalog", "data", "fields", "ranges", "rules")),
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -102,9 +105,9 @@ def module_name(path):
 def modules_of(dotted, names):
     for name in dotted:
         # `from package import name` names a module of the package, or what a module holds.
-        found = name if name in names else name.rpartition(".")[0]
-        if found in names:
-            yield found
+        module = name if name in names else name.rpartition(".")[0]
+        if module in names:
+            yield module
 
 
 def test_no_module_imports_itself_through_others():
@@ -123,6 +126,14 @@ def test_no_module_imports_itself_through_others():
     for name in sorted(graph):
         visit(name, [])
     assert circles == []
+
+
+def test_stages_do_not_import_each_other():
+    """A stage reads the folders of earlier ones, not their code."""
+    graph = import_graph()
+    stages = {f"instructgpt_hf.stages.{name}" for name in ("sft", "reward", "ppo")}
+    assert stages <= graph.keys()
+    assert not {name: graph[name] & stages for name in stages if graph[name] & stages}
 
 
 def loaded_by(code):

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.symbols import assert_symbol_exists
 from test_architecture import LAYERS
 
 from instructgpt_hf.cli import build_parser
@@ -157,14 +158,7 @@ def spans(pattern):
 
 @pytest.mark.parametrize("name", spans(rf"(?:{'|'.join(LAYERS)})(?:\.\w+)+(?<!\.py)"))
 def test_named_symbol_exists(name):
-    found = importlib.import_module("instructgpt_hf")
-    parts = name.split(".")
-    for place, part in enumerate(parts):
-        try:
-            found = importlib.import_module("instructgpt_hf." + ".".join(parts[: place + 1]))
-        except ModuleNotFoundError:
-            assert hasattr(found, part), f"{name}: no {part}"
-            found = getattr(found, part)
+    assert_symbol_exists(name)
 
 
 @pytest.mark.parametrize("path", spans(r"[\w./-]+\.(?:py|md|toml)(?:::\w+)?"))
@@ -215,6 +209,14 @@ def shown(default):
 def test_every_registered_metric_is_explained(stage):
     page = text_of(ROOT / PAGE[stage])
     assert not [item.name for item in stage_metrics(stage) if f"`{item.name.replace('{}', '2')}`" not in page]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_units_in_the_tables_are_those_of_the_register(stage):
+    """Rows "| `metric` | formula | unit |"; pages for readers say answer where the code says completion."""
+    rows = dict(re.findall(r"^\| `([^`]+)` \| [^|]+ \| ([^|]+) \|$", text_of(ROOT / PAGE[stage]), re.MULTILINE))
+    known = {item.name: item.unit for item in stage_metrics(stage) if item.unit and item.name in rows}
+    assert known and known == {name: rows[name].replace("answer", "completion") for name in known}
 
 
 def test_settings_that_a_stopped_run_may_change_are_listed():

@@ -18,7 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, sort_checkpoints
 
 def last_checkpoint(folder: Path, before: float = math.inf) -> Path | None:
     """The checkpoint of the highest optimizer step below `before`, or None."""
-    return max(((step, path) for step, path in checkpoints(folder).items() if step < before), default=(0, None))[1]
+    earlier = {step: path for step, path in checkpoints(folder).items() if step < before}
+    return earlier[max(earlier)] if earlier else None
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
@@ -86,7 +87,9 @@ class WholeCheckpoints:
 def _keep_newest(folder: Path, limit: int, best: str | None, trash: Path) -> None:
     """Delete all but the newest checkpoints and the best one, from `trash`, so that no half of one stays behind."""
     names = sort_checkpoints(str(folder), use_mtime=True, best_model_checkpoint=best)
-    kept = max(limit, len({names[-1], str(Path(best)) if best else names[-1]}))  # the best one comes before the newest
+    # The best one comes right before the newest, so a limit of one keeps two if they are not the same.
+    two = best is not None and str(Path(best)) != names[-1]
+    kept = max(limit, 2 if two else 1)
     trash.mkdir(exist_ok=True)
     for name in names[:-kept]:
         with contextlib.suppress(FileNotFoundError):  # on a shared disk, another machine has moved it

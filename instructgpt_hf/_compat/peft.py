@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -56,7 +57,7 @@ def keep_trainable(model: PeftModel) -> Iterator[None]:
         item.requires_grad_(name in trained)
 
 
-def unwrap_peft(model: Any) -> PreTrainedModel:
+def unwrap_peft(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model inside a PEFT model, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from instructgpt_hf.cli.command import Verbs
 
@@ -37,14 +36,14 @@ def add(verbs: Verbs) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from instructgpt_hf.config.recipe import load_recipe
+    from instructgpt_hf.config.recipe import load_recipe, run_folder
 
     verb, output_dir = arguments.verb, arguments.output_dir
     stages = [verb] if verb in _STAGES else _STAGES
     recipe = load_recipe(arguments.recipe, arguments.settings, stages, output_dir)
     from instructgpt_hf import pipeline  # imports torch: a wrong recipe is refused before
 
-    folder = Path(output_dir) if output_dir else Path("runs") / recipe.name
+    folder = run_folder(recipe.name, output_dir or None)
     if verb in _STAGES:
         pipeline.run_stage(recipe, verb, folder)
     else:

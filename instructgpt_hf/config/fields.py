@@ -66,7 +66,7 @@ class Refusal(NamedTuple):
 
 
 class Upstream(NamedTuple):
-    """What is known about a field of TRL or transformers that keeps its default; see `setting`.
+    """Attributes of a setting whose field and default are TRL's or transformers'; see `setting`.
 
     `hint` is the type to accept where upstream's annotation is too narrow.
     """
@@ -136,13 +136,16 @@ def known_upstream(owner: type) -> dict[str, Upstream]:
 @cache
 def settings_of(owner: type) -> Mapping[str, Setting]:
     """Every field of a dataclass that can be passed to it, refused ones included, in the order of the class."""
-    known, hints, passed = known_upstream(owner), typing.get_type_hints(owner), [x for x in fields(owner) if x.init]
-    return MappingProxyType({item.name: _setting(item, owner, hints[item.name], known) for item in passed})
+    known, hints = known_upstream(owner), typing.get_type_hints(owner)
+    settings = [_setting(item, owner, hints[item.name], known) for item in fields(owner) if item.init]
+    return MappingProxyType({item.name: item for item in settings})
 
 
 def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstream]) -> Setting:
-    patterns = (about for name, about in known.items() if fnmatchcase(item.name, name))
-    about, metadata = known.get(item.name) or next(patterns, Upstream()), item.metadata
+    """One field with what the class knows about it; an exact name in `known` wins over a pattern."""
+    by_pattern = (about for name, about in known.items() if fnmatchcase(item.name, name))
+    about = known.get(item.name) or next(by_pattern, Upstream())
+    metadata = item.metadata
     return Setting(
         name=item.name,
         owner=owner.__name__,

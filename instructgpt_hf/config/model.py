@@ -62,7 +62,7 @@ def peft_config(model_config: ModelConfig, task_type: str) -> LoraConfig | None:
 
 
 def quantization_config(model_config: ModelConfig) -> BitsAndBytesConfig | None:
-    """How bitsandbytes quantises the frozen weights, or None.
+    """bitsandbytes' settings for the frozen weights, or None where they are not quantised.
 
     4-bit weights compute in the device's native format; TRL would compute in the format of the other weights.
     """

@@ -25,41 +25,41 @@ class Mismatch(Exception):
     """A value does not fit; the message is the rule it breaks."""
 
 
-def fit(setting: Setting, value: Any, words: bool = False) -> Any:
-    """`value` in the setting's type, range and choices, or a `Mismatch`; see `coerce`."""
-    if value is True and words and bool not in _members(setting.hint):
+def fit(setting: Setting, value: Any, from_shell: bool = False) -> Any:
+    """Convert a value to the setting's type; raises `Mismatch` if type, range or choices do not fit. See `coerce`."""
+    if value is True and from_shell and bool not in _members(setting.hint):
         raise Mismatch("needs a value")
-    value = coerce(value, setting.hint, words)
+    value = coerce(value, setting.hint, from_shell)
     if (rule := setting.violation(value)) is not None:
         raise Mismatch(rule)
     return value
 
 
-def coerce(value: Any, hint: Any, words: bool = False) -> Any:
+def coerce(value: Any, hint: Any, from_shell: bool = False) -> Any:
     """Convert `value` to the type `hint`.
 
     Args:
         value: a value from YAML; from the command line one word, or a list of several words.
         hint: a type annotation of the dataclasses: bool, int, float, str, an enum, a literal, list, dict, tuple, None,
             or a union of them.
-        words: whether the value is from the command line, where everything is text.
+        from_shell: whether the value is from the command line, where everything is text.
 
     Raises:
         Mismatch: if it does not fit. Nothing is rounded or truncated; the text `2e-5` is a number.
     """
     members = _members(hint)
-    if value is None or (words and isinstance(value, str) and value.lower() in ("none", "null")):
+    if value is None or (from_shell and isinstance(value, str) and value.lower() in ("none", "null")):
         if type(None) in members:
             return None
         raise Mismatch(f"must be {_describe(members)}, and it is empty")
     enums = any(isinstance(member, type) and issubclass(member, Enum) for member in members)
     members = [member for member in members if not (enums and member is str)]
-    if words and str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value:
-        # One word is text, not a list of one.
+    text = str in members and isinstance(value, str) and not value.startswith(("[", "{")) and "," not in value
+    if from_shell and text:  # one word is text, not a list of one
         members = [member for member in members if (get_origin(member) or member) not in (list, tuple)]
     for member in sorted(members, key=_rank):
         try:
-            return _coerce_one(value, member, words)
+            return _coerce_one(value, member, from_shell)
         except Mismatch as mismatch:
             if enums and isinstance(value, str):
                 raise mismatch
@@ -76,18 +76,18 @@ def _rank(member: Any) -> int:
     return {bool: 0, int: 1, float: 2, str: 4}.get(member, 3)
 
 
-def _coerce_one(value: Any, member: Any, words: bool) -> Any:
+def _coerce_one(value: Any, member: Any, from_shell: bool) -> Any:
     container = get_origin(member) or member
     if container in (list, tuple):
-        return _sequence(value, member, container, words)
-    if isinstance(value, list) and words:
+        return _sequence(value, member, container, from_shell)
+    if isinstance(value, list) and from_shell:
         raise Mismatch("takes one value")
     if container is dict:
         return _mapping(value)
     if container is Literal:
         return _one_of(value, get_args(member))
     if member is bool:
-        return _flag(value, words)
+        return _flag(value, from_shell)
     if member in (int, float):
         return _number(value, member)
     if isinstance(member, type) and issubclass(member, Enum):
@@ -103,10 +103,10 @@ def _one_of(value: Any, choices: Sequence[Any]) -> Any:
     raise Mismatch(not_a_choice(value, choices))
 
 
-def _flag(value: Any, words: bool) -> bool:
+def _flag(value: Any, from_shell: bool) -> bool:
     if isinstance(value, bool):
         return value
-    if words and isinstance(value, str) and value.lower() in ("true", "false"):
+    if from_shell and isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     raise Mismatch("must be true or false")
 
@@ -126,8 +126,8 @@ def _number(value: Any, kind: type) -> Any:
     return kind(value)
 
 
-def _sequence(value: Any, member: Any, container: type, words: bool) -> Any:
-    if words and isinstance(value, str):
+def _sequence(value: Any, member: Any, container: type, from_shell: bool) -> Any:
+    if from_shell and isinstance(value, str):
         value = _from_json(value) if value.startswith("[") else value.split(",")
     if not isinstance(value, (list, tuple)):
         raise Mismatch("must be a list")
@@ -135,7 +135,7 @@ def _sequence(value: Any, member: Any, container: type, words: bool) -> Any:
     if container is tuple and len(kinds) != len(value):
         raise Mismatch(f"must be a list of {len(kinds)} values")
     kinds = kinds if container is tuple else kinds * len(value)
-    return container(coerce(item, kind, words) for item, kind in zip(value, kinds, strict=True))
+    return container(coerce(item, kind, from_shell) for item, kind in zip(value, kinds, strict=True))
 
 
 def _mapping(value: Any) -> dict[str, Any]:

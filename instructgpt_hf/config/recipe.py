@@ -68,7 +68,12 @@ class _Given(NamedTuple):
     value: Any
     file: str
     label: str
-    words: bool = False
+    from_shell: bool = False
+
+
+def run_folder(recipe: str, output_dir: str | Path | None) -> Path:
+    """Folder of a run: `output_dir`, or by default `runs/<recipe>`."""
+    return Path("runs") / recipe if output_dir is None else Path(output_dir)
 
 
 def load_recipe(
@@ -110,7 +115,7 @@ def load_recipe(
             _check_rules(stage, given[stage], typed[stage], str(files[stage]), problems)
     _check_templates(given, typed, problems)
     problems.raise_if_any(limit=100)
-    target = Path("runs") / name if output_dir is None else Path(output_dir)
+    target = run_folder(name, output_dir)
     built = {stage: _build(stage, typed[stage], target / stage, problems) for stage in wanted}
     problems.raise_if_any(limit=100)
     return Recipe(name, folder, built)
@@ -133,7 +138,7 @@ def _apply_overrides(given: dict[str, dict[str, _Given]], overrides: list[Overri
             problems.add(problem + _with_hint("is not a setting of any stage of this command", hint))
         else:
             for stage in targets if item.stage is None else [item.stage]:
-                given[stage][item.key] = _Given(item.value, COMMAND_LINE, item.option, words=True)
+                given[stage][item.key] = _Given(item.value, COMMAND_LINE, item.option, from_shell=True)
 
 
 def _typed(stage: str, given: dict[str, _Given], problems: Problems) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _typed(stage: str, given: dict[str, _Given], problems: Problems) -> dict[str
                 raise Mismatch(forbidden[key])
             if key not in known:
                 raise Mismatch(_unknown(stage, key))
-            typed[key] = fit(known[key], item.value, item.words)
+            typed[key] = fit(known[key], item.value, item.from_shell)
         except Mismatch as mismatch:
             problem = f"{item.file}: {item.label} = {item.value!r}: {mismatch}"
             # A setting of the command line that goes to several stages is reported once.

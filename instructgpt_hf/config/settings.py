@@ -1,4 +1,4 @@
-"""What is known about the settings of each stage, as queries over its three dataclasses. The functions import TRL."""
+"""Queries over the settings of each stage, which its three dataclasses declare. The functions import TRL."""
 
 from __future__ import annotations
 

@@ -90,13 +90,15 @@ class StageConfig:
     def _check(self) -> None:
         """Raise one InstructGPTError with every rule that the settings break."""
         owner: type = type(self)
-        problems, values = Problems(f"{owner.__name__}: these settings cannot be used:"), {}
+        problems = Problems(f"{owner.__name__}: these settings cannot be used:")
+        values: dict[str, Any] = {}
         for name, item in settings_of(owner).items():
             value, refusal = getattr(self, name), item.refusal
+            if item.source is None:  # upstream checks the choices of its own fields
+                item = item._replace(choices=())
+            rule = item.violation(value)
             if refusal and refusal.in_programs and value not in (item.default, *refusal.off):
-                rule: str | None = refusal.rule
-            else:  # upstream checks the choices of its own fields
-                rule = (item if item.source else item._replace(choices=())).violation(value)
+                rule = refusal.rule
             if rule is None:
                 values[name] = value
             else:

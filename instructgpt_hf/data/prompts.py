@@ -21,12 +21,12 @@ from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
 Completion = str | list[dict[str, str]]
-_PROBE = "[[answer]]"  # a completion that no template contains, to find what a template writes after a completion
+_PROBE = "[[completion]]"  # a completion that no template contains, to find what a template writes after a completion
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How prompts and completions become tokens.
+    """Rendering of prompts and completions as tokens.
 
     Attributes:
         name: `"chat"` (the tokenizer's chat template) or a key of `PLAIN_TEMPLATES`.
@@ -150,7 +150,7 @@ def _messages(prompt: Prompt) -> list[dict[str, str]]:
 
 
 def _plain_text(prompt: Prompt) -> str:
-    """A prompt for a plain template; of several turns, one per line with its role."""
+    """Text of a prompt for a plain template; several turns stand on lines of their own, with their roles."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:

@@ -26,7 +26,7 @@ def check_rows(dataset: Dataset, where: str, problem_of: Callable[[dict[str, Any
 
 
 def raise_wrong_rows(where: str, numbered: Iterable[tuple[int, str | None]]) -> None:
-    """Raise InstructGPTError with one line per problem that is not None; the numbers are those of the rows."""
+    """Raise InstructGPTError with one line per row whose problem is not None; `numbered` holds row and problem."""
     problems = Problems(f"{where}: wrong rows")
     for number, problem in numbered:
         if problem:

@@ -1,9 +1,9 @@
 """The one place that holds data back: which rows a stage trains on and which it is measured on.
 
-Held back is the test split that the settings name, or the lab's own. Without one, a part of the training split is:
-a tenth of the demonstrations or prompts and a tenth of the ranked prompts with all their rankings, a twentieth of the
-pretraining documents, at most 200 each; of a stream the first 200 rows. The choice depends on the data alone, so every
-stage and the evaluation make the same one, and no stage trains on what another one measures.
+The rows held back are the test split that the settings name, or the lab's own. Without one they are a part of the
+training split: a tenth of the demonstrations or prompts, a tenth of the ranked prompts with all their rankings, or a
+twentieth of the pretraining documents, at most 200 each; of a stream the first 200 rows. The choice depends on the
+data alone, so every stage and the evaluation make the same one, and no stage trains on what another one measures.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_split(sources: Sources, data_args: DataArguments, role: str) -> Split:
 
 
 def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
-    """Rankings in their one form (`data.rankings.rows.ranking_rows`); the schema goes into the record of the source.
+    """Rankings in canonical form (`data.rankings.rows.ranking_rows`); the schema goes into the record of the source.
 
     Raises:
         InstructGPTError: if the schema is not known, rows are wrong, or there are too few to hold one back.

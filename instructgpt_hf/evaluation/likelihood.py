@@ -188,7 +188,9 @@ def sequence_kl(
     Raises:
         ValueError: if the numbers of prompts and completions differ or one of them is empty.
     """
-    given = prompt_ids, completion_ids, batch_size, temperature
-    first, second = (continuation_log_probs(model, *given) for model in (policy, reference))
-    sums = [kl_estimate(a, b, "k1").sum().item() for a, b in zip(first, second, strict=True)]
+    logps, ref_logps = (
+        continuation_log_probs(model, prompt_ids, completion_ids, batch_size, temperature)
+        for model in (policy, reference)
+    )
+    sums = [kl_estimate(a, b, "k1").sum().item() for a, b in zip(logps, ref_logps, strict=True)]
     return bootstrap_mean(sums, seed)

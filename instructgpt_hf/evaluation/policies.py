@@ -1,4 +1,4 @@
-"""What every policy is measured on, and measuring one; the alignment tax between two of them."""
+"""Measurement of one policy on held-out prompts, tasks and text; the alignment tax between two policies."""
 
 from __future__ import annotations
 
@@ -78,8 +78,7 @@ class PolicyEvaluation:
         if sft_judged is not None:
             rate = win_rate(judged, sft_judged)
             row.win_rate = Estimate(rate["win_rate"], rate["win_rate_low"], rate["win_rate_high"])
-            ids = sampled.prompt_ids, sampled.completion_ids
-            row.kl = sequence_kl(policy, self.reference, *ids, batch_size=BATCH_SIZE)
+            row.kl = sequence_kl(policy, self.reference, sampled.prompt_ids, sampled.completion_ids, BATCH_SIZE)
         row.extra["eos_rate"] = sum(sampled.finished) / len(sampled.finished)
         row.extra["mean_length"] = sum(map(len, sampled.completion_ids)) / len(sampled.completion_ids)
         hits: list[bool] = []
@@ -120,16 +119,17 @@ class PolicyEvaluation:
 
 
 def alignment_tax(measured: Mapping[str, MeasuredPolicy]) -> dict[str, str]:
-    """What PPO lost on the pretraining tasks and text, and what PPO-ptx kept of it, in words by label."""
+    """Alignment tax: PPO minus SFT and PPO-ptx minus PPO on the pretraining tasks and text, as text by label."""
     notes = {}
     for first, second in (("PPO", "SFT"), ("PPO-ptx", "PPO")):
         if first not in measured or second not in measured:
             continue
-        label, a, b = f"{first} minus {second}", measured[first], measured[second]
-        if a.hits:
-            value, low, high = (100 * part for part in paired_difference(a.hits, b.hits))
+        label = f"{first} minus {second}"
+        pair = measured[first], measured[second]
+        if pair[0].hits:
+            value, low, high = (100 * part for part in paired_difference(pair[0].hits, pair[1].hits))
             notes[f"task accuracy, {label}"] = f"{value:+.1f} points ({low:+.1f} to {high:+.1f})"
-        losses = [item.row.extra["pretraining_loss"] for item in (a, b) if "pretraining_loss" in item.row.extra]
+        losses = [item.row.extra["pretraining_loss"] for item in pair if "pretraining_loss" in item.row.extra]
         if len(losses) == 2:
             notes[f"pretraining loss, {label}"] = f"{losses[0] - losses[1]:+.3f} nats per token"
     return notes

@@ -39,10 +39,17 @@ _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "r
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
 # Files of the reward stage's evaluation, which its card shows and names.
 _EVALUATION_FILES = ("evaluation.json", "evaluation.png")
-_DATA = {"demonstrations": "Demonstrations", "rankings": "Rankings", "prompts": "Prompts"}
-_DATA["pretraining"] = "Pretraining text"
-_ENDS = {"": "", "_test": ", held back"}
-_ROLES = {role + end: label + note for role, label in _DATA.items() for end, note in _ENDS.items()}
+# Label by role of a dataset, in the order of the card.
+_ROLES = {
+    "demonstrations": "Demonstrations",
+    "demonstrations_test": "Demonstrations, held back",
+    "rankings": "Rankings",
+    "rankings_test": "Rankings, held back",
+    "prompts": "Prompts",
+    "prompts_test": "Prompts, held back",
+    "pretraining": "Pretraining text",
+    "pretraining_test": "Pretraining text, held back",
+}
 
 
 def render_card(
@@ -130,7 +137,7 @@ def _metadata(subject: _Subject) -> ModelCardData:
 
 
 def _base_model(subject: _Subject) -> str | None:
-    """Hub id of the model that an adapter needs, or else of the nearest earlier stage or the base model."""
+    """Hub id for the card's `base_model`: what an adapter needs, else the nearest earlier stage or the base model."""
     base, previous = subject.artifact.base_model, subject.artifact.previous
     candidates = [base.get("id")]
     if subject.is_adapter:
@@ -207,7 +214,7 @@ def _described_dataset(source: Any) -> str:
 
 
 def _datasets(artifact: StageArtifact) -> list[dict[str, Any]]:
-    """For each dataset role in a fixed order: label, source, split, rows, fingerprint and the other counts."""
+    """Label, source, split, rows, fingerprint and other counts of each dataset, in a fixed order of roles."""
     shown, main = [], ("split", "rows", "fingerprint")
     for role in [*(role for role in _ROLES if role in artifact.data), *sorted(set(artifact.data) - set(_ROLES))]:
         item = artifact.data[role]

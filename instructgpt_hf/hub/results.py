@@ -27,8 +27,10 @@ def result_rows(metrics: dict[str, Any], stage: str) -> tuple[list[Row], list[Ro
     values = to_json(metrics)
     labelled: dict[str, tuple[str, str]] = {}
     for metric in stage_metrics(stage):
+        if not metric.label:
+            continue
         numbers = [(number, name) for name in values if (number := metric.number_in(name)) is not None]
-        for number, name in sorted(numbers) if metric.label else ():
+        for number, name in sorted(numbers):
             labelled[name] = metric.label.format(number), metric.kind
     bounds = {name + end for name in values for end in ("_low", "_high")}
     others = {name: (f"`{name}`", "number") for name in sorted(set(values) - set(labelled) - bounds)}

@@ -140,12 +140,12 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
 
 
 def _comparable(value: Any) -> Any:
-    """The value; of a list of modules, the last parts of their names, as recipes list them."""
+    """A value for comparison: a list of modules becomes the last parts of their names, as recipes list them."""
     return sorted({name.rsplit(".", 1)[-1] for name in value}) if isinstance(value, list) else value
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
-    """The config of a model folder; of an adapter folder, that of its base model.
+    """The config of a model folder; for an adapter folder, the config of its base model.
 
     Raises:
         InstructGPTError: if there is none, or one that transformers does not know.

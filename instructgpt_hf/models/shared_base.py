@@ -158,7 +158,7 @@ class _SavedAdapter:
         weights = load_peft_weights(str(folder), device="cpu")
         self.head = weights.pop(HEAD_KEY)
         self.weights = {key: item for key, item in weights.items() if "lora_" in key}
-        # Of further tokens, for which they had grown.
+        # The embeddings are saved with the adapter where they have grown for further tokens.
         self.brings_embeddings = len(self.weights) < len(weights)
 
     def put_on(self, host: PreTrainedModel | PeftModel, name: str) -> PeftModel:

@@ -73,12 +73,12 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
 
 def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: RewardSource) -> PolicyEvaluation:
     """The run's held-out prompts, tasks and text, its reward model, judge and SFT model."""
-    args, options = run.settings.training_args, model_options(run.settings)
+    training_args, options = run.settings.training_args, model_options(run.settings)
     tokenizer, prompt_format = load_tokenizer(sft_folder), PromptFormat.from_dict(sft.prompt_format)
     sources, data_args = Sources(run.lab_folder), run.settings.data_args
     held_out = read_split(sources, data_args, "prompts").test
-    rows, _ = prompt_rows(held_out, prompt_format, tokenizer, args.max_prompt_length, "held-out prompts")
-    text = read_pretraining(sources, data_args, "ptx_coef", args.ptx_coef)
+    rows, _ = prompt_rows(held_out, prompt_format, tokenizer, training_args.max_prompt_length, "held-out prompts")
+    text = read_pretraining(sources, data_args, "ptx_coef", training_args.ptx_coef)
     in_lab, tasks = str(data_args.dataset_name).startswith(LAB_PREFIX), []
     if in_lab:
         file = run.lab_folder() / "tasks.test.jsonl"
@@ -90,7 +90,7 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
         else RewardModelJudge(model, tokenizer.pad_token_id, BATCH_SIZE)
     )
     return PolicyEvaluation(
-        args=args,
+        args=training_args,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
         prompts=list(rows["prompt"])[: data_args.eval_num_prompts],

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
 
@@ -45,18 +45,29 @@ class ProgressBar(TrainerCallback):
         )
         self.task: Any = None
 
-    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Start the bar where a resumed run stands."""
         if state.is_world_process_zero:
             self.progress.start()
             self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """One optimizer step further."""
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance the bar."""
         if self.task is not None:
             self.progress.update(self.task, completed=state.global_step)
 
-    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Show the newest metrics."""
         shown = terminal_values(logs or {})
         if self.task is None or not shown:
@@ -101,7 +112,9 @@ class StopAtCheckpoint(TrainerCallback):
         self.requested = True
         self.run.log("stopping at the next point it can resume from; Ctrl-C again stops at once")
 
-    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save and stop once requested, at the next boundary; save no checkpoint at the last step.
 
         The models of the last step go into the stage's folder. Resuming from a checkpoint of it would train on.
@@ -114,7 +127,9 @@ class StopAtCheckpoint(TrainerCallback):
         if state.global_step >= state.max_steps:
             control.should_save = False
 
-    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save no checkpoint at the last step."""
         if state.global_step >= state.max_steps:
             control.should_save = False
@@ -156,7 +171,7 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
 
 @contextlib.contextmanager
 def own_tracker_run() -> Iterator[None]:
-    """End the Weights & Biases run that begins inside the block with the block; one from outside goes on.
+    """End a Weights & Biases run that begins inside the block when the block ends; leave one from outside open.
 
     The Trainer leaves its run open, so that the next stage's metrics would go into it.
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import metadata_load
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from instructgpt_hf._compat.peft import unwrap_peft
@@ -57,7 +57,7 @@ def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedSta
 
 
 def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What stage.json holds of a pretrained model: id, revision, fingerprints of weights and vocabulary, licence."""
+    """Record of a pretrained model for stage.json: id, revision, fingerprints of weights and vocabulary, licence."""
     return {
         "id": source,
         "revision": revision,
@@ -73,8 +73,8 @@ def _license(folder: Path) -> str | None:
     return stated if isinstance(stated, str) else None
 
 
-def model_record(model: Any, base: dict[str, Any]) -> dict[str, Any]:
-    """What stage.json holds of a trained model: kind, architecture, licence, numbers of parameters."""
+def model_record(model: torch.nn.Module, base: dict[str, Any]) -> dict[str, Any]:
+    """Record of a trained model for stage.json: kind, architecture, licence, numbers of parameters."""
     return {
         "kind": "adapter" if hasattr(model, "peft_config") else "full",
         "architecture": type(unwrap_peft(model)).__name__,
@@ -131,7 +131,7 @@ def show_loading_progress(folder: Path) -> None:
     (logging.enable_progress_bar if size > SLOW_TO_LOAD else logging.disable_progress_bar)()
 
 
-def usable_length(run: StageRun, config: PretrainedConfig, max_length: int | None) -> int | None:
+def usable_length(run: StageRun, config: PreTrainedConfig, max_length: int | None) -> int | None:
     """`max_length` in tokens, or the model's number of positions where that is smaller, which is logged."""
     limit = positions(config)
     if limit is None or (max_length is not None and max_length <= limit):

@@ -64,14 +64,17 @@ def stage_fingerprint(
 
 
 def finished(run: StageRun, digest: str) -> StageArtifact | None:
-    """Record of the stage if it is finished and nothing that determines it has changed, else None."""
+    """Record of the stage if it is finished and nothing that determines it has changed, else None.
+
+    Checkpoints that a killed process left beside a finished stage are dropped.
+    """
     if not (run.folder / STAGE_FILE).is_file():
         return None
     artifact = StageArtifact.load(run.folder)
     if artifact.fingerprint != digest:
         run.log("finished before, but its settings, data or earlier stages have changed: training again")
         return None
-    if is_main() and owns_checkpoints(run, digest):  # the process was killed before it dropped its checkpoints
+    if is_main() and owns_checkpoints(run, digest):
         drop_checkpoints(run)
     run.log(f"already finished and unchanged, skipped ({run.folder})")
     return artifact

@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import check_adapter_settings, load_policy, load_tokenizer
+from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
 from instructgpt_hf.stages.inputs import (
@@ -25,8 +27,10 @@ from instructgpt_hf.stages.inputs import (
 )
 from instructgpt_hf.stages.reward_sources import Rewards, check_columns, find_rewards
 from instructgpt_hf.stages.stage import Outcome, Stage
+from instructgpt_hf.trainers.ppo.rewards import Reward
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
+# Prefixes of the logged metrics that stage.json keeps of the last iteration.
 LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
 
 
@@ -46,10 +50,10 @@ class PPOInputs(NamedTuple):
 class PPOModels(NamedTuple):
     """Loaded models of stage 3."""
 
-    policy: Any
-    reward_model: Any  # the first one
-    value_model: Any
-    rewards: list[Any]  # in the order of `reward_weights`
+    policy: PreTrainedModel | PeftModel
+    reward_model: Scorer  # the first one
+    value_model: Scorer
+    rewards: list[Reward]  # in the order of `reward_weights`
 
 
 class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
@@ -98,7 +102,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         return prompts, counts
 
     def fingerprints(self, inputs: PPOInputs) -> dict[str, Any]:
-        """Those of the SFT stage, of every reward model and function, and of the value model's start."""
+        """Fingerprints of the SFT stage, of every reward model and function, and of the value model's start."""
         return {"sft": inputs.sft.record.fingerprint, **inputs.rewards.fingerprints()}
 
     def prepare(self, inputs: PPOInputs) -> Dataset:
@@ -123,7 +127,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         adapter = peft_config(settings.model_args, "SEQ_CLS")
         reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
 
-        def load_another(folder: Path) -> Any:
+        def load_another(folder: Path) -> Scorer:
             return load_another_reward_model(policy, value_model, folder, **options)
 
         if rewards.value != rewards.models[0].folder:

@@ -126,7 +126,7 @@ def _write_stop(run: StageRun, stop: dict[str, Any]) -> None:
 
 
 def _adjustable(run: StageRun) -> dict[str, Any]:
-    args = run.settings.training_args
-    settings = {key: getattr(args, key) for key in adjustable_keys(run.settings.stage)}
+    training_args = run.settings.training_args
+    settings = {key: getattr(training_args, key) for key in adjustable_keys(run.settings.stage)}
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as they will be read back
     return plain

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import IterableDataset
-from transformers import EvalPrediction, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import StageArtifact
@@ -21,12 +22,7 @@ from instructgpt_hf.data.splits import Split, read_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
-from instructgpt_hf.models.loading import (
-    check_adapter_settings,
-    load_config,
-    load_tokenizer,
-    resolve_source,
-)
+from instructgpt_hf.models.loading import check_adapter_settings, load_config, load_tokenizer, resolve_source
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import reward_shift, score_token_lists
 from instructgpt_hf.stages.inputs import (
@@ -39,6 +35,7 @@ from instructgpt_hf.stages.inputs import (
     recorded_format,
     usable_length,
 )
+from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.stages.stage import Outcome, Stage
 from instructgpt_hf.trainers.reward import RewardTrainer
 
@@ -53,7 +50,7 @@ class RewardInputs(NamedTuple):
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    rankings: Split  # in their one form
+    rankings: Split  # in their canonical form
     demonstrations: list[dict[str, Any]] | None  # the SFT stage's, on which scores are centred; None if they are not
 
 
@@ -65,12 +62,12 @@ class RewardRows(NamedTuple):
     demonstrations: list[list[int]]  # token ids of prompt and completion; none if scores are not centred
 
 
-class RewardStage(Stage[RewardInputs, RewardRows, Any]):
+class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
     """The reward model: the SFT model with a scalar head, trained on all pairs of K-way rankings."""
 
-    def __init__(self, run: Any) -> None:
+    def __init__(self, run: StageRun) -> None:
         super().__init__(run)
-        self.measured: dict[str, Any] = {}
+        self.measured: dict[str, Any] = {}  # the last evaluation, as `evaluate_rankings` returns it
 
     def read(self) -> RewardInputs:
         """The SFT stage, the model to start from, the rankings, and the demonstrations to centre on."""
@@ -120,7 +117,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         return list(dataset.select(range(min(CENTERING_LIMIT, len(dataset)))))
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
-        """Those of the SFT stage and of the pretrained model."""
+        """Fingerprints of the SFT stage and of the pretrained model."""
         return {"sft": inputs.sft.record.fingerprint, "base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: RewardInputs) -> RewardRows:
@@ -137,7 +134,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
             self.run.log(f"{len(rows)} prompts with {completions} completions; left out: {left_out}")
         return RewardRows(Split(rows, held_back), dropped, _demonstration_ids(inputs, max_length))
 
-    def load(self, inputs: RewardInputs) -> Any:
+    def load(self, inputs: RewardInputs) -> PreTrainedModel | PeftModel:
         """The start model with a fresh head."""
         settings = self.run.settings
         return create_reward_model(
@@ -148,7 +145,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
             **model_options(settings),
         )
 
-    def trainer(self, inputs: RewardInputs, rows: RewardRows, models: Any) -> RewardTrainer:
+    def trainer(self, inputs: RewardInputs, rows: RewardRows, models: PreTrainedModel | PeftModel) -> RewardTrainer:
         """TRL's trainer on K-way rankings; every evaluation leaves its result in `measured`."""
         return RewardTrainer(
             model=models,
@@ -164,7 +161,12 @@ class RewardStage(Stage[RewardInputs, RewardRows, Any]):
         return {name.removeprefix("eval_"): value for name, value in flat_metrics(self.measured).items()}
 
     def conclude(
-        self, inputs: RewardInputs, rows: RewardRows, models: Any, trainer: RewardTrainer, training: dict[str, Any]
+        self,
+        inputs: RewardInputs,
+        rows: RewardRows,
+        models: PreTrainedModel | PeftModel,
+        trainer: RewardTrainer,
+        training: dict[str, Any],
     ) -> Outcome:
         """Accuracy, calibration and length bias on held-back rankings; scores centred on demonstrations."""
         model, tokenizer, measured = models, inputs.tokenizer, self.measured

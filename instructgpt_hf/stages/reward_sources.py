@@ -16,9 +16,11 @@ from instructgpt_hf.artifacts import StageArtifact, code_fingerprint, model_fing
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.models.loading import load_tokenizer, resolve_source
+from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
 from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.trainers.ppo.rewards import Reward, RewardFunction
 
 # What TRL passes to every reward function beside the dataset's columns.
 TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
@@ -35,7 +37,7 @@ class RewardSource(FinishedStage):
 
     reads_ids: bool
 
-    def as_reward(self, model: Any) -> Any:
+    def as_reward(self, model: Scorer) -> Scorer | TextRewardModel:
         """The loaded model as the PPO trainer takes it."""
         if self.reads_ids:
             return model
@@ -47,11 +49,11 @@ class Rewards:
     """Everything that a recipe scores completions with."""
 
     models: list[RewardSource]  # the reward model, then the extra ones
-    functions: dict[str, Callable[..., Any]]  # by `module:function`
+    functions: dict[str, RewardFunction]  # by `module:function`
     value: Path  # folder that the value model starts from
     value_source: str | None  # `value_model_path`, if the recipe sets it
 
-    def in_order(self, reward_model: Any, load: Callable[[Path], Any]) -> list[Any]:
+    def in_order(self, reward_model: Scorer, load: Callable[[Path], Scorer]) -> list[Reward]:
         """All rewards in the order of `reward_weights`: the loaded first reward model, the others, the functions."""
         first, *others = self.models
         loaded = [source.as_reward(load(source.folder)) for source in others]
@@ -143,7 +145,7 @@ def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_form
         raise InstructGPTError(str(error) + advice) from None
 
 
-def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
+def find_functions(names: list[str]) -> dict[str, RewardFunction]:
     """The functions that `module:function` name, from the environment or the current directory.
 
     Importing a module runs its code, which is the user's: nothing but what the recipe names is imported.
@@ -152,7 +154,7 @@ def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
         InstructGPTError: naming every module or function that is missing, and why.
     """
     problems = Problems("reward_functions: these cannot be used:")
-    functions: dict[str, Callable[..., Any]] = {}
+    functions: dict[str, RewardFunction] = {}
     for name in names:
         if name in functions:
             problems.add(f"{name!r}: duplicate; give it the sum of its weights")
@@ -164,7 +166,7 @@ def find_functions(names: list[str]) -> dict[str, Callable[..., Any]]:
     return functions
 
 
-def _find_function(name: str) -> Callable[..., Any]:
+def _find_function(name: str) -> RewardFunction:
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
         raise InstructGPTError("must have the form module:function")

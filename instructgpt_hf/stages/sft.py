@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraining, tokenize_demonstrations
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
+from instructgpt_hf.metric_register import stage_metrics
 from instructgpt_hf.models.loading import load_config, load_policy, load_tokenizer, resolve_source
 from instructgpt_hf.stages.inputs import base_record, model_options, model_record, usable_length
 from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.stage import Outcome, Stage
 from instructgpt_hf.trainers.sft import SFTTrainer, restore_config, set_residual_dropout
-
-METRICS = ("eval_loss", "eval_mean_token_accuracy")
 
 
 class SFTInputs(NamedTuple):
@@ -27,7 +27,7 @@ class SFTInputs(NamedTuple):
 
     largest: Path
     base: dict[str, Any]
-    config: PretrainedConfig
+    config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
     demonstrations: Split
@@ -37,7 +37,7 @@ class SFTInputs(NamedTuple):
 class SFTModel(NamedTuple):
     """The model to train, and the config settings that the residual dropout replaced (None if none was set)."""
 
-    model: Any
+    model: PreTrainedModel | PeftModel
     config_before: dict[str, Any] | None
 
 
@@ -60,7 +60,7 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         return SFTInputs(folder, base, config, tokenizer, prompt_format, demonstrations, pretraining)
 
     def fingerprints(self, inputs: SFTInputs) -> dict[str, Any]:
-        """The base model's."""
+        """Fingerprint of the base model."""
         return {"base": inputs.base["fingerprint"]}
 
     def prepare(self, inputs: SFTInputs) -> Split:
@@ -112,7 +112,8 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
     ) -> Outcome:
         """Loss and token accuracy on the held-back demonstrations."""
         model, before = models
-        metrics = {key: value for key, value in trainer.evaluate().items() if key in METRICS}
+        recorded = {metric.name for metric in stage_metrics("sft") if metric.label}
+        metrics = {key: value for key, value in trainer.evaluate().items() if key in recorded}
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),
             "base_model": inputs.base,

@@ -1,4 +1,4 @@
-"""The order of every stage, written once. A stage says what it reads and how it fits."""
+"""The skeleton of every stage: the order of checking, loading, training and writing, in one place."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
 
 
 class StageInputs(Protocol):
-    """What a stage reads; each stage has a class of its own."""
+    """Models and data that a stage reads; each stage has a class of its own."""
 
     @property
     def largest(self) -> Path:
@@ -33,7 +33,7 @@ Models = TypeVar("Models")
 
 
 class Outcome(NamedTuple):
-    """What a trained stage leaves behind.
+    """Result of a trained stage.
 
     Attributes:
         record: fields of `StageArtifact` that only this stage fills in.
@@ -47,10 +47,10 @@ class Outcome(NamedTuple):
 
 
 class Stage(abc.ABC, Generic[Inputs, Rows, Models]):
-    """What one stage reads, loads, trains and records; `train_stage` calls the methods in the order they stand here.
+    """One stage: what it reads, loads, trains and records. `train_stage` calls the methods in the order below.
 
-    `read` and `prepare` raise `InstructGPTError` for anything unusable before a model is loaded. No method but
-    `Outcome.save` writes, and that only into the folder it is given.
+    `read` and `prepare` raise `InstructGPTError` for anything unusable before a model is loaded. The methods write
+    nothing but the lab's data files; `Outcome.save` writes into the folder it is given.
 
     Args:
         run: the stage's identity.

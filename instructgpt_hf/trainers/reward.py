@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -118,13 +118,17 @@ class RewardTrainer(RankingTrainer):
     def _attention_dtype(self) -> torch.dtype | None:
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
 
-    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Tensor]:
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], Tensor]:
         """The micro-batches of one optimizer step, and the number of prompts in them over all processes."""
         samples, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         prompts = torch.tensor([sum(len(sample["labels"]) for sample in samples)], device=device)
         return samples, self.accelerator.gather(prompts).sum()
 
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """Forward and backward passes of one micro-batch; gradients are synchronised after the last one."""
         forwards = inputs["forwards"]
         if len(forwards[-1]) > 1 and self.accelerator.num_processes > 1:
@@ -132,10 +136,10 @@ class RewardTrainer(RankingTrainer):
             forwards = [*forwards, _tied(forwards[-1][-1:])]
         forwards = self._as_many_as_others(forwards)
         loss = torch.zeros((), device=self.args.device)
-        for number, item in enumerate(forwards, start=1):
+        for number, parts in enumerate(forwards, start=1):
             last = number == len(forwards)
             with contextlib.nullcontext() if last else self.without_gradient_sync(model):
-                loss += super().training_step(model, {"forwards": [item]}, num_items_in_batch)
+                loss += super().training_step(model, {"forwards": [parts]}, num_items_in_batch)
         if self.accelerator.sync_gradients:  # the last micro-batch of the optimizer step
             for name, value in _pair_metrics(self._passes, self.accelerator.gather).items():
                 self.record(name, value)
@@ -143,14 +147,18 @@ class RewardTrainer(RankingTrainer):
         return loss
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, list[_Scored]]:
         """Equation 1; with `return_outputs` also the scores of every pass.
 
         `num_items_in_batch` counts the prompts of the whole optimizer step, over micro-batches and processes; None
         averages over the prompts here.
         """
-        passes = [self._score(model, item) for item in inputs["forwards"]]
+        passes = [self._score(model, parts) for parts in inputs["forwards"]]
         losses = torch.cat([item.losses for item in passes])
         if num_items_in_batch is None:
             loss = losses.mean()
@@ -180,7 +188,11 @@ class RewardTrainer(RankingTrainer):
         return result
 
     def prediction_step(
-        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """Loss of one batch of held-out prompts; their scores are kept for `compute_metrics`."""
         inputs = self._prepare_inputs(inputs)
@@ -227,7 +239,7 @@ class RewardTrainer(RankingTrainer):
 
 
 def _tied(parts: list[RankingPass]) -> list[RankingPass]:
-    """The same pass with tied ranks only, which adds no loss and no gradient."""
+    """A copy of a pass in which all ranks tie, so that it adds no loss and no gradient."""
     return [replace(part, ranks=torch.ones_like(part.ranks)) for part in parts]
 
 

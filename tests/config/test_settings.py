@@ -154,9 +154,9 @@ def test_exact_names_win_over_patterns_and_subclasses_over_bases():
 
 def test_a_value_that_is_not_set_breaks_no_rule():
     item = settings_of(MoreConfig)["print_every"]
-    assert item.violation(None) is None and fit(item, "null", words=True) is None
+    assert item.violation(None) is None and fit(item, "null", from_shell=True) is None
     with pytest.raises(Mismatch, match="needs a value"):
-        fit(item, True, words=True)
+        fit(item, True, from_shell=True)
 
 
 def test_every_range_accepts_the_default():

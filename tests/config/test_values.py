@@ -95,11 +95,11 @@ def test_yaml_values_that_do_not_fit(value, hint, rule):
     ],
 )
 def test_words_of_the_command_line(value, hint, expected):
-    result = coerce(value, hint, words=True)
+    result = coerce(value, hint, from_shell=True)
     assert result == expected and type(result) is type(expected)
 
 
 @pytest.mark.parametrize(("value", "hint"), [("2.5", int), ("maybe", bool), (["1", "2"], float), ("{bad", dict)])
 def test_words_that_do_not_fit(value, hint):
     with pytest.raises(Mismatch):
-        coerce(value, hint, words=True)
+        coerce(value, hint, from_shell=True)

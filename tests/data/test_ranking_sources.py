@@ -14,7 +14,7 @@ from instructgpt_hf.errors import InstructGPTError
 
 
 def read(name, *rows):
-    """The rows in the one form, after checking that they are recognised as `name`."""
+    """The rows in the canonical form, after checking that they are recognised as `name`."""
     data = Dataset.from_list(list(rows))
     assert recognise(data, "here")[0].name == name
     return ranking_rows(data, "here").to_list()

@@ -1,11 +1,10 @@
 """docs/paper-map.md names only symbols and test files that exist."""
 
-import dataclasses
-import importlib
 import re
 from pathlib import Path
 
 import pytest
+from helpers.symbols import assert_symbol_exists
 
 ROOT = Path(__file__).parents[2]
 MAP = ROOT / "docs" / "paper-map.md"
@@ -18,15 +17,7 @@ def names(pattern):
 
 @pytest.mark.parametrize("name", names(rf"`((?:{PACKAGES})\.[\w.]+)`"))
 def test_symbol_exists(name):
-    parts = name.split(".")
-    found = importlib.import_module("instructgpt_hf")
-    for place, part in enumerate(parts):
-        try:
-            found = importlib.import_module("instructgpt_hf." + ".".join(parts[: place + 1]))
-        except ModuleNotFoundError:
-            fields = {item.name for item in dataclasses.fields(found)} if dataclasses.is_dataclass(found) else set()
-            assert hasattr(found, part) or part in fields, f"{name}: no {part}"
-            found = getattr(found, part, None)
+    assert_symbol_exists(name)
 
 
 @pytest.mark.parametrize("path", names(r"`(tests/[\w./]+)`"))

@@ -20,8 +20,8 @@ from transformers import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
 from helpers.ppo_step import build, is_clock
-from instructgpt_hf._compat import checkpoints as _compat
-from instructgpt_hf.trainers.ppo import state as checkpoints
+from instructgpt_hf._compat import checkpoints
+from instructgpt_hf.trainers.ppo import state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
@@ -35,7 +35,7 @@ def half_of_the_weights(tensors, path):
     die()
 
 
-def half_of_the_state(state, path):
+def half_of_the_state(trainer_state, path):
     Path(path).write_text('{"global_step":', encoding="utf-8")
     die()
 
@@ -50,11 +50,11 @@ PLACES = {
     "rollout": (PPOTrainer, "rewards", die),
     "pretraining": (PPOTrainer, "_pretraining_backward", die),
     "optimizer-step": (WeightAverage, "on_step_end", die),
-    "weights": (checkpoints, "save_file", half_of_the_weights),
+    "weights": (state, "save_file", half_of_the_weights),
     "random-numbers": (transformers.trainer.Trainer, "_save_rng_state", die),
     "state": (TrainerState, "save_to_json", half_of_the_state),
-    "rename": (_compat, "_move_into_place", die),
-    "renamed": (_compat, "_keep_newest", die),
+    "rename": (checkpoints, "_move_into_place", die),
+    "renamed": (checkpoints, "_keep_newest", die),
     "rotation": (shutil, "rmtree", half_of_an_old_checkpoint),
 }
 

@@ -10,7 +10,7 @@ from helpers.ppo_trainer import PROMPTS, count_c, records, snapshot
 
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import ppo_ptx_loss
-from instructgpt_hf.trainers.ppo.rollouts import EpisodeSampler, Tokens, deal
+from instructgpt_hf.trainers.ppo.rollouts import EpisodeSampler, Tokens, draw_minibatches
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 
 
@@ -280,9 +280,9 @@ def test_every_pass_has_its_own_order_that_a_resumed_run_continues():
 
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_minibatches_do_not_depend_on_the_number_of_processes(processes):
-    alone = [set(rows.tolist()) for rows in deal(48, 3, seed=7)]
+    alone = [set(rows.tolist()) for rows in draw_minibatches(48, 3, seed=7)]
     assert sorted(row for rows in alone for row in rows) == list(range(48))
-    shares = [deal(48, 3, 7, index, processes) for index in range(processes)]
+    shares = [draw_minibatches(48, 3, 7, index, processes) for index in range(processes)]
     size = 48 // processes
     assert all(len(rows) == 16 // processes for share in shares for rows in share)
     together = [
@@ -290,7 +290,7 @@ def test_minibatches_do_not_depend_on_the_number_of_processes(processes):
         for minibatch in range(3)
     ]
     assert together == alone
-    assert [set(rows.tolist()) for rows in deal(48, 3, seed=8)] != alone
+    assert [set(rows.tolist()) for rows in draw_minibatches(48, 3, seed=8)] != alone
 
 
 def test_too_few_prompts_are_refused(make_trainer):

@@ -1,4 +1,4 @@
-"""Checks of a ranking that a schema has read, and its conversion to the one form."""
+"""Checks of a ranking that a schema has read, and its conversion to the canonical form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _text(completion: Any) -> str:
 
 
 def canonical(raw: dict[str, Any]) -> dict[str, Any]:
-    """Convert a row without a problem to the one form: see `data.rankings.rows.ranking_rows`."""
+    """Convert a row without a problem to the canonical form: see `data.rankings.rows.ranking_rows`."""
     values = raw["ranks"] if "ranks" in raw else raw["scores"]
     texts = map(_text, raw["completions"])
     ranked = [(text, value) for text, value in zip(texts, values, strict=True) if value is not None and text]

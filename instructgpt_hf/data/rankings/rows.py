@@ -1,4 +1,4 @@
-"""Rankings in one form, and tokenized: K completions of a prompt with their ranks, 1 = best, equal = tied."""
+"""Rankings in canonical form, and tokenized: K completions of a prompt with their ranks, 1 = best, equal = tied."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _COUNTED = ("dropped_duplicates", "dropped_contradictions", "dropped_completions
 
 
 def ranking_rows(dataset: Rows, where: str) -> Rows:
-    """Convert a dataset of rankings from any known schema (`data.rankings.schemas.SCHEMAS`) to its one form.
+    """Convert a dataset of rankings from any known schema (`data.rankings.schemas.SCHEMAS`) to the canonical form.
 
     Args:
-        dataset: rows of any known schema; a dataset in the one form is returned unchanged.
+        dataset: rows of any known schema; a dataset in the canonical form is returned unchanged.
         where: name of the dataset in errors.
 
     Returns:
@@ -56,28 +56,28 @@ def ranking_rows(dataset: Rows, where: str) -> Rows:
     grouped = list(schema.group(dataset)) if schema.group is not None else None
     if grouped == []:
         raise InstructGPTError(f"{where}: no prompt has two ranked completions.")
-    form = _Form(schema, grouped[0][1] if grouped else first)
+    converter = _Converter(schema, grouped[0][1] if grouped else first)
 
     def convert(source: dict[str, Any], number: int) -> dict[str, Any]:
-        row = form.row(source)
+        row = converter.row(source)
         if streamed and row["problem"]:
             raise InstructGPTError(f"{where}: row {number}: {row['problem']}")
         return {**row, "row": number}
 
     if grouped:
-        converted = Dataset.from_list([convert(raw, number) for number, raw in grouped], features=form.features)
+        converted = Dataset.from_list([convert(raw, number) for number, raw in grouped], features=converter.features)
     else:
         # A cached result would outlive a change of this package's rules.
         options = {} if streamed else {"load_from_cache_file": False, "desc": "Reading rankings"}
-        options |= {"remove_columns": list(first), "features": form.features}
+        options |= {"remove_columns": list(first), "features": converter.features}
         converted = dataset.map(convert, with_indices=True, **options)
     if not streamed:
         raise_wrong_rows(where, zip(converted["row"], converted["problem"], strict=True))
     return converted.remove_columns(["row", "problem"])
 
 
-class _Form:
-    """Converts the rows of one schema to the one form. Wrong rows become empty rows with a `problem`."""
+class _Converter:
+    """Converts the rows of one schema to the canonical form. Wrong rows become empty rows with a `problem`."""
 
     def __init__(self, schema: Schema, first: dict[str, Any]) -> None:
         self.schema = schema
@@ -188,7 +188,7 @@ def tokenize_rankings(
     """Tokenize rankings and drop what cannot be learned from.
 
     Args:
-        dataset: rankings in their one form (`ranking_rows`).
+        dataset: rankings in their canonical form (`ranking_rows`).
         max_length: longest prompt + completion, in tokens. Longer completions are dropped, not truncated: a truncated
             one would be scored without its EOS.
         max_prompt_length: longest prompt, in tokens; rankings of longer prompts are dropped.

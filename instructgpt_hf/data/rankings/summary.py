@@ -1,4 +1,4 @@
-"""What the reward trainer will see of a dataset of rankings: counts, lengths and what the limits leave out."""
+"""Summary of a dataset of rankings as the reward trainer will see it: counts, lengths, rows left out."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def summarize_rankings(
     """Describe a dataset of rankings as the reward trainer will see it.
 
     Args:
-        rows: rankings in their one form (`data.rankings.rows.ranking_rows`).
+        rows: rankings in their canonical form (`data.rankings.rows.ranking_rows`).
         encode: turns a row into `prompt_ids`, `completion_ids` and `ranks`; lengths count its ids.
         max_length, max_prompt_length: limits as in `data.rankings.rows.tokenize_rankings`; None is no limit.
 

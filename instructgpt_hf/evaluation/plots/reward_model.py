@@ -62,9 +62,10 @@ def _draw_columns(
 ) -> None:
     """Draw two series with one column per row, above its name and number of pairs, and the line of guessing."""
     places = range(len(rows))
-    for shift, (entry, legend, style) in zip((-0.08, 0.08), series if rows else (), strict=False):
-        _series(axes, [place + shift for place in places], rows, entry, legend, style)
-    if not rows:
+    if rows:
+        for shift, (entry, legend, style) in zip((-0.08, 0.08), series, strict=True):
+            _series(axes, [place + shift for place in places], rows, entry, legend, style)
+    else:
         axes.text(0.5, 0.5, "no pair of unequal length", ha="center", color=GREY, transform=axes.transAxes)
     axes.axhline(0.5, color=GREY, linewidth=0.8, zorder=1)
     ticks = [f"{name}\n{_short(row['pairs'])}" for name, row in zip(names, rows, strict=True)]

@@ -32,12 +32,16 @@ class _Line(NamedTuple):
 
 
 class _Panel(NamedTuple):
-    """One panel; the metrics in it name its title as `Metric.panel`."""
+    """One panel; the metrics in it name its title as `Metric.panel`.
+
+    With `lowest`, the y axis ends at 1 and begins there at the lowest: early values far below would flatten the curve.
+    """
 
     title: str
     unit: str
     percent: bool = False
     zero_line: bool = False
+    lowest: float | None = None
 
     @property
     def lines(self) -> list[tuple[str, Metric]]:
@@ -52,7 +56,7 @@ _PANELS = (
     _Panel("Reward of the answers", "reward model score"),
     _Panel("KL to the SFT model", "nats per answer", zero_line=True),
     _Panel("Entropy of the policy", "nats per token"),
-    _Panel("Value model: explained variance", "share of the returns' variance", zero_line=True),
+    _Panel("Value model: explained variance", "share of the returns' variance", zero_line=True, lowest=-1.0),
     _Panel("Clipped tokens", "share", percent=True),
     _Panel("Pretraining loss", "nats per token"),
     _Panel("Pretraining gradient", "length over that of PPO's"),
@@ -98,9 +102,8 @@ def _draw_panel(axes: Axes, panel: _Panel, curves: Curves) -> None:
         axes.axhline(0, color=GREY, linewidth=0.8, zorder=1)
     if panel.percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    if panel.title == "Value model: explained variance":
-        # Early values can be far below zero and would flatten the rest of the curve.
-        axes.set_ylim(max(-1.0, axes.get_ylim()[0]), 1.02)
+    if panel.lowest is not None:
+        axes.set_ylim(max(panel.lowest, axes.get_ylim()[0]), 1.02)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10]))
     axes.grid(axis="x", visible=False)
@@ -118,7 +121,7 @@ def _plot(axes: Axes, x: list[float], y: list[float], text: str, color: str, sty
 
 
 def _running_mean(values: list[float]) -> np.ndarray:
-    """Mean over the nearest twelfth of the points, of fewer at the ends."""
+    """Running mean over a twelfth of the points; at the ends over fewer."""
     half = max(1, len(values) // 24)
     sums = np.concatenate([[0.0], np.cumsum(values)])
     place = np.arange(len(values))

@@ -70,8 +70,17 @@ class Rankings:
         dense = _dense_ranks(flat["ranks"], np.repeat(np.arange(len(sizes)), sizes))
         difference = dense[second] - dense[first]
         better, worse = np.where(difference < 0, (second, first), (first, second))
-        given = flat["scores"], flat.get("lengths"), seed, resamples
-        table = cls(sizes, prompt, better, worse, np.abs(difference), *given)
+        table = cls(
+            sizes=sizes,
+            prompt=prompt,
+            better=better,
+            worse=worse,
+            gap=np.abs(difference),
+            scores=flat["scores"],
+            lengths=flat.get("lengths"),
+            seed=seed,
+            resamples=resamples,
+        )
         if not table.strict.any():
             raise InstructGPTError(f"{what}: none of {len(ranks)} prompts has two completions of different rank.")
         return table

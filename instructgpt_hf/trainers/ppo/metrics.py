@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import explained_variance
@@ -29,7 +29,7 @@ def rollout_metrics(
     beta: float,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """Metrics over the episodes of all processes, by name, from those of this process.
+    """Metrics by name over the episodes of all processes; the arguments are of this process's episodes.
 
     `ref_logps` and `kl`, the terms of the penalty, are [B, T]; `scores`, and `finished` for completions with EOS, [B].
     """
@@ -89,7 +89,9 @@ class PhaseClock(TrainerCallback):
         self.record(f"time/{phase}", seconds)
         self.record(f"throughput/{phase}", tokens / max(seconds, 1e-9))
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """End the iteration after its last optimizer step."""
         if state.global_step % self.steps == 0:
             self.end("train", self.training_tokens)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -24,7 +25,7 @@ from instructgpt_hf.functional import (
     value_loss,
 )
 from instructgpt_hf.models.actor_critic import ActorCritic
-from instructgpt_hf.trainers.ppo.rollouts import MicroBatch, Rollouts, deal, split_minibatches
+from instructgpt_hf.trainers.ppo.rollouts import MicroBatch, Rollouts, draw_minibatches, split_minibatches
 from instructgpt_hf.trainers.ppo.watchdog import Guard
 
 
@@ -100,7 +101,7 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
     def minibatches(self, rollouts: Rollouts) -> list[MicroBatch]:
         """Shuffle rollouts into minibatches, each split into micro-batches with the minibatch's loss denominators."""
         args = self.args
-        rows = deal(
+        rows = draw_minibatches(
             args.generation_batch_size,
             args.generation_batch_size // args.minibatch_size,
             seed=args.seed * 1_000_003 + self.iteration,
@@ -118,8 +119,8 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         """Policy loss + vf_coef * value loss of one micro-batch.
 
         The value model's gradient is accumulated here, before the policy runs, so that the activations of one of
-        them are held at a time; the loss that is returned has the policy's gradient only. While the value model is
-        trained alone, it has the value model's.
+        them are held at a time; the loss that is returned has the policy's gradient only. In an iteration that trains
+        the value model alone, the loss that is returned is the value model's, with its gradient.
         """
         vf_coef = self.args.vf_coef
         if self.value_only:
@@ -143,7 +144,7 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         return bool(self.is_deepspeed_enabled or synchronises)
 
     def _policy_loss(self, model: nn.Module, inputs: MicroBatch) -> Tensor:
-        """Clipped policy loss; records metrics whose means over the micro-batches are those of the minibatch."""
+        """Clipped policy loss; records metrics, weighted so that means over micro-batches are the minibatch's."""
         rollouts, weight = inputs.rollouts, self._weight(inputs)
         mask = rollouts.tokens.completion_mask
         output = model(*rollouts.tokens.joined(), with_entropy=True, role="policy", complete=self._complete)
@@ -183,7 +184,9 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
         tokens = inputs.rollouts.tokens.completion_mask.sum()
         return tokens / inputs.value_denominator * self.args.gradient_accumulation_steps
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    def training_step(
+        self, model: nn.Module, inputs: list[dict[str, Any]], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
         """The PPO gradient and, for PPO-ptx, the pretraining gradient of one micro-batch (C.4).
 
         The paper accumulates the two in consecutive steps; here the pretraining pass comes first, without gradient
@@ -202,6 +205,17 @@ class PPOOptimization(OnPolicyTrainer[Rollouts, MicroBatch]):
             loss = super().training_step(model, inputs, num_items_in_batch)
         self._record_means(metrics)
         return loss
+
+    def pretraining_stream(self, dataset: Dataset | IterableDataset) -> PretrainingStream:
+        """This process's blocks of the pretraining text."""
+        return PretrainingStream(
+            dataset,
+            self.tokenizer,
+            self.args.ptx_max_length,
+            self.args.seed,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
 
     def _pretraining_backward(self, model: nn.Module, stream: PretrainingStream) -> None:
         """Accumulate the gradient of ptx_coef times the next-token loss on pretraining text."""

@@ -11,11 +11,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from instructgpt_hf._compat.trainers import pad
+from instructgpt_hf._compat.trainers import TokenLists, pad
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import gae, loss_denominator, masked_whiten, token_rewards, whiten_rewards
-
-TokenLists = list[list[int]]
 
 
 class Tokens(NamedTuple):
@@ -136,10 +134,10 @@ def split_minibatches(
     return micro_batches
 
 
-def deal(
+def draw_minibatches(
     episodes: int, minibatches: int, seed: int, process_index: int = 0, num_processes: int = 1
 ) -> tuple[Tensor, ...]:
-    """Random minibatches that are the same for any number of processes.
+    """Draw minibatches at random, the same for any number of processes.
 
     Of every `minibatches` consecutive episodes, each minibatch gets one, drawn at random. Each process holds an equal
     part of the consecutive episodes, so it holds an equal part of every minibatch, and nothing needs to be exchanged.

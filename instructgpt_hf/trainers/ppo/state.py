@@ -1,4 +1,4 @@
-"""Files that PPO writes: those of a checkpoint beside the Trainer's own, and the models for use."""
+"""Files that PPO writes: its part of a checkpoint, beside the Trainer's own, and the models for use."""
 
 from __future__ import annotations
 

@@ -22,17 +22,15 @@ from instructgpt_hf._compat.quirks import (
     restore_cpu_gradients,
 )
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
 from instructgpt_hf.functional import adapted_kl_weight, kl_estimate
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.decoding import LogitsNotFinite
 from instructgpt_hf.models.sampling import is_finished
-from instructgpt_hf.trainers.ppo import generation, state
+from instructgpt_hf.trainers.ppo import generation, reference, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.metrics import PhaseClock, count_tokens, rollout_metrics, training_tokens
 from instructgpt_hf.trainers.ppo.optimization import PPOOptimization
-from instructgpt_hf.trainers.ppo.reference import evaluate, frozen, reference_of
 from instructgpt_hf.trainers.ppo.rewards import (
     Reward,
     RewardModelFunction,
@@ -116,7 +114,7 @@ class PPOTrainer(PPOOptimization):
         _check_sizes(args, train_dataset, pretraining_dataset)
         self.prompt_format = prompt_format
         rewards = reward_model if isinstance(reward_model, (list, tuple)) else [reward_model]
-        ref_model = reference_of(model, ref_model)
+        ref_model = reference.reference_of(model, ref_model)
         with no_reference_from_disk(args), keep_trained_weights(model):
             super().__init__(
                 model=model,
@@ -129,38 +127,51 @@ class PPOTrainer(PPOOptimization):
         self.beta = args.beta
         restore_cpu_gradients(model)
         restore_cpu_gradients(value_model)
-        self.ref_model = None if ref_model is None else frozen(ref_model, args, self.accelerator)
-        sampled = SampledIds(prompt_format, self.tokenizer, self.eos_token_ids)
-        self.reward_funcs = as_reward_functions(rewards, sampled, self.accelerator, args.per_device_eval_batch_size)
+        self.ref_model = None if ref_model is None else reference.frozen(ref_model, args, self.accelerator)
+        self._set_rewards(rewards)
+        self._join_models(model, value_model)
+        self._add_callbacks()
+        self.pretraining = self.pretraining_stream(pretraining_dataset) if args.ptx_coef else None
+        self.samples: list[dict[str, Any]] = []
+        self._prepare_generation(model)
+
+    def _set_rewards(self, rewards: list[Reward]) -> None:
+        """Put the rewards in the place of their placeholders, and freeze the reward models."""
+        sampled = SampledIds(self.prompt_format, self.tokenizer, self.eos_token_ids)
+        batch_size = self.args.per_device_eval_batch_size
+        self.reward_funcs = as_reward_functions(rewards, sampled, self.accelerator, batch_size)
         self.reward_func_names = distinct(self.reward_func_names)
         for function in self.reward_funcs:
             if isinstance(function, RewardModelFunction):
-                frozen(function.model, args, self.accelerator)
-        if args.disable_dropout:
-            disable_dropout(model)
+                reference.frozen(function.model, self.args, self.accelerator)
+
+    def _join_models(self, policy: PreTrainedModel | PeftModel, value_model: nn.Module) -> None:
+        """Make policy and value model the one module that is trained."""
+        if self.args.disable_dropout:
+            disable_dropout(policy)
             disable_dropout(value_model)
-        freeze_reference_adapter(model)
+        freeze_reference_adapter(policy)
         value_model = value_model.to(self.accelerator.device).train()
-        shortest, ends = args.min_completion_length, self.eos_token_ids
-        self.actor_critic = ActorCritic(model, value_model, self.temperature, shortest, ends)
+        shortest = self.args.min_completion_length
+        self.actor_critic = ActorCritic(policy, value_model, self.temperature, shortest, self.eos_token_ids)
         self.model = self.model_wrapped = self.actor_critic
+
+    def _add_callbacks(self) -> None:
+        """Average of the weights, guard and clock."""
         self.average: WeightAverage | None = None
-        if args.ema_decay:
-            self.average = WeightAverage(self.actor_critic.role_parameters("policy"), args.ema_decay)
+        if self.args.ema_decay:
+            self.average = WeightAverage(self.actor_critic.role_parameters("policy"), self.args.ema_decay)
             self.add_callback(self.average)
-        self.guard = Guard(args, self._all_finite, self.accelerator.scaler is not None)
-        self.clock = PhaseClock(args.optimizer_steps_per_iteration, self.record)
+        self.guard = Guard(self.args, self._all_finite, self.accelerator.scaler is not None)
+        self.clock = PhaseClock(self.args.optimizer_steps_per_iteration, self.record)
         self.add_callback(self.guard)
         self.add_callback(self.clock)
-        self.pretraining = None
-        if args.ptx_coef:
-            process, processes = self.accelerator.process_index, self.accelerator.num_processes
-            self.pretraining = PretrainingStream(
-                pretraining_dataset, self.tokenizer, args.ptx_max_length, args.seed, process, processes
-            )
-        self.samples: list[dict[str, Any]] = []
+
+    def _prepare_generation(self, policy: PreTrainedModel | PeftModel) -> None:
+        """Let generation respect `min_completion_length`, and vLLM use the policy's weights."""
+        shortest = self.args.min_completion_length
         if self.use_vllm:
-            generation.prepare_vllm(self.vllm_generation, model, shortest, ends, sharded=self.is_fsdp_enabled)
+            generation.prepare_vllm(self.vllm_generation, policy, shortest, self.eos_token_ids, self.is_fsdp_enabled)
         elif shortest:
             self.generation_config.min_new_tokens = self.generation_kwargs["min_new_tokens"] = shortest
 
@@ -207,7 +218,7 @@ class PPOTrainer(PPOOptimization):
         finished = torch.tensor(is_finished(completion_ids, self.eos_token_ids), device=rewards.device)
         scores = self._scores(rewards, finished)
         model = accelerator.unwrap_model(self.model_wrapped)
-        logps, values, ref_logps = evaluate(
+        logps, values, ref_logps = reference.evaluate(
             tokens, model, self.ref_model, args.per_device_eval_batch_size, accelerator
         )
         kl = kl_estimate(logps, ref_logps, args.kl_estimator)
@@ -223,13 +234,16 @@ class PPOTrainer(PPOOptimization):
         if training:
             self.clock.training_tokens = training_tokens(args, token_count, self.value_only)
             self._finish_rollouts(rewards)
-            # The first few rollouts of every iteration, for `rollouts.jsonl`.
-            samples = list(zip(prompts, completions, scores.tolist(), strict=True))[: args.rollout_log_samples]
-            self.samples += [
-                {"iteration": self.iteration + 1, "prompt": prompt, "completion": completion, "score": score}
-                for prompt, completion, score in samples
-            ]
+            self._keep_samples(prompts, completions, scores)
         return rollouts
+
+    def _keep_samples(self, prompts: list[Prompt], completions: list[Any], scores: Tensor) -> None:
+        """Keep the first few rollouts of an iteration for `rollouts.jsonl`."""
+        rows = list(zip(prompts, completions, scores.tolist(), strict=True))[: self.args.rollout_log_samples]
+        self.samples += [
+            {"iteration": self.iteration + 1, "prompt": prompt, "completion": completion, "score": score}
+            for prompt, completion, score in rows
+        ]
 
     def _sample(self, prompts: list[Prompt]) -> tuple[TokenLists, TokenLists, list[Any]]:
         """`generate`; in training, logits that are not finite become a clean stop."""
@@ -276,7 +290,7 @@ class PPOTrainer(PPOOptimization):
         return bool(self.accelerator.gather(finite.reshape(1)).all())
 
     def record(self, name: str, value: float) -> None:
-        """Add a value to a metric that is averaged until the next log; the guard reads those of training."""
+        """Add a value to a metric that is averaged until the next log; in training, the guard reads it too."""
         if self.model.training:
             self.guard.add(name, value)
         super().record(name, value)

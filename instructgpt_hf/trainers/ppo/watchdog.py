@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from instructgpt_hf._compat.checkpoints import last_checkpoint, set_aside
 from instructgpt_hf.errors import InstructGPTError
@@ -208,7 +208,9 @@ class Guard(TrainerCallback):
             raise self._stopped(step, self.broken, TRY_FINITE)
         self.broken = None
 
-    def on_step_end(self, args: Any, state: TrainerState, control: Any, **kwargs: Any) -> None:
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """At the end of an iteration, before a checkpoint is saved: check the weights, then warn."""
         if state.global_step % self.steps:
             return

@@ -34,6 +34,11 @@ class CommonChanges(WholeCheckpoints):
         """Add a value to a metric that is averaged until the next log."""
         self._metrics["train" if self.model.training else "eval"][name].append(value)
 
+    def replace_recorded(self, metrics: dict[str, float]) -> None:
+        """Replace values recorded since the last log by one for each metric."""
+        recorded = self._metrics["train" if self.model.training else "eval"]
+        recorded.update({name: [value] for name, value in metrics.items()})
+
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing, at every checkpoint; the card is written from stage.json."""
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.trainer_utils import EvalLoopOutput
 
 from instructgpt_hf._compat.quirks import keep_trained_weights
 from instructgpt_hf._compat.trainers import SupervisedTrainer
@@ -57,9 +61,54 @@ class SFTTrainer(SupervisedTrainer):
     | the loss, its metrics, collation | tokenization, before training, with every stage's prompt rendering |
     | training loop, mixed precision, DeepSpeed, FSDP | residual dropout (C.1): `set_residual_dropout` |
     | PEFT, quantised models | trained weights that TRL would round to bfloat16 stay as they are |
+    | the evaluation loop | loss, entropy and accuracy as means over tokens, whatever the batches |
     | checkpoints, `push_to_hub` | whole folders; private, without TRL's model card |
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel, args: SFTConfig, **kwargs: Any) -> None:
         with keep_trained_weights(model):
             super().__init__(model=model, args=args, **kwargs)
+        self._evaluated: list[Tensor] = []  # [demonstrations of all processes, 4] of every batch
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Tensor, Any, Any]:
+        """TRL's step on one batch of held-back demonstrations; their sums over tokens are kept."""
+        outputs: list[Any] = []
+        hook = model.register_forward_hook(lambda _module, _args, output: outputs.append(output))
+        try:
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        finally:
+            hook.remove()
+        output = next(item for item in outputs if getattr(item, "label_mask", None) is not None)
+        columns = (-output.log_probs, output.entropy, output.is_top1, output.label_mask)
+        sums = torch.stack([column.detach().float().sum(1) for column in columns], dim=1)
+        tokens = sums[:, 3]
+        # What label smoothing, DFT or a router adds to the loss is known for the whole batch only.
+        sums[:, 0] += (loss - sums[:, 0].sum() / tokens.sum().clamp(min=1)) * tokens
+        self._evaluated.append(self.accelerator.gather_for_metrics(sums).double().cpu())
+        return loss, logits, labels
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """TRL's loop; then the means over all held-back tokens.
+
+        The Trainer and TRL take means over batches, in which a token of a batch with few tokens counts more.
+        """
+        self._evaluated.clear()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        *sums, tokens = torch.cat(self._evaluated).sum(0).tolist()
+        self._evaluated.clear()
+        loss, entropy, accuracy = (item / max(tokens, 1.0) for item in sums)
+        metrics = {"entropy": entropy, "mean_token_accuracy": accuracy}
+        self.replace_recorded(metrics)
+        output.metrics.update(
+            {f"{metric_key_prefix}_{name}": value for name, value in (metrics | {"loss": loss}).items()}
+        )
+        return output

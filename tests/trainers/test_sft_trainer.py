@@ -70,6 +70,41 @@ def test_loss_is_that_of_completion_tokens(make_policy, rows, trainer):
     assert logged == pytest.approx(expected, rel=1e-4)
 
 
+def completion_accuracy(model, rows):
+    """Share of completion tokens that are the model's first choice, one unpadded sequence at a time."""
+    hits = []
+    for row in rows:
+        ids, start = row["input_ids"], row["labels"].count(-100)
+        best = model(torch.tensor([ids])).logits[0].argmax(-1)
+        hits += [int(best[place - 1]) == ids[place] for place in range(start, len(ids))]
+    return sum(hits) / len(hits)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 4])
+def test_evaluation_is_a_mean_over_tokens(make_policy, rows, trainer, batch):
+    """Whatever the batches, whose token counts differ; also in the log."""
+    made = trainer(make_policy(), learning_rate=1.0, max_steps=3, per_device_eval_batch_size=batch)
+    made.train()
+    expected, accuracy = completion_loss(made.model.eval(), rows).item(), completion_accuracy(made.model, rows)
+    assert 0 < accuracy < 1
+    result = made.evaluate()
+    assert result["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert result["eval_mean_token_accuracy"] == pytest.approx(accuracy, rel=1e-6)
+    logged = next(record for record in made.state.log_history if "eval_loss" in record)
+    names = ("eval_loss", "eval_mean_token_accuracy", "eval_entropy")
+    assert all(logged[name] == result[name] for name in names)
+
+
+@pytest.mark.parametrize("changes", [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}])
+def test_evaluated_loss_is_the_trained_one(make_policy, trainer, changes):
+    """Label smoothing and DFT change both losses; one batch holds every demonstration here."""
+    made = trainer(make_policy(), per_device_eval_batch_size=4, **changes)
+    before = made.evaluate()["eval_loss"]
+    made.train()
+    logged = next(record["loss"] for record in made.state.log_history if "loss" in record)
+    assert before == pytest.approx(logged, rel=1e-4)
+
+
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 1), (2, 2), (1, 4)])
 def test_step_is_that_of_the_whole_batch(make_policy, rows, trainer, batch, accumulation):
     """One SGD step moves every weight by -lr * gradient of the mean over all completion tokens, however split."""

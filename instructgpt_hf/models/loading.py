@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -26,6 +28,8 @@ from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 
+logger = logging.getLogger(__name__)
+
 # Tokens that models reserve for padding, or that no text contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
@@ -33,6 +37,8 @@ ADAPTER_FILE = "adapter_config.json"
 # Settings of a recipe and, where it differs, their name in PEFT's adapter_config.json.
 _ADAPTER_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 _PEFT_NAMES = {"lora_r": "r", "lora_target_modules": "target_modules"}
+# Settings of generation that decide which others have a meaning.
+_GENERATION_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 # Neither pickles nor weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
@@ -201,11 +207,45 @@ def load_policy(
 
 
 def set_policy_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a policy pad and end its completions with the tokenizer's tokens."""
+    """Let a policy pad and end its completions with the tokenizer's tokens, and make its settings fit to be saved."""
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     # Some models declare more EOS tokens than the one that ends every demonstration and ranked completion.
     model.generation_config.eos_token_id = tokenizer.eos_token_id
+    dropped = settle_generation_config(model.generation_config)
+    if dropped:
+        logger.warning(
+            "generation_config: dropped %s, which %s no effect beside the model's other settings of generation.",
+            ", ".join(f"{name}={value!r}" for name, value in dropped.items()),
+            "has" if len(dropped) == 1 else "have",
+        )
+
+
+def settle_generation_config(config: GenerationConfig) -> dict[str, Any]:
+    """Unset every setting that contradicts the others; return what was unset.
+
+    Published models have such settings, `temperature` without `do_sample` for one. transformers ignores them with a
+    warning when it generates, and refuses to save them once anything in the config has changed.
+    """
+    if _can_be_saved(config):
+        return {}
+    dropped, settled, unset = {}, GenerationConfig(), vars(GenerationConfig())
+    for name in sorted(unset, key=lambda name: name not in _GENERATION_MODES):
+        value = getattr(config, name)
+        setattr(settled, name, value)
+        if not _can_be_saved(settled):
+            dropped[name] = value
+            setattr(settled, name, unset[name])
+            setattr(config, name, unset[name])
+    return dropped
+
+
+def _can_be_saved(config: GenerationConfig) -> bool:
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def grow_embeddings(model: PreTrainedModel, tokens: int) -> None:

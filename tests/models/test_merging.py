@@ -104,6 +104,16 @@ class TestPolicy:
         assert merged.generation_config.eos_token_id == 1 == policy.generation_config.eos_token_id
         assert AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab() == tokenizer.get_vocab()
 
+    def test_base_with_sampling_settings_and_without_sampling(self, base, adapter, tmp_path):
+        """transformers would refuse to save the merged model."""
+        folder = base(pad_token_id=1)  # transformers saves an unchanged config whatever it holds
+        path = folder / "generation_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.9}))
+        policy, folder = adapter(folder)
+        merged = AutoModelForCausalLM.from_pretrained(merge_adapter(folder, tmp_path / "out"))
+        torch.testing.assert_close(output(merged), output(policy), atol=1e-4, rtol=1e-4)
+        assert merged.generation_config.temperature is None and merged.generation_config.do_sample is False
+
     @pytest.mark.parametrize("module", ["embed_tokens", "lm_head"])
     def test_trained_half_of_tied_matrices(self, base, adapter, tmp_path, module):
         policy, folder = adapter(base(tie_word_embeddings=True), lora(modules_to_save=[module]))

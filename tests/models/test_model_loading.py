@@ -1,11 +1,20 @@
 """Tokenizers with a distinct padding token, policies whole and as adapters."""
 
 import copy
+import json
 
 import pytest
 import torch
 from peft import LoraConfig
-from transformers import BloomConfig, Gemma3Config, GPT2Config, LlamaConfig, OPTConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma3Config,
+    GenerationConfig,
+    GPT2Config,
+    LlamaConfig,
+    OPTConfig,
+)
 
 from instructgpt_hf import lab
 from instructgpt_hf.errors import InstructGPTError
@@ -105,6 +114,13 @@ class TestSource:
             load_config(tmp_path)
 
 
+def _with_generation_config(folder, given):
+    """The folder, with more settings in its `generation_config.json`, as published models have them."""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **given}))
+    return folder
+
+
 class TestPolicy:
     def test_whole(self, make_policy, tokenizer, save):
         made = make_policy()
@@ -117,6 +133,44 @@ class TestPolicy:
         made = make_policy(pad_token_id=1)
         policy = load_policy(save("base", made, tokenizer), tokenizer)
         assert policy.config.pad_token_id == policy.generation_config.pad_token_id == 0
+
+    @pytest.mark.parametrize(
+        ("given", "dropped"),
+        [
+            ({"do_sample": False, "temperature": 0.9, "top_p": 0.6}, {"temperature", "top_p"}),
+            ({"temperature": 0.7, "top_k": 5, "min_p": 0.1}, {"temperature", "top_k", "min_p"}),
+            (
+                {"length_penalty": 2.0, "early_stopping": True, "max_new_tokens": 7},
+                {"length_penalty", "early_stopping"},
+            ),
+            ({"do_sample": True, "temperature": 0.7, "top_p": 0.6, "output_scores": True}, {"output_scores"}),
+        ],
+    )
+    def test_settings_that_transformers_would_not_save(
+        self, make_policy, tokenizer, save, given, dropped, tmp_path, caplog
+    ):
+        """They go when the model is loaded, not when it is saved after training; greedy tokens stay the same."""
+        folder = _with_generation_config(save("base", make_policy(pad_token_id=1), tokenizer), given)
+        prompt = {"input_ids": torch.tensor([[5, 6, 7]]), "max_new_tokens": 4}
+        before = AutoModelForCausalLM.from_pretrained(folder)
+        for peft_config in (None, lora()):
+            caplog.clear()
+            policy = load_policy(folder, tokenizer, peft_config=peft_config)
+            assert len([record for record in caplog.records if "generation_config: dropped" in record.message]) == 1
+            unwrapped = policy if peft_config is None else policy.merge_and_unload()
+            unwrapped.save_pretrained(tmp_path / "saved")
+            saved = json.loads((tmp_path / "saved/generation_config.json").read_text())
+            kept = {name: value for name, value in given.items() if name not in dropped}
+            assert saved.items() >= kept.items() and not dropped & {name for name in saved if saved[name] is not None}
+            if not given.get("do_sample"):
+                assert torch.equal(policy.generate(**prompt), before.generate(**prompt))
+
+    @pytest.mark.parametrize("given", [{"do_sample": True, "temperature": 0.7, "top_p": 0.6}, {}])
+    def test_settings_that_fit_together_stay(self, make_policy, tokenizer, save, given, caplog):
+        folder = _with_generation_config(save("base", make_policy(), tokenizer), given)
+        found = load_policy(folder, tokenizer).generation_config.to_dict()
+        expected = GenerationConfig.from_pretrained(folder, pad_token_id=0, eos_token_id=1).to_dict()
+        assert found == expected and not caplog.records
 
     def test_embeddings_grow_for_a_new_padding_token(self, make_policy, tmp_path):
         make_policy(vocab_size=2, eos_token_id=0, bos_token_id=0).save_pretrained(tmp_path)

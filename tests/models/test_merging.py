@@ -106,9 +106,11 @@ class TestPolicy:
 
     def test_base_with_sampling_settings_and_without_sampling(self, base, adapter, tmp_path):
         """transformers would refuse to save the merged model."""
-        folder = base(pad_token_id=1)  # transformers saves an unchanged config whatever it holds
+        folder = base()
         path = folder / "generation_config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"do_sample": False, "temperature": 0.9}))
+        # transformers saves a config whose ids are unchanged, whatever it holds.
+        given = {"do_sample": False, "temperature": 0.9, "pad_token_id": 1}
+        path.write_text(json.dumps(json.loads(path.read_text()) | given))
         policy, folder = adapter(folder)
         merged = AutoModelForCausalLM.from_pretrained(merge_adapter(folder, tmp_path / "out"))
         torch.testing.assert_close(output(merged), output(policy), atol=1e-4, rtol=1e-4)

@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
+from instructgpt_hf.data.prompts import framing_ids
 from instructgpt_hf.data.rows import check_texts, require_columns
 
 
@@ -29,7 +30,7 @@ def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the tokenizer puts before every text: the beginning-of-text token, or none."""
-    start = tokenizer("")["input_ids"][:1]
+    start = framing_ids(tokenizer)[0][:1]
     return start if start and start[0] == tokenizer.bos_token_id else []
 
 

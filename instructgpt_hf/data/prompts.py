@@ -21,7 +21,7 @@ from instructgpt_hf.errors import InstructGPTError, nearest
 
 Prompt = str | list[dict[str, str]]
 Completion = str | list[dict[str, str]]
-_PROBE = "[[completion]]"  # a completion that no template contains, to find what a template writes after a completion
+_PROBE = "[[completion]]"  # a text that no template contains, to find what is written before and after a text
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,15 @@ class PromptFormat:
         )
 
     def prompt_ids(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-        """Token ids of the rendered prompt, with the special tokens that the tokenizer starts a plain text with."""
+        """Token ids of the rendered prompt, with the special tokens that the tokenizer starts a plain text with.
+
+        Those that some tokenizers end a text with, such as EOS, are left out: the completion follows.
+        """
         text = self.prompt_text(prompt, tokenizer)
-        return tokenizer(text, add_special_tokens=self.name != "chat")["input_ids"]
+        if self.name == "chat":
+            return tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(text)["input_ids"]
+        return ids[: len(ids) - len(framing_ids(tokenizer)[1])]
 
     def completion_ids(
         self, prompt: Prompt, completion: Completion, tokenizer: PreTrainedTokenizerBase, finished: bool = True
@@ -143,6 +149,14 @@ class PromptFormat:
     def completion_text(self, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
         """The text of a completion for people: without separator, EOS and padding."""
         return tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+
+def framing_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Ids of the special tokens that a tokenizer puts before and behind every text."""
+    framed, text = tokenizer(_PROBE)["input_ids"], tokenizer(_PROBE, add_special_tokens=False)["input_ids"]
+    last = len(framed) - len(text)
+    start = next((start for start in range(last, -1, -1) if framed[start : start + len(text)] == text), last)
+    return framed[:start], framed[start + len(text) :]
 
 
 def _messages(prompt: Prompt) -> list[dict[str, str]]:

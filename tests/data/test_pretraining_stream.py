@@ -9,7 +9,7 @@ from datasets import Dataset, IterableDataset
 from tokenizers.processors import TemplateProcessing
 
 from instructgpt_hf.data.documents import StreamedDocuments
-from instructgpt_hf.data.pretraining import PretrainingStream, pretraining_rows, with_text
+from instructgpt_hf.data.pretraining import PretrainingStream, leading_ids, pretraining_rows, with_text
 from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
 
@@ -55,6 +55,17 @@ def test_a_pass_holds_every_document_once_with_eos_between(stream, tokenizer):
         assert sorted(documents_of(one_pass, tokenizer)[:-1]) == sorted(DOCUMENTS)
         assert one_pass[-1] == tokenizer.eos_token_id and one_pass.count(tokenizer.eos_token_id) == len(DOCUMENTS)
     assert len({tuple(one_pass) for one_pass in tokens}) > 1, "each pass has its own order"
+
+
+def test_documents_do_not_begin_as_the_tokenizer_ends_texts(tokenizer):
+    """A tokenizer that ends every text with EOS, which is its BOS token too, as in GPT-2."""
+    ending = copy.deepcopy(tokenizer)
+    ending.bos_token = ending.eos_token
+    specials = [("<eos>", ending.eos_token_id)]
+    ending._tokenizer.post_processor = TemplateProcessing(single="$A <eos>", special_tokens=specials)
+    assert leading_ids(ending) == []
+    ending._tokenizer.post_processor = TemplateProcessing(single="<eos> $A <eos>", special_tokens=specials)
+    assert leading_ids(ending) == [ending.eos_token_id]
 
 
 def test_documents_begin_as_the_tokenizer_begins_texts(tokenizer):

@@ -58,6 +58,20 @@ class TestPlain:
         assert made.prompt_ids("a", starting) == words(tokenizer, "z a")
         assert made.completion_ids("a", "b", starting) == words(tokenizer, "b <eos>")
 
+    @pytest.mark.parametrize(
+        ("frame", "before"), [("$A <eos>", ""), ("z $A <eos>", "z"), ("<eos> $A <eos> z", "<eos>"), ("$A", "")]
+    )
+    def test_nothing_comes_between_prompt_and_completion(self, tokenizer, frame, before):
+        """Some tokenizers end every text with EOS; a prompt goes on with its completion."""
+        from tokenizers.processors import TemplateProcessing
+
+        framing = copy.deepcopy(tokenizer)
+        specials = [(token, words(tokenizer, token)[0]) for token in ("z", "<eos>")]
+        framing._tokenizer.post_processor = TemplateProcessing(single=frame, special_tokens=specials)
+        made = PromptFormat.create("raw", framing)
+        assert made.prompt_ids("a b", framing) == words(tokenizer, f"{before} a b")
+        assert made.completion_ids("a b", "c", framing) == words(tokenizer, "c <eos>")
+
     def test_conversation_in_a_plain_template(self, tokenizer):
         made = PromptFormat.create("raw", tokenizer)
         one = [{"role": "user", "content": "a b"}]

@@ -31,7 +31,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from common.report import BLUE, GREY, ORANGE, Run, figure, interval, legend_below, markdown
 from common.results import header, mean_interval, paired, read_runs, write_run
 from common.script import command_line, device_name, measure_or_draw, start
@@ -42,7 +41,7 @@ from setups.overfitting import Base, Rankings
 from transformers import EvalPrediction, PrinterCallback, TrainerCallback
 
 from instructgpt_hf.config.training import RewardConfig
-from instructgpt_hf.functional.ranking import pairwise_accuracy
+from instructgpt_hf.evaluation.reward_model.pairs import Rankings as RankingTable
 from instructgpt_hf.trainers.reward import RewardTrainer
 
 Points = list[dict[str, float]]
@@ -85,13 +84,8 @@ class Curve(TrainerCallback):
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """Share of strict pairs of all held-out prompts that are ordered right; equal scores count one half."""
-    right = pairs = 0.0
-    for scores, ranks in zip(prediction.predictions, prediction.label_ids, strict=True):
-        correct, count = pairwise_accuracy(
-            torch.tensor(scores), torch.tensor(ranks), torch.zeros(len(ranks), dtype=torch.long)
-        )
-        right, pairs = right + correct.sum().item(), pairs + count.sum().item()
-    return {"accuracy": right / pairs}
+    table = RankingTable.read("held-out rankings", prediction.predictions, prediction.label_ids)
+    return {"accuracy": float(table.points(table.scores)[table.strict].mean())}
 
 
 def train(arm: str, rate: float, seed: int, options: argparse.Namespace, base: Base, data: Rankings) -> Points:

@@ -8,12 +8,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+from helpers.metrics import find_metric
 from helpers.symbols import assert_symbol_exists
 from test_architecture import LAYERS
 
 from instructgpt_hf.cli import build_parser
 from instructgpt_hf.config.catalog import list_recipes
-from instructgpt_hf.metric_register import find_metric, stage_metrics
+from instructgpt_hf.metric_register import stage_metrics
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(

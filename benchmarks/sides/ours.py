@@ -13,6 +13,7 @@ from instructgpt_hf._compat.quirks import quiet_environment
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.models.loading import load_policy, load_tokenizer
 from instructgpt_hf.models.shared_base import load_scorers
+from instructgpt_hf.trainers.ppo import reference
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 from sides.job import CLIP, ITERATIONS, POLICY, SCALAR, Job, set_biases
 from sides.side import Samples, Side, gradients, move_policy, record
@@ -58,9 +59,8 @@ class Ours(Side):
             return [trainer.render_prompt(prompt) for prompt in prompts], completions, [""] * len(prompts)
 
         trainer.generate = generate_stored
-        rollouts, scores, references = (
-            record(trainer, name, lambda _, result: result) for name in ("rollout", "rewards", "_evaluate_policies")
-        )
+        rollouts, scores = (record(trainer, name, lambda _, result: result) for name in ("rollout", "rewards"))
+        references = record(reference, "evaluate", lambda _, result: result)
         trainer.train()
         (batch,) = rollouts
         tensors = {name: getattr(batch, name) for name in ("logps", "values", "returns", "advantages")}

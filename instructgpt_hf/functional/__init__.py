@@ -19,7 +19,7 @@ from instructgpt_hf.functional.ppo import (
     predicted_mask,
     value_loss,
 )
-from instructgpt_hf.functional.ranking import all_pairs_loss, pair_counts, pairwise_accuracy, strict_pairs
+from instructgpt_hf.functional.ranking import all_pairs_loss, pair_counts, strict_pairs
 
 __all__ = [
     "adapted_kl_weight",
@@ -34,7 +34,6 @@ __all__ = [
     "masked_var",
     "masked_whiten",
     "pair_counts",
-    "pairwise_accuracy",
     "policy_loss",
     "ppo_ptx_loss",
     "predicted_mask",

@@ -45,20 +45,6 @@ def pair_counts(ranks: Tensor, groups: Tensor) -> Tensor:
     return _pairs(ranks, groups)[3]
 
 
-def pairwise_accuracy(scores: Tensor, ranks: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Strict pairs of every prompt whose better completion has the higher score, and all its strict pairs.
-
-    Returns:
-        correct: float [G]; equal scores count one half.
-        counts: int64 [G].
-    """
-    _check_vectors(scores=scores, ranks=ranks, groups=groups)
-    better, worse, group, counts = _pairs(ranks, groups)
-    gap = (scores[better] - scores[worse]).detach()
-    points = (gap > 0).float() + 0.5 * (gap == 0).float()
-    return points.new_zeros(len(counts)).index_add(0, group, points), counts
-
-
 def _pairs(ranks: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Indices of the better and the worse completion and the position of the group, per pair; pairs per group."""
     better, worse = strict_pairs(ranks, groups).nonzero(as_tuple=True)

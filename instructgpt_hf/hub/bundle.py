@@ -30,16 +30,7 @@ _RELATIVE_IMPORT = re.compile(r"^\s*from\s+\.(\w+)\s+import", re.MULTILINE)
 # Vocabularies by the names that transformers' tokenizers write (`vocab_files_names`), some with older versions,
 # and by those of tokenizers with code of their own.
 _VOCABULARIES = (
-    *(
-        "vocab.json",
-        "vocab.txt",
-        "vocab.bpe",
-        "merges.txt",
-        "bpe.codes",
-        "dict.txt",
-        "emoji.json",
-        "entity_vocab.json",
-    ),
+    *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "bpe.codes", "dict.txt", "emoji.json"),
     *("tokenizer.model", "spiece.model", "spm.model", "spm_char.model", "sentencepiece.model"),
     *("sentencepiece.bpe.model", "ice_text.model", "source.spm", "target.spm", "target_vocab.json"),
     *("normalizer.json", "byte_maps.json", "prophetnet.tokenizer", "word_shape.json", "word_pronunciation.json"),
@@ -60,17 +51,11 @@ _CLASSIFIER_CONFIG = "classifier/config.json"
 
 
 class Bundle(NamedTuple):
-    """Content of one commit.
+    """Content of one commit."""
 
-    Attributes:
-        files: files on disk, by path in the repository.
-        texts: generated texts, by path in the repository.
-        not_sent: what lies in the folder besides, files and whole folders (`runs/`).
-    """
-
-    files: dict[str, Path]
-    texts: dict[str, str]
-    not_sent: list[str]
+    files: dict[str, Path]  # on disk, by path in the repository
+    texts: dict[str, str]  # generated, by path in the repository
+    not_sent: list[str]  # what lies in the folder besides, files and whole folders (`runs/`)
 
 
 def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bundle:
@@ -121,14 +106,7 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
 
 
 def _is_known(name: str, stage: str, value_model: bool, code: set[str]) -> bool:
-    """Whether a stage's folder, or its value model's, is known to hold the file `name`, to be loaded or shown.
-
-    Args:
-        name: path in the folder, with slashes.
-        stage: the stage's name.
-        value_model: whether the folder is that of a policy's value model.
-        code: the model's own Python files.
-    """
+    """Whether a stage's folder, or its value model's, is known to hold `name`; `code` are the model's Python files."""
     path = PurePosixPath(name)
     parent = "" if str(path.parent) == "." else str(path.parent)
     policy = stage.startswith("ppo") and not value_model

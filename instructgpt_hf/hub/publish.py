@@ -137,11 +137,7 @@ def push_run(
 
 
 def _check_names(names: dict[str, str]) -> None:
-    """Raise unless the Hub accepts every name of a repository, each given with its first part.
-
-    Raises:
-        InstructGPTError: with the nearest first part that the Hub accepts.
-    """
+    """Raise unless the Hub accepts every name of a repository, each given with its first part."""
     for name, first in names.items():
         if _NAME.fullmatch(name) is None:
             valid = _nearest_name(first, len(name) - len(first))
@@ -183,23 +179,14 @@ def _is_private(repo_id: str, token: str | None) -> bool | None:
     return call(f"read the repository {repo_id}", read, secret=token)
 
 
-def _check_visibility(repo_id: str, private: bool, found: bool | None) -> None:
-    """Raise if a repository exists and is public, for a private push, or private, for a public push.
-
-    Args:
-        repo_id: the repository.
-        private: whether the push is private.
-        found: whether the repository is private; None if it does not exist.
-
-    Raises:
-        InstructGPTError: with the ways out.
-    """
-    if private and found is False:
+def _check_visibility(repo_id: str, private: bool, hidden: bool | None) -> None:
+    """Raise if a repository is public for a private push or private for a public one; `hidden`: None if it is new."""
+    if private and hidden is False:
         raise InstructGPTError(
             f"{repo_id}: the repository exists and is public, and this push is private. Push with --public "
             "(private=False), make the repository private in its settings, or choose another name."
         )
-    if found and not private:
+    if hidden and not private:
         raise InstructGPTError(
             f"{repo_id}: the repository exists and is private, and this push is public; nothing was uploaded. Make "
             "it public in its settings and push again, or push privately (without --public; private=True)."
@@ -213,7 +200,7 @@ def _pushed_earlier(
 
     A public push leaves out private repositories, so that no public card names them.
     """
-    found: dict[str, tuple[StageArtifact, str]] = {}
+    earlier: dict[str, tuple[StageArtifact, str]] = {}
     for stage in STAGE_FOLDERS:
         if stage in chosen or not (run / stage / STAGE_FILE).is_file():
             continue
@@ -222,15 +209,12 @@ def _pushed_earlier(
         except InstructGPTError:
             continue  # a record that cannot be read must not stop the push of other stages
         name = f"{prefix or artifact.recipe}-{stage}"
-        repo_id = f"{namespace}/{name}"
-        if _NAME.fullmatch(name) is None:
-            continue
-        hidden = _is_private(repo_id, token)
+        hidden = _is_private(f"{namespace}/{name}", token) if _NAME.fullmatch(name) else None
         if hidden is None or (hidden and not private):
             continue
-        if _pushed_fingerprint(repo_id, token) == artifact.fingerprint:
-            found[stage] = artifact, repo_id
-    return found
+        if _pushed_fingerprint(f"{namespace}/{name}", token) == artifact.fingerprint:
+            earlier[stage] = artifact, f"{namespace}/{name}"
+    return earlier
 
 
 def _pushed_fingerprint(repo_id: str, token: str | None) -> str | None:

@@ -108,12 +108,7 @@ def _load(run: StageRun, folder: Path, tokenizer: PreTrainedTokenizerBase) -> Pr
 
 
 def _policies(run: StageRun, current: dict[str, str]) -> dict[str, StageArtifact]:
-    """Records of the finished policies that come from the present SFT and reward models.
-
-    Args:
-        run: the PPO stage.
-        current: fingerprints of these models, by stage.
-    """
+    """Records of the finished policies that come from the SFT and reward models with these fingerprints."""
     policies = {}
     for stage in NAMES:
         if not (run.run_folder / stage / STAGE_FILE).is_file():

@@ -86,11 +86,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         return RewardInputs(start, base, sft, tokenizer, prompt_format, rankings, demonstrations)
 
     def _start(self, sft: FinishedStage) -> tuple[Path, dict[str, Any]]:
-        """Folder of the model that becomes the reward model, and the record of its pretrained base.
-
-        The SFT model by default; with `model_name_or_path` another one, such as the paper's 6B model for a 1.3B
-        policy.
-        """
+        """Folder and base record of the model to start from: `model_name_or_path` or, by default, the SFT model."""
         model_args = self.run.settings.model_args
         source, revision = model_args.model_name_or_path, model_args.model_revision
         if source is None:

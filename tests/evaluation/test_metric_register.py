@@ -6,10 +6,11 @@ from collections import Counter
 from dataclasses import fields
 
 import pytest
+from helpers.metrics import find_metric
 
 from instructgpt_hf.evaluation import PolicyRow
 from instructgpt_hf.evaluation.plots.training_curves import _LINE_STYLE, _PANELS
-from instructgpt_hf.metric_register import ALL, METRICS, find_metric, stage_metrics, terminal_values
+from instructgpt_hf.metric_register import ALL, METRICS, stage_metrics, terminal_values
 
 
 @pytest.mark.parametrize("stage", ALL)

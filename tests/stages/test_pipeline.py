@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from helpers.metrics import find_metric
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -15,7 +16,6 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.metric_register import find_metric
 from instructgpt_hf.stages.fit import Interrupted, StopAtCheckpoint
 
 FEW_STEPS = [

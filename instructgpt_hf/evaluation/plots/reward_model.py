@@ -147,13 +147,10 @@ def _draw_coefficients(axes: Axes, result: Mapping[str, Any]) -> None:
 
 
 def _percent_axis(axes: Axes, label: str, places: int = 0, lowest: int | None = None) -> None:
-    """Format the y axis as a share up to 100 %, with room for the legend above.
+    """Format the y axis of finished axes as a share up to 100 %, with room for the legend above.
 
-    Args:
-        axes: with everything drawn.
-        label: of the y axis.
-        places: columns on the x axis, which has room for at least three; 0 leaves the x axis as it is.
-        lowest: percent at which the axis begins; by default the highest of 0, 20 and 40 below all points.
+    `places` columns on the x axis have room for at least three; 0 leaves it as it is. The y axis begins at `lowest`
+    percent, by default the highest of 0, 20 and 40 below all points.
     """
     if lowest is None:
         lowest = next((percent for percent in (40, 20) if axes.dataLim.y0 > percent / 100), 0)

@@ -73,15 +73,13 @@ class PPOTrainer(PPOOptimization):
     | optimizer, scheduler and random state in checkpoints | weights, their average, text position; whole folders |
     | `push_to_hub` | the files that it pushes, private, without TRL's model card |
 
-    It inherits from RLOOTrainer, the trainer in TRL that samples completions and calls reward functions: the left
-    column then comes with every TRL release and its settings, where composition would have to copy it. The price is
-    private hooks (`_compat/trainers.py`), which contract tests check, and narrow bounds on TRL's version.
+    It inherits from RLOOTrainer, the trainer in TRL that samples completions and calls reward functions, so that the
+    left column comes with every TRL release; docs/architecture.md lists the price.
 
     Args:
         model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.
         reward_model: a reward model that reads the policy's token ids, a `TextRewardModel` with another tokenizer, a
-            Python function with TRL's reward function signature, or a list of these, weighted by
-            `args.reward_weights`.
+            function with TRL's reward function signature, or a list of these, weighted by `args.reward_weights`.
         value_model: sequence classifier with a scalar head, a copy of the reward model (§3.5).
         args: `PPOConfig`.
         train_dataset: column `prompt`; other columns are passed to reward functions.

@@ -57,19 +57,22 @@ def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
         raise InstructGPTError(f"{message}: {reason}") from error
 
 
+def base_model_folder(source: str, revision: str | None, role: str) -> Path:
+    """As `resolve_source`, for pretrained models: `lab` is the base model that comes with the package."""
+    return lab.base_model_path() if source == lab.LAB_MODEL else resolve_source(source, revision, role)
+
+
 def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
     """The local folder of a model; a Hub repository is downloaded into the cache.
 
     Args:
-        source: local folder, Hub id, or `lab`, the base model that comes with the package.
+        source: local folder or Hub id.
         revision: of a Hub id.
         role: setting or kind of model, for the message.
 
     Raises:
         InstructGPTError: if it is neither a folder nor a repository that can be read.
     """
-    if source == lab.LAB_MODEL:
-        return lab.base_model_path()
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -17,7 +17,7 @@ from instructgpt_hf.evaluation.policies import BATCH_SIZE, MeasuredPolicy, Polic
 from instructgpt_hf.evaluation.report import print_table, write_report, write_samples
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.lab import LAB_PREFIX
-from instructgpt_hf.models.loading import load_policy, load_tokenizer, resolve_source
+from instructgpt_hf.models.loading import base_model_folder, load_policy, load_tokenizer
 from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import model_options, previous_stage, show_loading_progress
@@ -42,7 +42,7 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
     evaluation = _evaluation(run, sft_folder, sft, reward)
     policies = _policies(run, {"sft": sft.fingerprint, "reward": reward.record.fingerprint})
-    base = resolve_source(sft.base_model["id"], sft.base_model["revision"], "base model")
+    base = base_model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
     run.log("measuring SFT")
     of_sft = evaluation.measure("SFT", evaluation.reference)
 

@@ -22,7 +22,12 @@ from instructgpt_hf.data.splits import Split, read_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
-from instructgpt_hf.models.loading import check_adapter_settings, load_config, load_tokenizer, resolve_source
+from instructgpt_hf.models.loading import (
+    base_model_folder,
+    check_adapter_settings,
+    load_config,
+    load_tokenizer,
+)
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import reward_shift, score_token_lists
 from instructgpt_hf.stages.inputs import (
@@ -91,7 +96,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         source, revision = model_args.model_name_or_path, model_args.model_revision
         if source is None:
             return sft.folder, sft.record.base_model
-        folder = resolve_source(source, revision, "model_name_or_path")
+        folder = base_model_folder(source, revision, "model_name_or_path")
         load_config(folder)
         base = base_record(source, revision, folder, load_tokenizer(folder))
         check_vocabulary(sft.record.base_model, base, "the reward model")

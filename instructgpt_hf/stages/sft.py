@@ -15,7 +15,7 @@ from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
 from instructgpt_hf.metric_register import stage_metrics
-from instructgpt_hf.models.loading import load_config, load_policy, load_tokenizer, resolve_source
+from instructgpt_hf.models.loading import base_model_folder, load_config, load_policy, load_tokenizer
 from instructgpt_hf.stages.inputs import base_record, model_options, model_record, usable_length
 from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.stage import Outcome, Stage
@@ -48,7 +48,7 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         """The base model by `model_name_or_path`, its tokenizer, the demonstrations and the pretraining text."""
         data_args, model_args = self.run.settings.data_args, self.run.settings.model_args
         source, revision = model_args.model_name_or_path, model_args.model_revision
-        folder = resolve_source(source, revision, "model_name_or_path")
+        folder = base_model_folder(source, revision, "model_name_or_path")
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         prompt_format = PromptFormat.create(data_args.prompt_template, tokenizer)
         train, test = read_split(self.sources, data_args, "demonstrations")

@@ -21,6 +21,7 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     NEW_PAD_TOKEN,
     adapter_base,
+    base_model_folder,
     check_adapter_settings,
     count_parameters,
     is_adapter,
@@ -96,8 +97,13 @@ class TestSource:
         assert resolve_source(str(tmp_path)) == tmp_path
 
     def test_the_labs_base_model(self):
-        folder = resolve_source(lab.LAB_MODEL)
+        folder = base_model_folder(lab.LAB_MODEL, None, "base model")
         assert folder == lab.base_model_path() and (folder / "config.json").is_file()
+
+    def test_a_stage_in_a_folder_named_like_the_labs_base_model(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / lab.LAB_MODEL).mkdir()
+        assert resolve_source(lab.LAB_MODEL, role="sft stage").resolve() == tmp_path / lab.LAB_MODEL
 
     @pytest.mark.parametrize("name", ["./missing", "/nowhere/missing", "~/nowhere"])
     def test_missing_folder(self, name):

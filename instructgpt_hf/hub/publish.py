@@ -270,9 +270,8 @@ def _commit(upload: Bundle, repo_id: str, private: bool, token: str | None, mess
     api = _api(token)
     where = f"the repository {repo_id}"
     call(f"create {where}", lambda: api.create_repo(repo_id, private=private, exist_ok=True), secret=token)
-    info = call(f"read {where}", lambda: api.model_info(repo_id), secret=token)
     # Read again after creating: an organization can make all its new repositories private.
-    _check_visibility(repo_id, private, bool(info.private))
+    _check_visibility(repo_id, private, _is_private(repo_id, token))
 
     def commit() -> str:
         # Listed in each attempt: a commit whose response got lost has already deleted the stale files.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,11 +25,9 @@ def barrier() -> None:
         PartialState().wait_for_everyone()
 
 
-@contextlib.contextmanager
-def main_first() -> Iterator[None]:
+def main_first() -> AbstractContextManager[None]:
     """Run the block on the main process first; the others then find what it wrote."""
-    with contextlib.nullcontext() if _left else PartialState().main_process_first():
-        yield
+    return nullcontext() if _left else PartialState().main_process_first()
 
 
 def any_process(value: bool) -> bool:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,6 +82,35 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     Relies on: `Dataset._fingerprint` depending on the content.
     """
     return str(dataset._fingerprint)
+
+
+def reports_no_rows(error: Exception, file: Path) -> bool:
+    """Whether an error of `datasets` while it reads a file means that the file has no rows.
+
+    Cause: datasets raises the error of an unknown split; before 5.0 it cannot read a file of blank lines at all.
+    Goes when: it returns a dataset of no rows.
+    Relies on: the error's words "corresponds to no data".
+    """
+    blank = file.stat().st_size < 2**20 and not file.read_bytes().strip()
+    return blank or "corresponds to no data" in str(error)
+
+
+@contextlib.contextmanager
+def own_tracker_run() -> Iterator[None]:
+    """End a Weights & Biases run that begins inside the block when the block ends; leave one from outside open.
+
+    Cause: the Trainer leaves its run open, so that the next stage's metrics would go into it.
+    Goes when: the Trainer ends the run that it began.
+    Relies on: `wandb.run`, None where no run is open.
+    """
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        yield
+    finally:
+        wandb: Any = sys.modules.get("wandb")
+        current = getattr(wandb, "run", None)
+        if current is not None and current is not before:
+            wandb.finish()
 
 
 def settle_checkpointing_names(args: Any) -> None:

@@ -10,13 +10,12 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import HfApi
 
-from instructgpt_hf._compat.quirks import dataset_fingerprint
+from instructgpt_hf._compat.quirks import dataset_fingerprint, reports_no_rows
 from instructgpt_hf.artifacts import file_fingerprint, fingerprint, sampled_fingerprint
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.lab import LAB_PREFIX, lab_kind
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-BLANK_LIMIT = 2**20  # bytes; a larger file is not blank lines only
 LONG_DATASET = 5_000  # rows; reading more shows a progress bar
 
 
@@ -130,9 +129,7 @@ def _read_file(path: Path, role: str, streaming: bool) -> Dataset | IterableData
         empty = next(iter(dataset), None) is None
     except Exception as error:
         reason = str(error.__cause__ or error).splitlines()[0]
-        # How `datasets` reports a readable file without rows; before 5.0 it cannot read one of blank lines at all.
-        blank = path.stat().st_size < BLANK_LIMIT and not path.read_bytes().strip()
-        if blank or "corresponds to no data" in reason:
+        if reports_no_rows(error, path):
             raise InstructGPTError(f"{role}: {path} has no rows.") from error
         raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
     if empty:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import signal
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,22 +165,6 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
         "seconds": next((record["train_runtime"] for record in reversed(history) if "train_runtime" in record), None),
         "log": history,
     }
-
-
-@contextlib.contextmanager
-def own_tracker_run() -> Iterator[None]:
-    """End a Weights & Biases run that begins inside the block when the block ends; leave one from outside open.
-
-    The Trainer leaves its run open, so that the next stage's metrics would go into it.
-    """
-    before = getattr(sys.modules.get("wandb"), "run", None)
-    try:
-        yield
-    finally:
-        wandb: Any = sys.modules.get("wandb")
-        current = getattr(wandb, "run", None)
-        if current is not None and current is not before:
-            wandb.finish()
 
 
 def _tracker_name(run: StageRun) -> str:

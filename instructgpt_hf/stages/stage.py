@@ -9,11 +9,12 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from transformers import Trainer
 
+from instructgpt_hf._compat.quirks import own_tracker_run
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.settings import adjustable_keys
 from instructgpt_hf.data.sources import Sources
 from instructgpt_hf.stages import lifecycle, resume
-from instructgpt_hf.stages.fit import own_tracker_run, train
+from instructgpt_hf.stages.fit import train
 from instructgpt_hf.stages.inputs import show_loading_progress
 from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped

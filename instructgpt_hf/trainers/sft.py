@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput
 
@@ -89,26 +88,18 @@ class SFTTrainer(SupervisedTrainer):
         self._evaluated.append(self.accelerator.gather_for_metrics(sums).double().cpu())
         return loss, logits, labels
 
-    def evaluation_loop(
-        self,
-        dataloader: DataLoader[Any],
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
         """TRL's loop; then the means over all held-back tokens.
 
         The Trainer and TRL take means over batches, in which a token of a batch with few tokens counts more.
         """
         self._evaluated.clear()
-        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(*args, **kwargs)
         *sums, tokens = torch.cat(self._evaluated).sum(0).tolist()
         self._evaluated.clear()
         loss, entropy, accuracy = (item / max(tokens, 1.0) for item in sums)
         metrics = {"entropy": entropy, "mean_token_accuracy": accuracy}
         self.replace_recorded(metrics)
-        output.metrics.update(
-            {f"{metric_key_prefix}_{name}": value for name, value in (metrics | {"loss": loss}).items()}
-        )
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in (metrics | {"loss": loss}).items()})
         return output

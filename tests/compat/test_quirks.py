@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
+import types
 import warnings
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from helpers.upstream import caught
+from transformers.integrations import WandbCallback
 from trl.models.utils import disable_gradient_checkpointing
 
 from instructgpt_hf._compat import mixins, peft, quirks, trainers
@@ -99,6 +102,19 @@ class TestDatasets:
         first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
         assert quirks.dataset_fingerprint(first) != quirks.dataset_fingerprint(second)
 
+    @pytest.mark.parametrize("name, text", [("data.json", "[]"), ("data.csv", "prompt\n"), ("data.jsonl", "\n\n")])
+    def test_a_file_without_rows_is_an_error(self, tmp_path, name, text):
+        """`reports_no_rows`."""
+        file = tmp_path / name
+        file.write_text(text)
+        kind = file.suffix.removeprefix(".").removesuffix("l")
+        with pytest.raises(Exception) as failure:
+            load_dataset(kind, data_files=str(file), split="train")
+        assert quirks.reports_no_rows(failure.value, file)
+        other = tmp_path / "other.json"
+        other.write_text('{"prompt": ')
+        assert not quirks.reports_no_rows(ValueError("something else"), other)
+
     def test_the_shuffle_buffer_of_a_stream_does_not_resume_exactly(self):
         """Why `instructgpt_hf.data.documents` shuffles windows of its own."""
 
@@ -111,3 +127,23 @@ class TestDatasets:
             next(rows)
         second.load_state_dict(first.state_dict())
         assert [row["n"] for row in rows] != [row["n"] for row in second]
+
+
+class TestTrackers:
+    def test_the_trainer_leaves_its_wandb_run_open(self):
+        """`own_tracker_run`: only a hyperparameter search ends the runs."""
+        at_the_end = inspect.getsource(WandbCallback.on_train_end)
+        assert "finish" not in at_the_end
+
+    def test_a_wandb_run_ends_with_the_block_it_began_in(self, monkeypatch):
+        wandb = types.SimpleNamespace(run=None, ended=0)
+        wandb.finish = lambda: wandb.__dict__.update(run=None, ended=wandb.ended + 1)
+        monkeypatch.setitem(sys.modules, "wandb", wandb)
+        with pytest.raises(ZeroDivisionError), quirks.own_tracker_run():
+            wandb.run = object()
+            1 / 0  # noqa: B018
+        assert wandb.ended == 1
+        wandb.run = object()  # the user's, around all stages
+        with quirks.own_tracker_run():
+            pass
+        assert wandb.ended == 1 and wandb.run is not None

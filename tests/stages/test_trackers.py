@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from importlib.util import find_spec
 
 import pytest
@@ -14,7 +12,6 @@ from instructgpt_hf import pipeline
 from instructgpt_hf.config import rules
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
-from instructgpt_hf.stages.fit import own_tracker_run
 
 ROWS = [{"prompt": f"a w{index % 35}", "completion": "b c"} for index in range(40)]
 
@@ -82,17 +79,3 @@ def test_a_recipe_names_the_file_of_a_tracker_that_is_not_installed(monkeypatch)
     monkeypatch.setattr(rules, "find_spec", lambda name: None if name == "trackio" else find_spec(name))
     with pytest.raises(InstructGPTError, match=r"report_to.*trackio.*needs the package trackio"):
         load_recipe("tiny-cpu", ["--ppo.report_to", "trackio"])
-
-
-def test_a_stage_ends_the_wandb_run_it_began_and_no_other(monkeypatch):
-    wandb = types.SimpleNamespace(run=None, ended=0)
-    wandb.finish = lambda: wandb.__dict__.update(run=None, ended=wandb.ended + 1)
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    with pytest.raises(ZeroDivisionError), own_tracker_run():
-        wandb.run = object()
-        1 / 0  # noqa: B018
-    assert wandb.ended == 1
-    wandb.run = object()  # the user's, around all stages
-    with own_tracker_run():
-        pass
-    assert wandb.ended == 1 and wandb.run is not None

@@ -24,6 +24,8 @@ from instructgpt_hf.errors import InstructGPTError
 
 STAGE_FILE = "stage.json"
 FORMAT_VERSION = 1
+VALUE_FOLDER = "value_model"  # in a policy's folder
+EVALUATION_FILES = ("evaluation.json", "evaluation.png")  # in a reward model's folder: held-back rankings, in sums
 # Stages in their order, each with the folders that it writes in a run: PPO-ptx has one beside plain PPO's.
 FOLDERS_OF = {"sft": ("sft",), "reward": ("reward",), "ppo": ("ppo", "ppo-ptx")}
 STAGES = tuple(FOLDERS_OF)
@@ -82,9 +84,7 @@ class StageArtifact:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Write `folder/stage.json`."""
         path = Path(folder) / STAGE_FILE
-        partial = path.with_suffix(".partial")
-        partial.write_text(self.text(), encoding="utf-8")
-        os.replace(partial, path)
+        atomic_text(path, self.text())
         return path
 
     @classmethod
@@ -199,6 +199,13 @@ def code_fingerprint(function: Callable[..., Any]) -> str:
     except TypeError:
         file = None
     return file_fingerprint(file) if file is not None else fingerprint(getattr(function, "__name__", str(function)))
+
+
+def atomic_text(file: Path, text: str) -> None:
+    """Write a text file in one step: a reader sees the old content or the new one."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, file)
 
 
 @contextlib.contextmanager

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 
 class InstructGPTError(ValueError):
@@ -28,6 +29,24 @@ class Problems:
         if len(self.items) > limit:
             lines.append(f"  ... and {len(self.items) - limit} more")
         raise InstructGPTError("\n".join([self.title, *lines]))
+
+
+def first_line(error: Exception) -> str:
+    """First line of an error's message, or the name of its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Raise a library's errors inside the block as `InstructGPTError`: `message` and the first line of the error.
+
+    `kinds` are the types of errors, by default `OSError` and `ValueError`.
+    """
+    kinds = kinds or (OSError, ValueError)
+    try:
+        yield
+    except kinds as error:
+        raise InstructGPTError(f"{message}: {first_line(error)}") from error
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

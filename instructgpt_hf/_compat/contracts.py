@@ -9,7 +9,7 @@ from transformers import GenerationMixin, Trainer
 from transformers.trainer_utils import sort_checkpoints
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 from trl.generation.vllm_generation import VLLMGeneration
-from trl.trainer.utils import disable_dropout_in_model, pad
+from trl.trainer.utils import disable_dropout_in_model
 
 _STEP = "self outputs model_kwargs is_encoder_decoder num_new_tokens"
 # Name -> (object that has it, its parameters). After a change: read the upstream diff of the named function, adapt
@@ -43,7 +43,6 @@ CONTRACTS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         (VLLMGeneration, "_iter_named_params", "self"),
         (sort_checkpoints, "", "output_dir checkpoint_prefix use_mtime best_model_checkpoint"),
         (disable_dropout_in_model, "", "model"),
-        (pad, "", "tensors padding_value padding_side pad_to_multiple_of"),
     )
 }
 

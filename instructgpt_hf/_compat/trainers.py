@@ -21,11 +21,10 @@ from torch import nn
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
-from trl.trainer.utils import pad
 
 from instructgpt_hf._compat.mixins import CommonChanges, SeveralBackwards
 
-__all__ = ["OnPolicyTrainer", "RankingTrainer", "SupervisedTrainer", "pad"]
+__all__ = ["OnPolicyTrainer", "RankingTrainer", "SupervisedTrainer"]
 
 TokenLists = list[list[int]]
 RolloutsT = TypeVar("RolloutsT")

@@ -17,7 +17,7 @@ def add(verbs: Verbs) -> None:
     inspect.add_argument("dataset", metavar="DATASET", help="Hub id, local file or folder, or lab:rankings")
     inspect.add_argument("--dataset_config", metavar="NAME", help="configuration of a Hub dataset")
     inspect.add_argument("--split", default="train", metavar="NAME", help="split to read (default train)")
-    inspect.add_argument("--tokenizer", metavar="MODEL", help="Hub id or folder (default: lengths in words)")
+    inspect.add_argument("--tokenizer", metavar="MODEL", help="Hub id, folder or lab (default: lengths in words)")
     inspect.add_argument("--prompt_template", metavar="NAME", help="as in sft.yaml (default chat, or the stage's)")
     inspect.add_argument("--max_length", type=_count, metavar="N", help="as in reward.yaml (default 2048)")
     inspect.add_argument("--max_prompt_length", type=_count, metavar="N", help="as in reward.yaml (default 1024)")

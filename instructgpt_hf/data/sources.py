@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from instructgpt_hf._compat.quirks import dataset_fingerprint, reports_no_rows
 from instructgpt_hf.artifacts import file_fingerprint, fingerprint, sampled_fingerprint
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.lab import LAB_PREFIX, lab_kind
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -82,14 +82,9 @@ def load_split(
     if (path := local_file(source, split, role)) is not None:
         dataset = _read_file(path, role, streaming)
     else:
-        try:
+        wanted = f"{role}: {source!r} (config {config!r}, split {split!r})"
+        with loading_errors(f"{wanted} is neither a local path nor a Hub dataset that could be loaded", Exception):
             dataset = load_dataset(source, config, split=split, streaming=streaming)
-        except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InstructGPTError(
-                f"{role}: {source!r} (config {config!r}, split {split!r}) is neither a local path nor a Hub dataset "
-                f"that could be loaded: {reason}"
-            ) from error
     if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
     return dataset

@@ -64,8 +64,8 @@ def read_rankings(sources: Sources, data_args: RewardArguments) -> Split:
     name, config, streaming = str(data_args.dataset_name), data_args.dataset_config, data_args.streaming
     where = f"rankings: {name}"
     source = sources.read(name, config, data_args.dataset_train_split, "rankings", streaming)
-    schema, _ = recognise(source, where)
-    rows = ranking_rows(source, where)
+    schema, first = recognise(source, where)
+    rows = ranking_rows(source, where, (schema, first))
     if (split := test_split(data_args)) is not None:
         held_back = sources.read(name, config, split, "rankings_test")
         parts = Split(rows, ranking_rows(held_back, f"{where} (held back)"))

@@ -153,7 +153,7 @@ def continuation_log_probs(
     rows = [[*prompt, *completion] for prompt, completion in zip(prompt_ids, completion_ids, strict=True)]
     device = model_device(model)
 
-    def log_probs(batch: list[Sequence[int]]) -> list[Tensor]:
+    def log_probs(batch: Sequence[Sequence[int]]) -> list[Tensor]:
         ids, mask = padded(batch, 0, device)
         logits = model(input_ids=ids, attention_mask=mask).logits
         logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()

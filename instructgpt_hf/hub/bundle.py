@@ -11,11 +11,10 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
+from instructgpt_hf.artifacts import EVALUATION_FILES, STAGE_FILE, VALUE_FOLDER, StageArtifact
 from instructgpt_hf.errors import Problems
-from instructgpt_hf.hub.sources import public_artifact, public_source
+from instructgpt_hf.hub.sources import public_source
 
-VALUE_FOLDER = "value_model"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # Rendered for each push.
 _GENERATED = ("README.md", STAGE_FILE)
@@ -44,8 +43,6 @@ _MODEL_FILES = (
 )
 # A policy's second weights: the average, or the last ones where the average is the policy.
 _POLICY_FOLDERS = ("ema", "raw")
-# Aggregates over the held-back rankings; the card shows them.
-_EVALUATION_FILES = ("evaluation.json", "evaluation.png")
 # Adapters of reward and value models keep the classifier's config here.
 _CLASSIFIER_CONFIG = "classifier/config.json"
 
@@ -95,10 +92,11 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
     if "config.json" not in files and "adapter_config.json" not in files:
         problems.add("there is neither config.json nor adapter_config.json")
     problems.raise_if_any()
-    texts = {STAGE_FILE: public_artifact(artifact, links, check_disk=True).text()}
+    texts: dict[str, str] = {}
+    known = _known_paths(folder, artifact, links)
     for name in [name for name in files if name.split("/")[-1] in _CONFIG_FILES]:
         original = json.loads(files[name].read_text(encoding="utf-8"))
-        changed = _without_paths(original, _known_paths(folder, artifact, links))
+        changed = _without_paths(original, known)
         if changed != original:
             texts[name] = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
             del files[name]
@@ -119,7 +117,7 @@ def _is_known(name: str, stage: str, value_model: bool, code: set[str]) -> bool:
         return path.suffix == ".jinja"
     if name == _CLASSIFIER_CONFIG:
         return stage == "reward" or value_model
-    return name in _EVALUATION_FILES and stage == "reward"
+    return name in EVALUATION_FILES and stage == "reward"
 
 
 def _model_code(folder: Path) -> set[str]:

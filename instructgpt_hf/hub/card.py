@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from instructgpt_hf.artifacts import STAGE_FOLDERS, StageArtifact, finished_stages
+from instructgpt_hf.artifacts import EVALUATION_FILES, STAGE_FOLDERS, StageArtifact, finished_stages
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.markdown import environment, squeeze
 from instructgpt_hf.hub.results import index_entries, result_rows
@@ -37,8 +37,6 @@ _PARTS = {
 _SOURCE = re.compile(r"(ours|TRL|paper|App|section|§|[A-F]\.\d)", re.IGNORECASE)
 _BOOKKEEPING = ("report_to", "save_", "logging_", "disable_tqdm", "run_name", "rollout_log_samples", "hub_", "push_to")
 _ADAPTER_SETTINGS = ("lora_", "use_bnb_")
-# Files of the reward stage's evaluation, which its card shows and names.
-_EVALUATION_FILES = ("evaluation.json", "evaluation.png")
 # Label by role of a dataset, in the order of the card.
 _ROLES = {
     "demonstrations": "Demonstrations",
@@ -272,7 +270,7 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
         record, card = out / f"{stage}.stage.json", out / f"{stage}.md"
         record.write_text(dataclasses.replace(artifact, training=training).text(), encoding="utf-8")
         card.write_text(card_of_record(record), encoding="utf-8")
-        shown = [run / stage / name for name in _EVALUATION_FILES if (run / stage / name).is_file()]
+        shown = [run / stage / name for name in EVALUATION_FILES if (run / stage / name).is_file()]
         written += [record, card, *(Path(shutil.copy(path, out)) for path in shown)]
     return written
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, StageArtifact, finished_stages
+from instructgpt_hf.artifacts import STAGE_FILE, STAGE_FOLDERS, VALUE_FOLDER, StageArtifact, finished_stages
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
-from instructgpt_hf.hub.bundle import VALUE_FOLDER, Bundle, prepare, with_adapter_base
+from instructgpt_hf.hub.bundle import Bundle, prepare, with_adapter_base
 from instructgpt_hf.hub.card import render_card
 from instructgpt_hf.hub.client import call
 from instructgpt_hf.hub.sources import public_artifact
@@ -64,6 +64,7 @@ def push_stage(
     links = with_adapter_base(path, artifact, links or {})
     upload = prepare(path, artifact, links)
     shown = public_artifact(artifact, links, check_disk=True)
+    upload.texts[STAGE_FILE] = shown.text()
     upload.texts["README.md"] = str(render_card(shown, repo_id=repo_id, links=links, value_model=value_model))
     model = f"value model of {artifact.stage}" if value_model else f"{artifact.stage} stage"
     message = commit_message or f"Add the {model} of {artifact.recipe}"

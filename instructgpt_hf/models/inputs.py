@@ -12,12 +12,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from instructgpt_hf._compat.peft import unwrap_peft
 
+Row = TypeVar("Row", bound=Sequence[int])
 Result = TypeVar("Result")
 
 
 def map_by_length(
-    function: Callable[[list[Sequence[int]]], Iterable[Result]],
-    rows: Sequence[Sequence[int]],
+    function: Callable[[list[Row]], Iterable[Result]],
+    rows: Sequence[Row],
     batch_size: int,
     longest_first: bool = True,
 ) -> list[Result]:
@@ -41,7 +42,7 @@ def padded(
     rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device, side: Literal["left", "right"] = "right"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids [B, S] of B rows padded to the longest, and their attention mask."""
-    ids = [torch.tensor(row) for row in rows]
+    ids = [torch.tensor(row, dtype=torch.long) for row in rows]
     padded_ids = pad_sequence(ids, batch_first=True, padding_value=pad_token_id, padding_side=side)
     mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side=side)
     return padded_ids.to(device), mask.to(device)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from instructgpt_hf import lab
 from instructgpt_hf._compat.quirks import restore_cpu_gradients
-from instructgpt_hf.errors import InstructGPTError, Problems
+from instructgpt_hf.errors import InstructGPTError, Problems, loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 
 logger = logging.getLogger(__name__)
@@ -41,20 +40,6 @@ _PEFT_NAMES = {"lora_r": "r", "lora_target_modules": "target_modules"}
 _GENERATION_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
 # Neither pickles nor weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
-
-
-@contextlib.contextmanager
-def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
-    """Raise a library's errors inside the block as `InstructGPTError`: `message` and the first line of the error.
-
-    `kinds` are the types of errors, by default `OSError` and `ValueError`.
-    """
-    kinds = kinds or (OSError, ValueError)
-    try:
-        yield
-    except kinds as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InstructGPTError(f"{message}: {reason}") from error
 
 
 def base_model_folder(source: str, revision: str | None, role: str) -> Path:

@@ -19,7 +19,7 @@ from instructgpt_hf._compat.peft import AdapterLayer, unwrap_peft
 from instructgpt_hf._compat.quirks import is_quantized
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
 from instructgpt_hf.config.model import ModelConfig, quantization_config
-from instructgpt_hf.errors import InstructGPTError, nearest
+from instructgpt_hf.errors import InstructGPTError, loading_errors, nearest
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
 from instructgpt_hf.models.loading import (
     ADAPTER_FILE,
@@ -28,7 +28,6 @@ from instructgpt_hf.models.loading import (
     is_adapter,
     load_policy,
     load_tokenizer,
-    loading_errors,
     resolve_source,
 )
 from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier

@@ -19,6 +19,7 @@ from transformers.utils import ModelOutput
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import attention_implementation
 from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
+from instructgpt_hf.errors import first_line
 from instructgpt_hf.models.inputs import evaluation_mode, takes_positions
 from instructgpt_hf.models.reward_model import HEAD, head_scores
 
@@ -147,8 +148,7 @@ def shared_prefix_refusal(scorer: CompletionScorer, pad_token_id: int, dtype: to
         with evaluation_mode(model):
             return _probe(scorer, pad_token_id, dtype or model.dtype)
     except Exception as error:  # architectures refuse such a mask with many kinds of errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{type(model).__name__} refuses a mask with a row for every token ({reason})"
+        return f"{type(model).__name__} refuses a mask with a row for every token ({first_line(error)})"
 
 
 @torch.no_grad()

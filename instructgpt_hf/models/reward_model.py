@@ -39,10 +39,10 @@ from transformers.quantizers import AutoQuantizationConfig
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantization
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
 from instructgpt_hf.models.inputs import evaluation_mode
-from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, loading_errors, resolve_source
+from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, resolve_source
 
 HEAD = "score"
 # The head's weight in an adapter's file.

@@ -43,7 +43,7 @@ def score_token_lists(model: Scorer, sequences: list[list[int]], pad_token_id: i
     """Shifted scores of N lists of token ids, each a prompt, a completion and its EOS token, in the order given."""
     device = next(model.parameters()).device
 
-    def scores(rows: list[Sequence[int]]) -> list[float]:
+    def scores(rows: Sequence[Sequence[int]]) -> list[float]:
         return sequence_scores(model, *padded(rows, pad_token_id, device)).tolist()
 
     with evaluation_mode(model):

@@ -53,8 +53,8 @@ def inspect_rankings(
     where = f"rankings: {name}"
     disable_progress_bars()
     source = _read(name, config, split, limit)
-    schema, _ = recognise(source, where)
-    rows = ranking_rows(source, where)
+    schema, first = recognise(source, where)
+    rows = ranking_rows(source, where, (schema, first))
     encode: Encode = words_of
     limits, unit = dict[str, Any](), "words"
     if tokenizer is not None:

@@ -9,6 +9,7 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from instructgpt_hf.artifacts import VALUE_FOLDER
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
 from instructgpt_hf.data.splits import Split, read_pretraining, read_split
@@ -165,7 +166,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
             "previous": {"sft": inputs.sft.reference, **inputs.rewards.lineage()},
             "model": {
                 **model_record(models.policy, base),
-                "value_model": "value_model",
+                "value_model": VALUE_FOLDER,
                 "value_model_architecture": models.value_model.config.architectures[0],
                 "published_weights": training_args.publish_weights if training_args.ema_decay else "raw",
                 "reward_shift": reward_shift(models.reward_model),

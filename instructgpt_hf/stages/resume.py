@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from instructgpt_hf._compat.checkpoints import checkpoints, last_checkpoint, set_aside
+from instructgpt_hf.artifacts import atomic_text
 from instructgpt_hf.config.settings import adjustable_keys
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.lifecycle import owns_checkpoints
@@ -120,9 +121,7 @@ def _read_stop(run: StageRun) -> dict[str, Any]:
 def _write_stop(run: StageRun, stop: dict[str, Any]) -> None:
     """Replace the file in one step: other processes read it."""
     if is_main():
-        unfinished = run.checkpoint_folder / f"{STOP_FILE}.unfinished"
-        unfinished.write_text(json.dumps(stop), encoding="utf-8")
-        unfinished.replace(run.checkpoint_folder / STOP_FILE)
+        atomic_text(run.checkpoint_folder / STOP_FILE, json.dumps(stop))
 
 
 def _adjustable(run: StageRun) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.artifacts import EVALUATION_FILES, StageArtifact
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.prompts import PromptFormat
@@ -194,9 +194,10 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         def save(folder: Path) -> None:
             save_reward_model(model, folder)
             tokenizer.save_pretrained(folder)
+            numbers, picture = (folder / name for name in EVALUATION_FILES)
             text = json.dumps(measured, indent=2, allow_nan=False) + "\n"
-            (folder / "evaluation.json").write_text(text, encoding="utf-8")
-            draw_rankings(measured, folder / "evaluation.png")
+            numbers.write_text(text, encoding="utf-8")
+            draw_rankings(measured, picture)
 
         summary = (
             f"held-back accuracy {metrics['eval_accuracy']:.3f} "

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.checks import canonical, is_prompt, row_problem
-from instructgpt_hf.data.rankings.schemas import UNREADABLE, Schema, recognise
+from instructgpt_hf.data.rankings.schemas import UNREADABLE, Row, Schema, recognise
 from instructgpt_hf.data.rows import raise_wrong_rows
 from instructgpt_hf.errors import InstructGPTError
 
@@ -28,12 +28,13 @@ DROPPED = {
 _COUNTED = ("dropped_duplicates", "dropped_contradictions", "dropped_completions")  # by `limit_ranking`
 
 
-def ranking_rows(dataset: Rows, where: str) -> Rows:
+def ranking_rows(dataset: Rows, where: str, recognised: tuple[Schema, Row] | None = None) -> Rows:
     """Convert a dataset of rankings from any known schema (`data.rankings.schemas.SCHEMAS`) to the canonical form.
 
     Args:
         dataset: rows of any known schema; a dataset in the canonical form is returned unchanged.
         where: name of the dataset in errors.
+        recognised: what `recognise` returned, where the caller has called it; a stream opens again for each call.
 
     Returns:
         Columns `prompt` (text or messages), `completions` [K] (text), `ranks` [K] (whole numbers, 1 = best, equal =
@@ -46,7 +47,7 @@ def ranking_rows(dataset: Rows, where: str) -> Rows:
     """
     if {"prompt", "completions", "ranks", "unranked"} <= set(dataset.column_names or ()):
         return dataset
-    schema, first = recognise(dataset, where)
+    schema, first = recognised or recognise(dataset, where)
     streamed = isinstance(dataset, IterableDataset)
     if schema.group is not None and streamed:
         raise InstructGPTError(

@@ -25,7 +25,7 @@ def evaluate_rankings(
 
     Returns:
         JSON values by measure: `accuracy`, `by_completions`, `by_gap`, `calibration`, `kendall_tau`, `length` and
-        `score_gaps`. The functions in `instructgpt_hf.evaluation.reward_model` document the entries of each.
+        `score_gaps`. The functions in `measures` and `length_bias` of this package document the entries of each.
 
     Raises:
         InstructGPTError: if the lists differ in shape, a value is not a finite number, or no prompt has two

@@ -16,6 +16,7 @@ from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER
 from instructgpt_hf.models.continuous import generate_batch
+from instructgpt_hf.models.inputs import map_by_length
 from instructgpt_hf.models.merging import merged_weights
 from instructgpt_hf.trainers.ppo.rollouts import TokenLists
 
@@ -54,13 +55,7 @@ def in_batches(generate: Callable[[TokenLists], TokenLists], prompt_ids: TokenLi
     """Completions by `generate` of batches of `size` prompts of similar length (None: of all), in order of prompts."""
     if size is None:
         return generate(prompt_ids)
-    order = sorted(range(len(prompt_ids)), key=lambda row: len(prompt_ids[row]), reverse=True)
-    results: TokenLists = [[] for _ in prompt_ids]
-    for start in range(0, len(order), size):
-        rows = order[start : start + size]
-        for row, completion in zip(rows, generate([prompt_ids[row] for row in rows]), strict=True):
-            results[row] = completion
-    return results
+    return map_by_length(generate, prompt_ids, size)
 
 
 def generate_continuously(

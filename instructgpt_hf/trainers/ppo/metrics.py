@@ -43,13 +43,14 @@ def rollout_metrics(
         "completions/eos_rate": finished.float(),
         "val/mean_value": rollouts.values.sum(1) / mask.sum(1),
     }
-    means = accelerator.gather(torch.stack(list(rows.values()), dim=1)).mean(0).tolist()
+    columns = accelerator.gather(torch.stack(list(rows.values()), dim=1))
+    all_scores = columns[:, 0].contiguous()
     gathered = gather_rows(accelerator, rollouts.values, rollouts.returns, mask)
     return {
-        **dict(zip(rows, means, strict=True)),
+        **dict(zip(rows, columns.mean(0).tolist(), strict=True)),
         "completions/most_frequent": share_of_most_frequent(gather_object(completion_ids)),
         "objective/beta": beta,
-        "objective/scores_std": accelerator.gather(scores).std(unbiased=False).item(),
+        "objective/scores_std": all_scores.std(unbiased=False).item(),
         "val/explained_variance": explained_variance(*gathered).item(),
     }
 

@@ -11,9 +11,10 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from instructgpt_hf._compat.trainers import TokenLists, pad
+from instructgpt_hf._compat.trainers import TokenLists
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.functional import gae, loss_denominator, masked_whiten, token_rewards, whiten_rewards
+from instructgpt_hf.models.inputs import padded
 
 
 class Tokens(NamedTuple):
@@ -30,12 +31,8 @@ class Tokens(NamedTuple):
         empty = [index for index, ids in enumerate(completion_ids) if not ids]
         if empty:
             raise ValueError(f"rollouts {empty[:5]} have no token; generation must return at least one per prompt.")
-        columns = []
-        for rows, side in ((prompt_ids, "left"), (completion_ids, "right")):
-            tensors = [torch.tensor(ids, dtype=torch.long) for ids in rows]
-            columns.append(pad(tensors, padding_value=pad_token_id, padding_side=side))
-            columns.append(pad([torch.ones_like(item) for item in tensors], padding_value=0, padding_side=side))
-        return cls(*columns)
+        cpu = torch.device("cpu")
+        return cls(*padded(prompt_ids, pad_token_id, cpu, "left"), *padded(completion_ids, pad_token_id, cpu, "right"))
 
     def to(self, device: torch.device) -> Tokens:
         """Copy to a device."""

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from instructgpt_hf.artifacts import VALUE_FOLDER
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.reward_model import save_reward_model
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
@@ -92,7 +93,7 @@ def write_models(
     The folder itself gets the policy of `publish_weights`, `"raw"` or `"ema"`; its subfolder `ema` or `raw` the other
     one, if there is an average; `value_model` the value model.
     """
-    save_reward_model(actor_critic.value_model, folder / "value_model")
+    save_reward_model(actor_critic.value_model, folder / VALUE_FOLDER)
     if average is None:
         _save_policy(actor_critic.policy, folder)
     else:
@@ -100,7 +101,7 @@ def write_models(
         _save_policy(actor_critic.policy, folder / last)
         with average.applied():
             _save_policy(actor_critic.policy, folder / averaged)
-    for path in (folder, folder / "value_model"):
+    for path in (folder, folder / VALUE_FOLDER):
         tokenizer.save_pretrained(path)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")

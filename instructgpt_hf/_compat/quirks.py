@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from trl import RLOOConfig
     from trl.generation.vllm_generation import VLLMGeneration
 
+COMPLETION_COLUMN = "_completion_of_the_dataset"
+
 
 @contextlib.contextmanager
 def quiet_environment() -> Iterator[None]:
@@ -149,6 +151,16 @@ def no_reference_from_disk(args: RLOOConfig) -> Iterator[None]:
         yield
     finally:
         args.beta = beta
+
+
+def pass_completion_column(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Give the column `completion` of the prompts another name, `COMPLETION_COLUMN`, on its way to reward functions.
+
+    Cause: TRL leaves it out of the columns that reward functions receive, for the sake of SFT's datasets.
+    Goes when: TRL passes every column on.
+    Relies on: it passing columns of other names.
+    """
+    return [{COMPLETION_COLUMN if key == "completion" else key: value for key, value in row.items()} for row in rows]
 
 
 def use_one_device(args: TrainingArguments) -> None:

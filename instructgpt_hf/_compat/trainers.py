@@ -23,6 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 
 from instructgpt_hf._compat.mixins import CommonChanges, SeveralBackwards
+from instructgpt_hf._compat.quirks import pass_completion_column
 
 __all__ = ["OnPolicyTrainer", "RankingTrainer", "SupervisedTrainer"]
 
@@ -243,7 +244,7 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
 
         Values that a function passed to `log_metric` are logged; those passed to `log_extra` are added to TRL's table.
         """
-        rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
+        rewards = self._calculate_rewards(pass_completion_column(inputs), prompts, completions, completion_ids)
         for column, values in self._pending_extra_logs.items():
             self._logs["extra"][column].extend(values)
         self._pending_extra_logs.clear()

@@ -26,8 +26,9 @@ from instructgpt_hf.stages.inputs import (
     previous_stage,
     recorded_format,
 )
-from instructgpt_hf.stages.reward_sources import Rewards, check_columns, find_rewards
+from instructgpt_hf.stages.reward_sources import Rewards, find_rewards
 from instructgpt_hf.stages.stage import Outcome, Stage
+from instructgpt_hf.trainers.ppo.functions import check_columns
 from instructgpt_hf.trainers.ppo.rewards import Reward
 from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
 

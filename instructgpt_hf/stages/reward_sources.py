@@ -20,10 +20,8 @@ from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
 from instructgpt_hf.stages.run import StageRun
-from instructgpt_hf.trainers.ppo.rewards import Reward, RewardFunction
-
-# What TRL passes to every reward function beside the dataset's columns.
-TAKEN_COLUMNS = ("prompts", "completions", "completion_ids")
+from instructgpt_hf.trainers.ppo.functions import RewardFunction
+from instructgpt_hf.trainers.ppo.rewards import Reward
 
 
 @dataclass(frozen=True)
@@ -190,17 +188,3 @@ def _find_function(name: str) -> RewardFunction:
     if not callable(function):
         raise InstructGPTError(f"{function_name!r} in {where} is a {type(function).__name__}, not a function")
     return function  # type: ignore[no-any-return]
-
-
-def check_columns(columns: list[str], where: str) -> None:
-    """Raise unless the columns of the prompts can be passed to reward functions.
-
-    Raises:
-        InstructGPTError: naming the column whose name is taken.
-    """
-    taken = sorted(set(columns) & set(TAKEN_COLUMNS))
-    if taken:
-        raise InstructGPTError(
-            f"{where}: column {taken[0]!r}: reward functions receive what is sampled under this name; rename the "
-            "column, or remove it."
-        )

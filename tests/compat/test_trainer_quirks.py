@@ -147,6 +147,22 @@ class TestTrainers:
         peft.freeze_reference_adapter(policy)
         assert all(item.any() and not item.requires_grad for item in copies.values())
 
+    def test_reward_functions_never_receive_the_column_completion(self, rloo, make_policy):
+        """`pass_completion_column`: TRL drops it, and passes a column of any other name."""
+        received = {}
+
+        def function(completions, **columns):
+            received.update(columns)
+            return [0.0] * len(completions)
+
+        with quirks.no_reference_from_disk(rloo.args):
+            trainer = rloo.build(make_policy())
+        trainer.reward_funcs, rows = [function], [{"prompt": "a", "completion": "x", "other": "y"}]
+        for inputs in (rows, quirks.pass_completion_column(rows)):
+            trainer._calculate_rewards(inputs, ["a"], ["b"], [[3]])
+            assert "completion" not in received and received["other"] == ["y"]
+        assert received[quirks.COMPLETION_COLUMN] == ["x"]
+
     def test_rloo_has_private_hooks_only(self):
         """`OnPolicyTrainer`: a base class with public ones would make it unnecessary."""
         assert not hasattr(trl, "OnPolicyTrainer") and not hasattr(trl, "PPOTrainer")

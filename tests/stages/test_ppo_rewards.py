@@ -213,7 +213,7 @@ class TestRefused:
     def test_a_column_whose_name_is_taken(self, refused, tmp_path):
         path = write_rows(tmp_path / "data.jsonl", [{**row, "completions": "x"} for row in ROWS["ppo"]])
         message = refused("--dataset_name", path, "--reward_functions", "own_rewards:seen")
-        assert "column 'completions': reward functions receive what is sampled under this name" in message
+        assert "column 'completions': reward functions receive something else under this name" in message
 
     def test_reward_model_that_cannot_start_the_value_model(self, refused, place):
         message = refused("--reward_model_path", f"{place}/other/reward")

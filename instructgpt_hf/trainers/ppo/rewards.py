@@ -16,11 +16,9 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import positions
 from instructgpt_hf.models.sampling import is_finished
 from instructgpt_hf.models.scoring import TextRewardModel, sequence_scores
+from instructgpt_hf.trainers.ppo.functions import RewardFunction, checked
 from instructgpt_hf.trainers.ppo.rollouts import TokenLists, Tokens
 
-# TRL's signature: prompts, completions and completion_ids by keyword, then the dataset's other columns; None where the
-# reward does not apply.
-RewardFunction = Callable[..., Sequence[float | None]]
 Reward = nn.Module | TextRewardModel | RewardFunction
 
 
@@ -108,14 +106,14 @@ def placeholder(reward: Reward) -> RewardFunction:
 def as_reward_functions(
     rewards: Sequence[Reward], sampled: SampledIds, accelerator: Accelerator, batch_size: int
 ) -> list[RewardFunction]:
-    """Rewards as TRL reward functions: reward models are wrapped, functions stay."""
+    """Rewards as TRL reward functions: reward models are wrapped, functions are checked at every call."""
 
     def function(reward: Reward) -> RewardFunction:
         if isinstance(reward, TextRewardModel):
             return RewardModelFunction(reward.model, OwnTokens(sampled, reward), accelerator, batch_size)
         if isinstance(reward, nn.Module):
             return RewardModelFunction(reward, sampled, accelerator, batch_size)
-        return reward
+        return checked(reward)
 
     return [function(reward) for reward in rewards]
 

@@ -29,6 +29,7 @@ from instructgpt_hf.models.decoding import LogitsNotFinite
 from instructgpt_hf.models.sampling import is_finished
 from instructgpt_hf.trainers.ppo import generation, reference, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
+from instructgpt_hf.trainers.ppo.functions import check_columns
 from instructgpt_hf.trainers.ppo.metrics import PhaseClock, count_tokens, rollout_metrics, training_tokens
 from instructgpt_hf.trainers.ppo.optimization import PPOOptimization
 from instructgpt_hf.trainers.ppo.rewards import (
@@ -142,6 +143,8 @@ class PPOTrainer(PPOOptimization):
         for function in self.reward_funcs:
             if isinstance(function, RewardModelFunction):
                 reference.frozen(function.model, self.args, self.accelerator)
+            else:
+                check_columns(self.train_dataset.column_names or (), "train_dataset")
 
     def _join_models(self, policy: PreTrainedModel | PeftModel, value_model: nn.Module) -> None:
         """Make policy and value model the one module that is trained."""

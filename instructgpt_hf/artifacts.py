@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.errors import NO_SPACE, InstructGPTError
 
 STAGE_FILE = "stage.json"
 FORMAT_VERSION = 1
@@ -220,6 +220,8 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
+        if error.errno in NO_SPACE:
+            raise
         raise InstructGPTError(
             f"{final.parent}: cannot be written ({error.strerror}). Choose another --output_dir."
         ) from None
@@ -235,3 +237,15 @@ def atomic_folder(target: str | os.PathLike[str]) -> Iterator[Path]:
             os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_unfinished(parent: Path, pattern: str) -> None:
+    """Remove what a killed `atomic_folder` left of the folders `pattern`; no other process may be writing them.
+
+    Where it was killed between its two last steps, the folder that it was about to replace gets its name back.
+    """
+    for retired in parent.glob(f".{pattern}.old.*/*"):
+        if not (parent / retired.name).exists():
+            os.replace(retired, parent / retired.name)
+    for unfinished in parent.glob(f".{pattern}.*"):
+        shutil.rmtree(unfinished, ignore_errors=True)

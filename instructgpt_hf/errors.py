@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
+import re
+import shutil
+import signal
 from collections.abc import Iterable, Iterator, Sequence
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Of libraries that pass on the system's message in an error of their own; the last two are all that torch.save says.
+_SYSTEM = "|".join(re.escape(os.strerror(number)) for number in NO_SPACE)
+NO_SPACE_TEXT = re.compile(
+    f"{_SYSTEM}|Not enough disk space|inline_container.*unexpected pos|StreamWriter failed writing"
+)
 
 
 class InstructGPTError(ValueError):
     """Something in the user's input is wrong; the message says what, where, and what would be right."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user, or a scheduler, stopped the program; `signal` says by what (`SIGINT` is Ctrl-C)."""
+
+    def __init__(self, signal: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.signal = signal
 
 
 class Problems:
@@ -31,9 +51,30 @@ class Problems:
         raise InstructGPTError("\n".join([self.title, *lines]))
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """First line of an error's message, or the name of its type where it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def full_disk(error: BaseException, folder: str | os.PathLike[str]) -> str | None:
+    """What to say of an error that comes of a full disk, or of a user's quota on it; None for any other.
+
+    Args:
+        error: as it was raised; what it was raised from counts too.
+        folder: where the program was writing, in case the error names no file.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        full = isinstance(cause, OSError) and cause.errno in NO_SPACE
+        if full or NO_SPACE_TEXT.search(str(cause)):
+            place = getattr(cause, "filename", None) or os.fspath(folder)
+            existing = place
+            while not os.path.exists(existing):
+                existing = os.path.dirname(os.path.abspath(existing))
+            free = shutil.disk_usage(existing).free / 2**20
+            return f"{place}: the disk is full ({first_line(cause)}; {free:.0f} MiB are free). Free some space"
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 @contextlib.contextmanager

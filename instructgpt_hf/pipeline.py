@@ -17,6 +17,7 @@ from instructgpt_hf.config.recipe import Recipe
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.hub.publish import push_run
 from instructgpt_hf.stages.evaluation import evaluate_run
+from instructgpt_hf.stages.folder import hold
 from instructgpt_hf.stages.ppo import PPOStage
 from instructgpt_hf.stages.processes import is_main, leave
 from instructgpt_hf.stages.reward import RewardStage
@@ -44,15 +45,16 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
         KeyboardInterrupt: if the user stopped it; the same call resumes.
     """
     started, folder, console = time.monotonic(), Path(output_dir), console or Console(stderr=True)
-    for stage in recipe.stages:
-        run_stage(recipe, stage, folder, console, part_of_run=True)
-    leave()
-    if not is_main():
-        return []
-    with quiet_environment():
-        rows = evaluate_run(_policy_run(recipe, folder, console))
-    for stage in recipe.stages:
-        _push(recipe, stage, folder, console)
+    with hold(folder, console):
+        for stage in recipe.stages:
+            run_stage(recipe, stage, folder, console, part_of_run=True)
+        leave()
+        if not is_main():
+            return []
+        with quiet_environment():
+            rows = evaluate_run(_policy_run(recipe, folder, console))
+        for stage in recipe.stages:
+            _push(recipe, stage, folder, console)
     console.print(f"Done in {time.monotonic() - started:.0f} s. {_next_step(recipe, 'ppo', folder)}", soft_wrap=True)
     return rows
 
@@ -74,18 +76,19 @@ def run_stage(
     """
     folder, console = Path(output_dir), console or Console(stderr=True)
     artifacts = []
-    with quiet_environment():
-        for stage_run in _runs(recipe, stage, folder, console):
-            artifacts.append(train_stage(_STAGE[stage](stage_run)))
-            _free_memory()
-        if part_of_run:
-            return artifacts
-        leave()
-        if not is_main():
-            return artifacts
-        if stage == "ppo":
-            evaluate_run(_policy_run(recipe, folder, console))
-    _push(recipe, stage, folder, console)
+    with hold(folder, console):
+        with quiet_environment():
+            for stage_run in _runs(recipe, stage, folder, console):
+                artifacts.append(train_stage(_STAGE[stage](stage_run)))
+                _free_memory()
+            if part_of_run:
+                return artifacts
+            leave()
+            if not is_main():
+                return artifacts
+            if stage == "ppo":
+                evaluate_run(_policy_run(recipe, folder, console))
+        _push(recipe, stage, folder, console)
     console.print(_next_step(recipe, stage, folder), soft_wrap=True)
     return artifacts
 

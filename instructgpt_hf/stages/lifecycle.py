@@ -112,8 +112,6 @@ def prepare_checkpoint_folder(run: StageRun, digest: str, keep: bool) -> None:
     """
     if is_main():
         try:
-            for unfinished in run.run_folder.glob(f".{run.name}.*"):  # what a killed process was writing
-                shutil.rmtree(unfinished, ignore_errors=True)
             if run.checkpoint_folder.exists() and not keep:
                 shutil.rmtree(run.checkpoint_folder)
             run.checkpoint_folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.hub.publish import push_run
 from instructgpt_hf.stages.evaluation import evaluate_run
 from instructgpt_hf.stages.folder import hold
+from instructgpt_hf.stages.output import Output, Phase
 from instructgpt_hf.stages.ppo import PPOStage
 from instructgpt_hf.stages.processes import is_main, leave
 from instructgpt_hf.stages.reward import RewardStage
@@ -28,13 +29,16 @@ from instructgpt_hf.stages.stage import Stage, train_stage
 _STAGE: dict[str, type[Stage[Any, Any, Any]]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
 
 
-def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) -> list[PolicyRow]:
+def run(
+    recipe: Recipe, output_dir: str | Path, console: Console | None = None, quiet: bool = False
+) -> list[PolicyRow]:
     """SFT, reward model, PPO, evaluation. What is finished and unchanged is skipped, what was interrupted resumes.
 
     Args:
         recipe: checked settings of all three stages.
-        output_dir: folder of the run.
-        console: where progress is printed; standard error by default.
+        output_dir: folder of the run, which also gets `log.txt`.
+        console: takes results and progress; by default they go to standard output and standard error.
+        quiet: print results only.
 
     Returns:
         One `PolicyRow` for the base model, the SFT model and each PPO policy; of several training processes, the main
@@ -44,60 +48,70 @@ def run(recipe: Recipe, output_dir: str | Path, console: Console | None = None) 
         InstructGPTError: if something the user gave is unusable; the message says what.
         KeyboardInterrupt: if the user stopped it; the same call resumes.
     """
-    started, folder, console = time.monotonic(), Path(output_dir), console or Console(stderr=True)
-    with hold(folder, console):
+    started, folder = time.monotonic(), Path(output_dir)
+    with Output(console, quiet) as output, hold(folder, output.console):
         for stage in recipe.stages:
-            run_stage(recipe, stage, folder, console, part_of_run=True)
+            _train(recipe, stage, folder, output)
         leave()
         if not is_main():
             return []
         with quiet_environment():
-            rows = evaluate_run(_policy_run(recipe, folder, console))
+            rows = evaluate_run(_policy_run(recipe, folder, output))
         for stage in recipe.stages:
-            _push(recipe, stage, folder, console)
-    console.print(f"Done in {time.monotonic() - started:.0f} s. {_next_step(recipe, 'ppo', folder)}", soft_wrap=True)
-    return rows
+            _push(recipe, stage, folder, output)
+        output.log(f"Done in {time.monotonic() - started:.0f} s. {_next_step(recipe, 'ppo', folder)}")
+        return rows
 
 
 def run_stage(
-    recipe: Recipe, stage: str, output_dir: str | Path, console: Console | None = None, part_of_run: bool = False
+    recipe: Recipe,
+    stage: str,
+    output_dir: str | Path,
+    console: Console | None = None,
+    part_of_run: bool = False,
+    quiet: bool = False,
 ) -> list[StageArtifact]:
     """One stage. PPO with `compare_without_ptx` trains two policies.
 
     Args:
         recipe: checked settings of the stage.
         stage: one of `artifacts.STAGES`.
-        output_dir: folder of the run.
-        console: where progress is printed; standard error by default.
+        output_dir, console, quiet: as for `run`.
         part_of_run: leave it to the caller to evaluate the policies, to push, and to say what to do next.
 
     Returns:
         The records of the finished stage, one for each model trained.
     """
-    folder, console = Path(output_dir), console or Console(stderr=True)
+    folder = Path(output_dir)
+    with Output(console, quiet) as output, hold(folder, output.console):
+        artifacts = _train(recipe, stage, folder, output)
+        if part_of_run:
+            return artifacts
+        leave()
+        if not is_main():
+            return artifacts
+        if stage == "ppo":
+            with quiet_environment():
+                evaluate_run(_policy_run(recipe, folder, output))
+        _push(recipe, stage, folder, output)
+        output.log(_next_step(recipe, stage, folder))
+        return artifacts
+
+
+def _train(recipe: Recipe, stage: str, folder: Path, output: Output) -> list[StageArtifact]:
     artifacts = []
-    with hold(folder, console):
-        with quiet_environment():
-            for stage_run in _runs(recipe, stage, folder, console):
-                artifacts.append(train_stage(_STAGE[stage](stage_run)))
-                _free_memory()
-            if part_of_run:
-                return artifacts
-            leave()
-            if not is_main():
-                return artifacts
-            if stage == "ppo":
-                evaluate_run(_policy_run(recipe, folder, console))
-        _push(recipe, stage, folder, console)
-    console.print(_next_step(recipe, stage, folder), soft_wrap=True)
+    with quiet_environment():
+        for stage_run in _runs(recipe, stage, folder, output):
+            artifacts.append(train_stage(_STAGE[stage](stage_run)))
+            _free_memory()
     return artifacts
 
 
-def _runs(recipe: Recipe, stage: str, folder: Path, console: Console) -> list[StageRun]:
+def _runs(recipe: Recipe, stage: str, folder: Path, output: Output) -> list[StageRun]:
     """The runs of one stage: one, or for PPO-ptx with `compare_without_ptx` two, plain PPO first."""
     if stage != "ppo":
-        return [StageRun(recipe.name, recipe.stages[stage], folder, stage, console)]
-    policy_run = _policy_run(recipe, folder, console)
+        return [StageRun(recipe.name, recipe.stages[stage], folder, stage, output)]
+    policy_run = _policy_run(recipe, folder, output)
     training_args = policy_run.settings.training_args
     if not (training_args.compare_without_ptx and training_args.ptx_coef):
         return [policy_run]
@@ -106,12 +120,12 @@ def _runs(recipe: Recipe, stage: str, folder: Path, console: Console) -> list[St
         training_args=dataclasses.replace(training_args, ptx_coef=0.0, compare_without_ptx=False),
         values={**policy_run.settings.values, "ptx_coef": 0.0},
     )
-    return [StageRun(recipe.name, plain, folder, "ppo", console), policy_run]
+    return [StageRun(recipe.name, plain, folder, "ppo", output), policy_run]
 
 
-def _policy_run(recipe: Recipe, folder: Path, console: Console) -> StageRun:
+def _policy_run(recipe: Recipe, folder: Path, output: Output) -> StageRun:
     settings = recipe.stages["ppo"]
-    return StageRun(recipe.name, settings, folder, "ppo-ptx" if settings.training_args.ptx_coef else "ppo", console)
+    return StageRun(recipe.name, settings, folder, "ppo-ptx" if settings.training_args.ptx_coef else "ppo", output)
 
 
 def _free_memory() -> None:
@@ -121,13 +135,14 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _push(recipe: Recipe, stage: str, folder: Path, console: Console) -> None:
+def _push(recipe: Recipe, stage: str, folder: Path, output: Output) -> None:
     """Push a finished stage, private unless told otherwise, if its recipe says `push_to_hub`."""
     values = recipe.stages[stage].values
     if values.get("push_to_hub"):
         finished = [name for name in FOLDERS_OF[stage] if (folder / name).is_dir()]
         private = values.get("hub_private_repo") is not False
-        push_run(folder, None, private=private, stages=finished, prefix=recipe.name, console=console)
+        with output.phase(Phase("pushing to the Hub", stage=stage, bar=False)):
+            push_run(folder, None, private=private, stages=finished, prefix=recipe.name, console=output.results)
 
 
 def _next_step(recipe: Recipe, stage: str, folder: Path) -> str:

@@ -21,8 +21,8 @@ def pipeline(monkeypatch):
     """Stands for the pipeline and records how it is called."""
     calls = []
     module = types.ModuleType("instructgpt_hf.pipeline")
-    module.run = lambda recipe, output_dir: calls.append(("run", recipe, output_dir))
-    module.run_stage = lambda recipe, stage, output_dir: calls.append((stage, recipe, output_dir))
+    module.run = lambda recipe, output_dir, **options: calls.append(("run", recipe, output_dir))
+    module.run_stage = lambda recipe, stage, output_dir, **options: calls.append((stage, recipe, output_dir))
     monkeypatch.setitem(sys.modules, "instructgpt_hf.pipeline", module)
     monkeypatch.setattr(instructgpt_hf, "pipeline", module, raising=False)
     return calls
@@ -104,7 +104,7 @@ class TestRunning:
         assert recipe.stages[stage].training_args.learning_rate == 1e-3
 
     def test_interrupt_says_how_to_resume(self, pipeline, monkeypatch, capsys):
-        def interrupted(recipe, output_dir):
+        def interrupted(recipe, output_dir, **options):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(sys.modules["instructgpt_hf.pipeline"], "run", interrupted)

@@ -54,6 +54,28 @@ def quiet_environment() -> Iterator[None]:
         os.environ.update({} if advisory is None else {variable: advisory})
 
 
+@contextlib.contextmanager
+def no_library_bars() -> Iterator[None]:
+    """Draw none of the libraries' progress bars inside the block.
+
+    Cause: transformers, datasets and huggingface_hub have a switch each, which some of their functions turn on again.
+    Goes when: one switch covers all of them.
+    Relies on: their bars being subclasses of `tqdm.tqdm`, which takes `disable`.
+    """
+    from tqdm import tqdm
+
+    begin = tqdm.__init__
+
+    def begin_disabled(self: Any, *args: Any, **kwargs: Any) -> None:
+        begin(self, *args, **{**kwargs, "disable": True})
+
+    tqdm.__init__ = begin_disabled
+    try:
+        yield
+    finally:
+        tqdm.__init__ = begin
+
+
 def silence_kernel_hint() -> None:
     """Drop bitsandbytes' warning that an optional kernel package is missing.
 

@@ -18,6 +18,11 @@ class Parser(argparse.ArgumentParser):
         raise InstructGPTError(f"{message}\n{self.format_usage().strip()}")
 
 
+def add_quiet(parser: Parser) -> None:
+    """Add `--quiet` to a verb that takes a while."""
+    parser.add_argument("--quiet", action="store_true", help="print results and errors only")
+
+
 class Verbs:
     """The verbs of the command, or of a verb such as `recipes`; the argument `dest` holds the verb that was given."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from instructgpt_hf.cli.command import Verbs
+from instructgpt_hf.cli.command import Verbs, add_quiet
 
 
 def add(verbs: Verbs) -> None:
@@ -22,6 +22,7 @@ def add(verbs: Verbs) -> None:
     inspect.add_argument("--max_length", type=_count, metavar="N", help="as in reward.yaml (default 2048)")
     inspect.add_argument("--max_prompt_length", type=_count, metavar="N", help="as in reward.yaml (default 1024)")
     inspect.add_argument("--limit", type=_count, metavar="N", help="read only the first N rows of the source")
+    add_quiet(inspect)
 
 
 def _count(word: str) -> int:
@@ -32,11 +33,13 @@ def _count(word: str) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from instructgpt_hf.cli.ranking_tables import show
     from instructgpt_hf.stages.inspection import inspect_rankings
+    from instructgpt_hf.stages.output import Output, Phase
 
     optional = ("tokenizer", "prompt_template", "max_length", "max_prompt_length", "limit")
     options = {name: getattr(arguments, name) for name in optional}
-    show(inspect_rankings(arguments.dataset, arguments.dataset_config, arguments.split, **options), Console())
+    with Output(quiet=arguments.quiet) as output:
+        with output.phase(Phase(f"reading {arguments.dataset}")):
+            summary = inspect_rankings(arguments.dataset, arguments.dataset_config, arguments.split, **options)
+        show(summary, output.results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from instructgpt_hf.cli.command import Verbs
+from instructgpt_hf.cli.command import Verbs, add_quiet
 
 
 def add(verbs: Verbs) -> None:
@@ -15,12 +15,15 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the logged-in user)")
     parser.add_argument("--public", action="store_true", help="make the repositories public (default: private)")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="which stages (default: every finished one)")
+    add_quiet(parser)
 
 
 def _push(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from instructgpt_hf.hub.publish import push_run
+    from instructgpt_hf.stages.output import Output, Phase
 
     run, private = Path(arguments.run), not arguments.public
-    push_run(run, arguments.hub_namespace, private=private, stages=arguments.stages, console=Console())
+    with Output(quiet=arguments.quiet) as output:
+        output.open_log(run)
+        with output.phase(Phase(f"pushing {run} to the Hub", bar=False)):
+            push_run(run, arguments.hub_namespace, private=private, stages=arguments.stages, console=output.results)

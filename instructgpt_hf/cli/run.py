@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from instructgpt_hf.cli.command import Verbs
+from instructgpt_hf.cli.command import Verbs, add_quiet
 
 _SETTINGS_NOTE = """\
 Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one stage, --seed 3 for every stage that has
@@ -25,6 +25,7 @@ def add(verbs: Verbs) -> None:
     run.usage = "instructgpt-hf run RECIPE [--output_dir DIR] [--KEY VALUE ...]"
     run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a folder with its files")
     run.add_argument("--output_dir", metavar="DIR", help="folder of the run (default runs/<recipe>)")
+    add_quiet(run)
     default = "default runs/<recipe>; this stage writes its own folder inside, and finds the earlier ones"
     for stage, text in _STAGES.items():
         example = f"instructgpt-hf {stage} --config tiny-cpu --seed 3"
@@ -33,6 +34,7 @@ def add(verbs: Verbs) -> None:
         config = "recipe, its folder, or the stage's YAML"
         parser.add_argument("--config", dest="recipe", required=True, metavar="RECIPE", help=config)
         parser.add_argument("--output_dir", metavar="DIR", help=f"folder of the run ({default})")
+        add_quiet(parser)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -45,6 +47,6 @@ def _run(arguments: argparse.Namespace) -> None:
 
     folder = run_folder(recipe.name, output_dir or None)
     if verb in _STAGES:
-        pipeline.run_stage(recipe, verb, folder)
+        pipeline.run_stage(recipe, verb, folder, quiet=arguments.quiet)
     else:
-        pipeline.run(recipe, folder)
+        pipeline.run(recipe, folder, quiet=arguments.quiet)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -45,6 +46,7 @@ class PolicyEvaluation:
         reference: the SFT model, which KL is measured to.
         reward: the reward model of PPO.
         judge: decides the win rate; the same object as `reward` where no other judge is known.
+        watch: context of each measurement, called with what is measured, to show progress.
     """
 
     args: PPOConfig
@@ -56,6 +58,7 @@ class PolicyEvaluation:
     reference: PreTrainedModel | PeftModel
     reward: Judge
     judge: Judge
+    watch: Callable[[str], AbstractContextManager[Any]] = nullcontext
 
     @cached_property
     def prompt_ids(self) -> list[list[int]]:
@@ -69,26 +72,31 @@ class PolicyEvaluation:
 
         Without `sft_judged`, win rate and KL are left out.
         """
-        sampled = self._sample(policy)
-        rewards = self.reward.scores(sampled)
-        judged = rewards if self.judge is self.reward else self.judge.scores(sampled)
+        with self.watch(f"measuring {name}: sampling completions"):
+            sampled = self._sample(policy)
+        with self.watch(f"measuring {name}: scoring them"):
+            rewards = self.reward.scores(sampled)
+            judged = rewards if self.judge is self.reward else self.judge.scores(sampled)
         row = PolicyRow(name, mean_reward=bootstrap_mean(rewards))
         if self.judge.independent:
             row.gold_score = bootstrap_mean(judged)
         if sft_judged is not None:
             rate = win_rate(judged, sft_judged)
             row.win_rate = Estimate(rate["win_rate"], rate["win_rate_low"], rate["win_rate_high"])
-            row.kl = sequence_kl(policy, self.reference, sampled.prompt_ids, sampled.completion_ids, BATCH_SIZE)
+            with self.watch(f"measuring {name}: KL to SFT"):
+                row.kl = sequence_kl(policy, self.reference, sampled.prompt_ids, sampled.completion_ids, BATCH_SIZE)
         row.extra["eos_rate"] = sum(sampled.finished) / len(sampled.finished)
         row.extra["mean_length"] = sum(map(len, sampled.completion_ids)) / len(sampled.completion_ids)
         hits: list[bool] = []
         if self.tasks:
-            row.task_accuracy, row.task_accuracy_by_task, hits = exact_match(policy, self.tokenizer, self.tasks)
-            options = option_accuracy(policy, self.tokenizer, self.tasks, batch_size=256)
+            with self.watch(f"measuring {name}: tasks"):
+                row.task_accuracy, row.task_accuracy_by_task, hits = exact_match(policy, self.tokenizer, self.tasks)
+                options = option_accuracy(policy, self.tokenizer, self.tasks, batch_size=256)
             row.extra["option_accuracy"] = {key: options[key] for key in ("accuracy", "accuracy_low", "accuracy_high")}
         if self.texts:
             length = self.args.ptx_max_length
-            row.extra["pretraining_loss"] = text_loss(policy, self.tokenizer, self.texts, length, BATCH_SIZE)
+            with self.watch(f"measuring {name}: loss on pretraining text"):
+                row.extra["pretraining_loss"] = text_loss(policy, self.tokenizer, self.texts, length, BATCH_SIZE)
         return MeasuredPolicy(row, sampled.texts, judged, hits)
 
     def _sample(self, policy: PreTrainedModel | PeftModel) -> SampledCompletions:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -59,21 +59,26 @@ def write_samples(path: Path, prompts: Sequence[Prompt], completions: Mapping[st
             stream.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def print_table(rows: Sequence[PolicyRow], console: Console | None = None, title: str | None = None) -> None:
-    """Print one line per policy as a table, by default on standard output; columns without values are left out."""
-    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+def policy_table(rows: Sequence[PolicyRow], title: str | None = None) -> list[RenderableType]:
+    """One line per policy as a table of at most 80 columns, and its footnote; columns without values are left out."""
+    heading = None if title is None else Text(title)
+    table = Table(title=heading, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=0)
     table.add_column("policy", no_wrap=True)
     columns = _columns(rows)
     for metric in columns:
         table.add_column(metric.column, justify="right")
     for row in rows:
-        # The interval goes below its value, which keeps the table inside 80 columns.
-        cells = [cell.replace(" (", "\n[", 1).replace(" to ", ", ").replace(")", "]") for cell in _cells(row, columns)]
+        # The interval goes below its value, without a space, which keeps the table inside 80 columns.
+        cells = [cell.replace(" (", "\n[", 1).replace(" to ", ",").replace(")", "]") for cell in _cells(row, columns)]
         table.add_row(row.name, *map(Text, cells))
-    console = console or Console()
-    console.print(table)
-    if any(isinstance(getattr(row, metric.attribute), Estimate) for row in rows for metric in columns):
-        console.print("Below a value: its 95 % interval.", style="dim")
+    intervals = any(isinstance(getattr(row, metric.attribute), Estimate) for row in rows for metric in columns)
+    return [table, Text("Below a value: its 95 % interval.", style="dim")] if intervals else [table]
+
+
+def print_table(rows: Sequence[PolicyRow], console: Console | None = None, title: str | None = None) -> None:
+    """Print `policy_table`, by default on standard output."""
+    for shown in policy_table(rows, title):
+        (console or Console()).print(shown)
 
 
 def _columns(rows: Sequence[PolicyRow]) -> list[Metric]:

@@ -126,7 +126,7 @@ def push_run(
         url = push_stage(run / stage, repo_id, private=private, token=token, links=links, value_model=bool(end))
         pushed[name] = repo_id
         if console is not None:
-            console.print(f"{name}: pushed to {repo_id} ({url})", highlight=False)
+            console.print(f"{name}: pushed to {repo_id} ({url})", highlight=False, markup=False, soft_wrap=True)
 
     for stage in chosen:
         links = _links(stage, linked, linked_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -14,6 +15,18 @@ from instructgpt_hf._compat.peft import unwrap_peft
 
 Row = TypeVar("Row", bound=Sequence[int])
 Result = TypeVar("Result")
+
+_watcher: ContextVar[Callable[[int, int], Any] | None] = ContextVar("_watcher", default=None)
+
+
+@contextlib.contextmanager
+def watch_batches(watcher: Callable[[int, int], Any]) -> Iterator[None]:
+    """Inside the block, `map_by_length` calls `watcher(rows done, rows in all)` before each batch and at its end."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
 
 
 def map_by_length(
@@ -32,9 +45,12 @@ def map_by_length(
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]), reverse=longest_first)
     results: dict[int, Result] = {}
+    watcher = _watcher.get() or (lambda done, total: None)
     for start in range(0, len(order), batch_size):
+        watcher(start, len(order))
         batch = order[start : start + batch_size]
         results.update(zip(batch, function([rows[row] for row in batch]), strict=True))
+    watcher(len(order), len(order))
     return [results[row] for row in range(len(rows))]
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from peft import PeftModel
@@ -23,7 +22,6 @@ def sample_completions(
     temperature: float = 1.0,
     seed: int = 0,
     batch_size: int = 32,
-    progress: Callable[[int], Any] | None = None,
     min_new_tokens: int = 0,
 ) -> list[list[int]]:
     """Sample one completion per prompt from the whole distribution (no top-k, no top-p, no repetition penalty).
@@ -41,7 +39,6 @@ def sample_completions(
         temperature: 0 is greedy decoding.
         seed: of the sampling.
         batch_size: prompts per batch.
-        progress: called with the number of prompts of each finished batch.
         min_new_tokens: number of tokens before EOS is allowed.
 
     Raises:
@@ -66,8 +63,6 @@ def sample_completions(
     def sample(prompts: list[Sequence[int]]) -> list[list[int]]:
         ids, mask = padded(prompts, tokenizer.pad_token_id, device, side="left")
         output = generate(model, input_ids=ids, attention_mask=mask, generation_config=config)
-        if progress is not None:
-            progress(len(prompts))
         return [_up_to_eos(tokens, eos_token_ids) for tokens in output[:, ids.shape[1] :].tolist()]
 
     fork = {"devices": []} if device.type == "cpu" else {"devices": [device], "device_type": device.type}

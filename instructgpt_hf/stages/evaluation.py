@@ -14,7 +14,7 @@ from instructgpt_hf.data.sources import Sources
 from instructgpt_hf.data.splits import read_pretraining, read_split
 from instructgpt_hf.evaluation.judges import GoldLabeler, Judge, RewardModelJudge, TextRewardModelJudge
 from instructgpt_hf.evaluation.policies import BATCH_SIZE, MeasuredPolicy, PolicyEvaluation, alignment_tax
-from instructgpt_hf.evaluation.report import print_table, write_report, write_samples
+from instructgpt_hf.evaluation.report import policy_table, write_report, write_samples
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.lab import LAB_PREFIX
 from instructgpt_hf.models.loading import base_model_folder, load_policy, load_tokenizer
@@ -40,15 +40,17 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     previous = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
     sft_folder, sft = previous.folder, previous.record
     reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
-    evaluation = _evaluation(run, sft_folder, sft, reward)
+    run.open_log()
+    with run.phase("loading models, reading held-out prompts", bar=False):
+        evaluation = _evaluation(run, sft_folder, sft, reward)
     policies = _policies(run, {"sft": sft.fingerprint, "reward": reward.record.fingerprint})
     base = base_model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
-    run.log("measuring SFT")
     of_sft = evaluation.measure("SFT", evaluation.reference)
 
     def measure(name: str, folder: Path) -> MeasuredPolicy:
-        run.log(f"measuring {name}")
-        return evaluation.measure(name, _load(run, folder, evaluation.tokenizer), of_sft.judged)
+        with run.phase(f"loading {name}", bar=False):
+            policy = _load(run, folder, evaluation.tokenizer)
+        return evaluation.measure(name, policy, of_sft.judged)
 
     measured = {"base": measure("base", base), "SFT": of_sft}
     measured |= {NAMES[stage]: measure(NAMES[stage], run.run_folder / stage) for stage in policies}
@@ -64,10 +66,9 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
         artifact.metrics |= measured[NAMES[stage]].row.metrics() | {"judge": evaluation.judge.name}
         artifact.save(run.run_folder / stage)
     title = f"{run.recipe}: {len(evaluation.prompts)} held-out prompts, judge: {evaluation.judge.name}"
-    print_table(rows, run.console, title=title)
-    for name, value in tax.items():
-        run.console.print(f"{name}: {value}", highlight=False)
-    run.console.print(f"Pictures and numbers: {target}", highlight=False, soft_wrap=True)
+    for shown in (*policy_table(rows, title), *(f"{name}: {value}" for name, value in tax.items())):
+        run.output.result(shown)
+    run.output.result(f"Pictures and numbers: {target}")
     return rows
 
 
@@ -98,6 +99,7 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
         texts=list(text.test["text"]) if text is not None else [],
         reference=_load(run, sft_folder, tokenizer),
         reward=reward_judge,
+        watch=run.measuring,
         judge=GoldLabeler() if in_lab else reward_judge,
     )
 

@@ -5,58 +5,47 @@ from __future__ import annotations
 import contextlib
 import datetime
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import has_length
 
 from instructgpt_hf.metric_register import terminal_values
+from instructgpt_hf.stages.output import Phase
 from instructgpt_hf.stages.processes import any_process
 from instructgpt_hf.stages.run import StageRun
-
-SECONDS_BETWEEN_LINES = 20
 
 
 class Interrupted(KeyboardInterrupt):
     """Raised when the user stopped a stage; a checkpoint to resume from is on disk."""
 
 
-class ProgressBar(TrainerCallback):
-    """A bar with the latest metrics instead of the Trainer's printed dictionaries; its block stops the drawing."""
+class ShowProgress(TrainerCallback):
+    """Shows how far training and each evaluation are, instead of the Trainer's bars and printed dictionaries.
 
-    def __init__(self, run: StageRun) -> None:
-        self.run = run
-        self.printed = time.monotonic()
-        self.progress = Progress(
-            TextColumn(f"[bold]{run.name:>8}[/bold] "),
-            BarColumn(bar_width=12),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
-            TimeRemainingColumn(table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[latest]}", table_column=Column(ratio=1)),
-            console=run.console,
-        )
-        self.task: Any = None
+    Args:
+        training: the phase of the training.
+    """
+
+    def __init__(self, run: StageRun, training: Phase) -> None:
+        self.run, self.training = run, training
+        self.evaluation: tuple[contextlib.ExitStack, Phase] | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start the bar where a resumed run stands."""
-        if state.is_world_process_zero:
-            self.progress.start()
-            self.task = self.progress.add_task("", total=state.max_steps, completed=state.global_step, latest="")
+        """Count the steps; a resumed run has some behind it."""
+        self.training.begin(state.global_step, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Advance the bar."""
-        if self.task is not None:
-            self.progress.update(self.task, completed=state.global_step)
+        """Count the step."""
+        self.training.at(state.global_step)
 
     def on_log(
         self,
@@ -67,20 +56,35 @@ class ProgressBar(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Show the newest metrics."""
-        shown = terminal_values(logs or {})
-        if self.task is None or not shown:
-            return
-        self.progress.update(self.task, latest="  ".join(shown))
-        # A file shows no bar that redraws itself.
-        if not self.run.console.is_terminal and time.monotonic() - self.printed > SECONDS_BETWEEN_LINES:
-            self.printed = time.monotonic()
-            self.run.log(f"step {state.global_step} of {state.max_steps}: {'  '.join(shown)}")
+        if shown := terminal_values(logs or {}):
+            self.training.latest = "  ".join(shown)
 
-    def __enter__(self) -> ProgressBar:
-        return self
+    def on_prediction_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        eval_dataloader: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Count a batch of held-back rows; the first one begins the phase."""
+        if self.evaluation is None:
+            total = len(eval_dataloader) if has_length(eval_dataloader) else None
+            stack = contextlib.ExitStack()
+            phase = stack.enter_context(self.run.phase("measuring held-back rows", total, "batches"))
+            self.evaluation = stack, phase
+        phase = self.evaluation[1]
+        phase.at(phase.done + 1)
 
-    def __exit__(self, *_: Any) -> None:
-        self.progress.stop()
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """End the phase of the evaluation."""
+        if self.evaluation is not None:
+            self.evaluation[0].close()
+            self.evaluation = None
+
+    on_predict = on_evaluate
 
 
 class StopAtCheckpoint(TrainerCallback):
@@ -152,8 +156,8 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
     _keep_events(trainer, run)
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
-    with ProgressBar(run) as bar, StopAtCheckpoint(run, boundary) as stop:
-        trainer.add_callback(bar)
+    with run.phase("training", unit="steps") as phase, StopAtCheckpoint(run, boundary) as stop:
+        trainer.add_callback(ShowProgress(run, phase))
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:

@@ -88,7 +88,8 @@ def _lock(folder: Path, console: Console) -> int | None:
             os.close(descriptor)
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise InstructGPTError(_busy(folder, _holder(folder))) from None
-            console.print(f"{folder}: its file system has no locks; let no other run write there", highlight=False)
+            text = f"{folder}: its file system has no locks; let no other run write there"
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
             return None
         os.close(descriptor)
 

@@ -176,7 +176,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         metrics: dict[str, Any] = {}
         if rows.demonstrations:
             batch_size = self.run.settings.training_args.per_device_eval_batch_size
-            scores = score_token_lists(model, rows.demonstrations, tokenizer.pad_token_id, batch_size)
+            with self.run.measuring("centring scores on demonstrations"):
+                scores = score_token_lists(model, rows.demonstrations, tokenizer.pad_token_id, batch_size)
             unwrap_peft(model).config.reward_shift = sum(scores) / len(scores)
             metrics["demonstrations_scored"] = len(scores)
         train, test = inputs.rankings

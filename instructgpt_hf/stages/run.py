@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import atomic_folder
 from instructgpt_hf.config.recipe import StageSettings
+from instructgpt_hf.models.inputs import watch_batches
+from instructgpt_hf.stages.output import Output, Phase
 from instructgpt_hf.stages.processes import is_main, main_first
 
 
@@ -22,14 +24,14 @@ class StageRun:
         settings: the stage's checked settings.
         run_folder: folder of the whole run.
         name: folder name of the stage, one of `artifacts.STAGE_FOLDERS`.
-        console: where progress is printed.
+        output: where results, log lines and bars go.
     """
 
     recipe: str
     settings: StageSettings
     run_folder: Path
     name: str
-    console: Console
+    output: Output
 
     @property
     def folder(self) -> Path:
@@ -46,10 +48,33 @@ class StageRun:
         """Seed of models, data order and sampling."""
         return int(self.settings.training_args.seed)
 
+    def open_log(self) -> None:
+        """Append what is shown to the log file of the run's folder; only the main process does."""
+        if is_main():
+            self.output.open_log(self.run_folder)
+
     def log(self, text: str) -> None:
         """Print a line for the user, marked with the stage; only the main process prints."""
         if is_main():
-            self.console.print(f"[bold]{self.name:>8}[/bold]  {text}", highlight=False, soft_wrap=True)
+            self.output.log(text, self.name)
+
+    def result(self, text: str) -> None:
+        """Print a result, marked with the stage; only the main process prints."""
+        if is_main():
+            self.output.result(text, self.name)
+
+    @contextlib.contextmanager
+    def phase(self, text: str, total: int | None = None, unit: str = "", bar: bool = True) -> Iterator[Phase]:
+        """Show how far the block is, which takes a while; see `Phase`. Only the main process shows it."""
+        phase = Phase(text, total, unit, self.name, bar)
+        with self.output.phase(phase) if is_main() else contextlib.nullcontext():
+            yield phase
+
+    @contextlib.contextmanager
+    def measuring(self, text: str) -> Iterator[None]:
+        """A phase that counts the rows that go through a model, batch by batch."""
+        with self.phase(text, unit="rows") as phase, watch_batches(phase.at):
+            yield
 
     def lab_folder(self) -> Path:
         """Folder of the lab's data files of this seed, `data/` for seed 0; written where they are missing."""

@@ -110,18 +110,22 @@ def train_stage(stage: Stage[Any, Any, Any]) -> StageArtifact:
     # The finished stage is pushed as a whole; the Trainer would create a repository of its own and push checkpoints.
     training_args.output_dir, training_args.push_to_hub = str(run.checkpoint_folder), False
 
-    inputs = stage.read()
-    models_read, data = stage.fingerprints(inputs), stage.sources.records
+    with run.phase("finding models, reading data", bar=False):
+        inputs = stage.read()
+        models_read, data = stage.fingerprints(inputs), stage.sources.records
     digest = lifecycle.stage_fingerprint(run, data, models_read)
     if (done := lifecycle.finished(run, digest)) is not None:
         return done
     fixed = lifecycle.stage_fingerprint(run, data, models_read, without=adjustable_keys(run.settings.stage))
-    rows = stage.prepare(inputs)
+    with run.phase("tokenizing", bar=False):
+        rows = stage.prepare(inputs)
     lifecycle.check_folder(run)
     start = resume.find_resume(run, digest, fixed)
+    run.open_log()
 
     show_loading_progress(inputs.largest)
-    models = stage.load(inputs)
+    with run.phase("loading models", bar=False):
+        models = stage.load(inputs)
     if start.adjusted:
         resume.record_changes(run, start.step)
     lifecycle.prepare_checkpoint_folder(run, digest, start.keep)
@@ -135,5 +139,6 @@ def train_stage(stage: Stage[Any, Any, Any]) -> StageArtifact:
 
     outcome = stage.conclude(inputs, rows, models, trainer, training)
     artifact = lifecycle.stage_record(run, digest, data, training=training, **outcome.record)
-    run.log(outcome.summary)
-    return lifecycle.finish(run, artifact, outcome.save)
+    run.result(outcome.summary)
+    with run.phase("saving", bar=False):
+        return lifecycle.finish(run, artifact, outcome.save)

@@ -107,12 +107,6 @@ def test_sampling_restores_modes_and_random_state(make_policy, tokenizer):
     assert sample_completions(model, tokenizer, PROMPTS, [EOS], 5, seed=8) != first
 
 
-def test_progress_counts_every_prompt(make_policy, tokenizer):
-    seen = []
-    sample_completions(make_policy(), tokenizer, PROMPTS, [EOS], 2, batch_size=2, progress=seen.append)
-    assert seen == [2, 2, 1]
-
-
 def test_bad_sampling_arguments_are_refused(make_policy, tokenizer):
     with pytest.raises(ValueError, match="Prompt 1 is empty: 1 of 2"):
         sample_completions(make_policy(), tokenizer, [[5], []], [EOS], 2)

@@ -68,7 +68,7 @@ def test_table_fits_80_columns(capsys):
     print_table(ROWS, console, title="tiny-cpu")
     text = console.export_text()
     assert all(len(line) <= 80 for line in text.splitlines())
-    for part in ("tiny-cpu", "PPO-ptx", "77.5 %", "[62.5, 87.7]", "[5.00, 7.10]", "95 % interval"):
+    for part in ("tiny-cpu", "PPO-ptx", "77.5 %", "[62.5,87.7]", "[5.00,7.10]", "95 % interval"):
         assert part in text
 
 

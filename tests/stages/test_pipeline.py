@@ -108,6 +108,16 @@ def test_scores_are_centred_on_the_demonstrations(run_folder):
     assert model.config.reward_shift == StageArtifact.load(run_folder / "reward").model["reward_shift"] != 0.0
 
 
+def test_the_log_names_every_phase(run_folder):
+    text = (run_folder / "log.txt").read_text(encoding="utf-8")
+    phases = ["finding models, reading data", "tokenizing", "loading models", "training", "measuring held-back rows"]
+    phases += ["centring scores on demonstrations", "saving", "measuring PPO: sampling completions"]
+    phases += [f"measuring PPO-ptx: {what}" for what in ("scoring them", "KL to SFT", "tasks", "loss on pretraining")]
+    assert not [phase for phase in phases if f"  {phase}" not in text]
+    # Results too, as on standard output.
+    assert "held-back accuracy" in text and "PPO-ptx minus PPO" in text
+
+
 def test_a_second_run_skips_what_is_unchanged(run_folder):
     before = {path: path.stat().st_mtime_ns for path in run_folder.glob("*/model.safetensors")}
     console = screen()
@@ -187,4 +197,4 @@ def test_a_failing_stage_leaves_nothing_half_written(run_folder, tmp_path, monke
         patch.setattr("instructgpt_hf.stages.stage.train", lambda *_: (_ for _ in ()).throw(InstructGPTError("no")))
         with pytest.raises(InstructGPTError):
             pipeline.run_stage(recipe(), "reward", tmp_path, screen())
-    assert sorted(item.name for item in tmp_path.iterdir()) == [".work", "data", "sft"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == [".work", "data", "log.txt", "sft"]

@@ -139,4 +139,4 @@ def test_a_stage_that_is_killed_while_it_is_written_is_whole_the_next_time(ppo, 
     assert steps(ppo.root / target) == [2, 4, 6, 8, 10]
     folder, _ = ppo(target)
     assert content(folder) == whole
-    assert sorted(item.name for item in folder.iterdir()) == ["ppo", "reward", "sft"]
+    assert sorted(item.name for item in folder.iterdir()) == ["log.txt", "ppo", "reward", "sft"]

@@ -78,14 +78,23 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
     """
     with loading_errors(f"{folder}: no tokenizer could be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
+    settle_special_tokens(tokenizer, str(folder))
+    return tokenizer
+
+
+def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Give a tokenizer a padding token that differs from EOS, and let it pad on the left, as generation needs it.
+
+    Raises:
+        InstructGPTError: if it has no EOS token; `where` names it.
+    """
     if tokenizer.eos_token is None:
-        raise InstructGPTError(f"{folder}: the tokenizer has no EOS token, so no completion could end.")
+        raise InstructGPTError(f"{where}: the tokenizer has no EOS token, so no completion could end.")
     if tokenizer.pad_token is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         usable = tokenizer.get_vocab().keys() - {tokenizer.eos_token}
         pad_token = next((token for token in PAD_CANDIDATES if token in usable), NEW_PAD_TOKEN)
         tokenizer.add_special_tokens({"pad_token": pad_token})
     tokenizer.padding_side = "left"
-    return tokenizer
 
 
 def is_adapter(folder: Path) -> bool:

@@ -42,7 +42,7 @@ from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantizati
 from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
 from instructgpt_hf.models.inputs import evaluation_mode
-from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, resolve_source
+from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, load_config, resolve_source
 
 HEAD = "score"
 # The head's weight in an adapter's file.
@@ -177,9 +177,7 @@ def create_reward_model(
     _init_head(model, seed)
     if adapter is None:
         return model
-    adapter.task_type, adapter.inference_mode = "SEQ_CLS", False
-    adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
-    model = get_peft_model(model, adapter)
+    model = get_peft_model(model, with_head(adapter))
     if continues:
         weights = load_peft_weights(str(folder), device="cpu")
         # PEFT requires the head's weight too, because the head is among `modules_to_save`.
@@ -188,13 +186,33 @@ def create_reward_model(
     return model
 
 
-def save_reward_model(model: Scorer, folder: Path) -> None:
-    """Write a reward or value model so that `load_reward_model` and plain transformers load it.
+def with_head(adapter: PeftConfig) -> PeftConfig:
+    """A copy of an adapter's config for a reward model: the head is trained, and saved with the adapter."""
+    adapter = copy.deepcopy(adapter)
+    adapter.task_type, adapter.inference_mode = "SEQ_CLS", False
+    adapter.modules_to_save = sorted({*(adapter.modules_to_save or []), HEAD})
+    return adapter
 
-    An adapter's folder also gets the classifier's config in `classifier/`, with the shift, the padding token, the
-    dtype and, as `base_quantization`, the quantisation of the base.
-    """
+
+def holds_reward_model(folder: Path) -> bool:
+    """Whether a model folder holds a sequence classifier or an adapter of one, so that it has a head already."""
+    if is_adapter(folder):
+        return (folder / CLASSIFIER_FOLDER).is_dir()
+    names = load_config(folder).architectures or ()
+    return any(name.endswith("ForSequenceClassification") for name in names)
+
+
+def save_reward_model(model: Scorer, folder: Path) -> None:
+    """Write a reward or value model so that `load_reward_model` and plain transformers load it."""
     model.save_pretrained(folder)
+    save_classifier_record(model, folder)
+
+
+def save_classifier_record(model: Scorer, folder: Path) -> None:
+    """Write what an adapter's own files lack: the classifier's config in `classifier/`.
+
+    It holds the shift, the padding token, the dtype and, as `base_quantization`, the quantisation of the base.
+    """
     if isinstance(model, PeftModel):
         classifier_record(unwrap_peft(model)).save_pretrained(folder / CLASSIFIER_FOLDER)
 

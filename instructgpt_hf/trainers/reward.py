@@ -6,25 +6,46 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.utils import broadcast_object_list
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput
 
 from instructgpt_hf._compat.quirks import keep_trained_weights, restore_cpu_gradients, use_one_device
 from instructgpt_hf._compat.trainers import RankingTrainer
 from instructgpt_hf.config.training import RewardConfig
+from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.batches import RankingCollator, RankingPass
 from instructgpt_hf.functional.ranking import all_pairs_loss, strict_pairs
 from instructgpt_hf.models.prefix_sharing import CompletionScorer, shared_prefix_refusal
+from instructgpt_hf.models.reward_model import save_classifier_record
+from instructgpt_hf.models.scoring import reward_shift
+from instructgpt_hf.trainers.inputs import ModelSource, chosen_format, refuse, settled_args
+from instructgpt_hf.trainers.rows import RowReader, each, training_rows
 
 logger = logging.getLogger(__name__)
+
+_REFUSED = {
+    "data_collator": "is the trainer's own, which lays rankings out in forward passes.",
+    "preprocess_logits_for_metrics": "there are no logits; compute_metrics gets the scores.",
+}
+
+
+class _Prompt(NamedTuple):
+    """One held-out prompt: its place in the batch, its loss, and scores [K], ranks [K] and lengths [K]."""
+
+    place: int
+    loss: float
+    scores: list[float]
+    ranks: list[int]
+    lengths: list[int]
 
 
 class _Scored(NamedTuple):
@@ -36,13 +57,13 @@ class _Scored(NamedTuple):
     groups: Tensor
     lengths: Tensor
 
-    def by_prompt(self) -> list[tuple[float, list[float], list[int], list[int]]]:
-        """Loss, scores [K], ranks [K] and lengths [K] of every prompt."""
-        sizes = torch.unique_consecutive(self.groups, return_counts=True)[1].tolist()
+    def by_prompt(self) -> list[_Prompt]:
+        """The prompts of the pass."""
+        places, sizes = (item.tolist() for item in torch.unique_consecutive(self.groups, return_counts=True))
         columns = [
             [part.tolist() for part in column.split(sizes)] for column in (self.scores, self.ranks, self.lengths)
         ]
-        return list(zip(self.losses.tolist(), *columns, strict=True))
+        return list(map(_Prompt, places, self.losses.tolist(), *columns))
 
 
 class RewardTrainer(RankingTrainer):
@@ -55,7 +76,7 @@ class RewardTrainer(RankingTrainer):
 
     | TRL's and the Trainer's | this package's |
     |---|---|
-    | training loop, mixed precision, DeepSpeed, FSDP | token ids and ranks as dataset, batches that count prompts |
+    | training loop, mixed precision, DeepSpeed, FSDP | loading, tokenization, batches that count prompts |
     | optimizer, schedule, clipping the gradient | equation 1 over all pairs of a prompt |
     | PEFT, quantised models | trained weights that TRL would round stay as they are |
     | logging, trackers, the metrics' names | their computation over all pairs, `std_reward`, `compute_metrics` |
@@ -64,16 +85,27 @@ class RewardTrainer(RankingTrainer):
     | checkpoints, `push_to_hub` | whole folders; private, without TRL's model card |
 
     Args:
-        model: sequence classifier with one label, from `instructgpt_hf.models.reward_model.create_reward_model`.
+        model: Hub id or folder, or `"lab"`: a causal language model such as the SFT model gets a fresh scalar head, a
+            reward model is trained further. Or a sequence classifier with one label in memory.
         args: `RewardConfig`; batch sizes count prompts. The prompts of a micro-batch are sorted by length and go
-            through the model in forward and backward passes of at most `max_tokens_per_forward` tokens.
-        train_dataset: `prompt_ids`, `completion_ids` [K] and `ranks` [K], from
-            `instructgpt_hf.data.rankings.rows.tokenize_rankings`.
-        eval_dataset: the same for held-out prompts.
-        processing_class: tokenizer with a padding token that differs from EOS.
+            through the model in forward and backward passes of at most `max_tokens_per_forward` tokens. Completions
+            over `max_length` are left out, not cut. `center_on_demonstrations` acts in recipes.
+        data_collator: cannot be replaced.
+        train_dataset: rankings in any form of `data.rankings.schemas`, such as TRL's `chosen` and `rejected`; or
+            `prompt_ids`, `completion_ids` [K] and `ranks` [K].
+        eval_dataset: the same for held-out prompts, or a dict of several by name.
+        processing_class: the tokenizer, the model's own by default.
+        peft_config: of the adapter to train on a whole model; the head is trained and saved with it.
+        quantization_config: of the frozen weights of a model by its name.
+        prompt_format: a `PromptFormat` or its name; by default the one that the model was trained with, the
+            tokenizer's chat template, or without one the prompt as it is.
         compute_metrics: called at every evaluation with an `EvalPrediction` of lists over prompts: `predictions`, the
             scores [K] of each; `label_ids`, its ranks [K]; `inputs`, the lengths [K] of its completions in tokens.
             Its result is logged with the prefix `eval_`.
+        kwargs: for `trl.RewardTrainer`: callbacks, optimizers, ...
+
+    Raises:
+        InstructGPTError: if model, data or settings cannot be used; before weights are loaded where possible.
 
     Attributes:
         shared_prefix_refusal: why completions do not share their prompt's computation, or None if they do.
@@ -85,19 +117,43 @@ class RewardTrainer(RankingTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
-        args: RewardConfig,
+        model: str | Path | PreTrainedModel | PeftModel,
+        args: RewardConfig | None = None,
+        data_collator: None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
         *,
-        processing_class: PreTrainedTokenizerBase,
+        peft_config: PeftConfig | None = None,
+        quantization_config: Any = None,
+        prompt_format: PromptFormat | str | None = None,
         **kwargs: Any,
     ) -> None:
+        args = settled_args(args, RewardConfig, model, "Reward")
+        refuse({**kwargs, "data_collator": data_collator}, _REFUSED)
         use_one_device(args)
-        pad_token_id = processing_class.pad_token_id
+        set_seed(args.seed)
+        source = ModelSource(model, args, quantization_config)
+        tokenizer = source.tokenizer(processing_class)
+        pad_token_id = tokenizer.pad_token_id
+        self.prompt_format = chosen_format(prompt_format, tokenizer, source.folder)
+        self.reader = RowReader.of(self.prompt_format, tokenizer, source.config, args.max_length)
+        train = training_rows(train_dataset, self.reader.rankings)
+        held_back = each(eval_dataset, "eval_dataset", self.reader.rankings)
         collator = RankingCollator(pad_token_id, args.max_tokens_per_forward)
+        model = source.classifier(tokenizer, args.seed, peft_config)
         restore_cpu_gradients(model)
         with keep_trained_weights(model):
             super().__init__(
-                model=model, args=args, processing_class=processing_class, data_collator=collator, **kwargs
+                model=model,
+                args=args,
+                data_collator=collator,
+                train_dataset=train,
+                eval_dataset=held_back,
+                processing_class=tokenizer,
+                compute_metrics=compute_metrics,
+                **kwargs,
             )
         self.scorer = CompletionScorer(self.model)
         # Every process lays out its batches the same way, also where only the first one holds the weights yet.
@@ -112,7 +168,7 @@ class RewardTrainer(RankingTrainer):
         # Where processes hold parts of the model, all of them call it in the same order.
         collator.whole_rankings = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._passes: list[tuple[Tensor, Tensor, Tensor]] = []  # scores, ranks and groups of the optimizer step
-        self._evaluated: list[tuple[float, list[float], list[int], list[int]]] = []
+        self._evaluated: list[_Prompt] = []
 
     @property
     def _attention_dtype(self) -> torch.dtype | None:
@@ -199,7 +255,7 @@ class RewardTrainer(RankingTrainer):
         forwards = self._as_many_as_others(inputs["forwards"])
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, passes = self.compute_loss(model, {"forwards": forwards}, return_outputs=True)
-        own = [prompt for item in passes[-len(inputs["forwards"]) :] for prompt in item.by_prompt()]
+        own = sorted(prompt for item in passes[-len(inputs["forwards"]) :] for prompt in item.by_prompt())
         self._evaluated += self.accelerator.gather_for_metrics(own, use_gather_object=True)
         return loss.detach(), None, None
 
@@ -211,10 +267,13 @@ class RewardTrainer(RankingTrainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """TRL's loop; then `compute_metrics` on the scores of all held-out prompts, and their mean loss."""
+        """TRL's loop; then `compute_metrics` on the scores of all held-out prompts, and their mean loss.
+
+        The predictions are the shifted scores [K] of every prompt, in the order of the dataset.
+        """
         self._evaluated.clear()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        losses, scores, ranks, lengths = (list(column) for column in zip(*self._evaluated, strict=True))
+        _, losses, scores, ranks, lengths = (list(column) for column in zip(*self._evaluated, strict=True))
         self._evaluated.clear()
         self._passes.clear()
         prompts = [(torch.tensor(own), torch.tensor(rank)) for own, rank in zip(scores, ranks, strict=True)]
@@ -224,7 +283,27 @@ class RewardTrainer(RankingTrainer):
         if self.compute_metrics is not None:
             metrics |= self.compute_metrics(EvalPrediction(predictions=scores, label_ids=ranks, inputs=lengths))
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        shift = reward_shift(self.scorer.classifier)
+        shifted = [[score - shift for score in own] for own in scores]
+        return output._replace(predictions=shifted, label_ids=ranks)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL's evaluation; rankings are tokenized as those of the constructor."""
+        return super().evaluate(each(eval_dataset, "eval_dataset", self.reader.rankings), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Scores of rankings: `predictions` has a list [K] for each of them, `label_ids` its ranks [K].
+
+        Raises:
+            InstructGPTError: if a completion is too long, because nothing is left out here.
+        """
+        return super().predict(each(test_dataset, "test_dataset", self.reader.whole_rankings), *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write model and tokenizer so that `load_reward_model` and plain transformers load them."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            save_classifier_record(self.model, Path(output_dir or self.args.output_dir))
 
     def _as_many_as_others(self, forwards: list[list[RankingPass]]) -> list[list[RankingPass]]:
         """Forward passes, preceded by repeated ones up to the number of passes of the busiest process.
@@ -258,6 +337,8 @@ def _pair_metrics(
         if len(better):  # not a repeated pass of `_as_many_as_others`
             gap_list.append(own[better] - own[worse])
             score_list.append(own)
+    if not gap_list:  # rankings of ties alone
+        return {}
     gaps, scores = torch.cat(gap_list).double(), torch.cat(score_list).double()
     right = (gaps > 0).sum() + 0.5 * (gaps == 0).sum()
     counts = [torch.full_like(right, len(gaps)), torch.full_like(right, len(scores))]

@@ -148,4 +148,5 @@ class RowReader:
 
 
 def _holds(dataset: Rows, columns: tuple[str, ...]) -> bool:
-    return set(columns) <= set(dataset.column_names or ())
+    # The columns of a stream may be unknown until it is read.
+    return set(columns) <= set(dataset.column_names or next(iter(dataset), ()))

@@ -11,6 +11,8 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+CACHE_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_XET_CACHE")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Of libraries that pass on the system's message in an error of their own; the last two are all that torch.save says.
 _SYSTEM = "|".join(re.escape(os.strerror(number)) for number in NO_SPACE)
@@ -63,8 +65,7 @@ def full_disk(error: BaseException, folder: str | os.PathLike[str]) -> str | Non
         error: as it was raised; what it was raised from counts too.
         folder: where the program was writing, in case the error names no file.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in _causes(error):
         full = isinstance(cause, OSError) and cause.errno in NO_SPACE
         if full or NO_SPACE_TEXT.search(str(cause)):
             place = getattr(cause, "filename", None) or os.fspath(folder)
@@ -73,8 +74,36 @@ def full_disk(error: BaseException, folder: str | os.PathLike[str]) -> str | Non
                 existing = os.path.dirname(os.path.abspath(existing))
             free = shutil.disk_usage(existing).free / 2**20
             return f"{place}: the disk is full ({first_line(cause)}; {free:.0f} MiB are free). Free some space"
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def read_only_cache(error: BaseException) -> str | None:
+    """What to say of an error that comes of a Hugging Face cache that cannot be written; None for any other.
+
+    Args:
+        error: as it was raised; what it was raised from counts too.
+    """
+    home = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join("~", ".cache"), "huggingface")
+    caches = [home, *filter(None, map(os.environ.get, CACHE_VARIABLES))]
+    places = [os.path.abspath(os.path.expanduser(cache)) for cache in caches]
+    for cause in _causes(error):
+        file = os.path.abspath(os.fsdecode(getattr(cause, "filename", None) or os.sep))
+        inside = any(file == place or file.startswith(place + os.sep) for place in places)
+        if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE and inside:
+            return (
+                f"{file}: the cache of Hugging Face cannot be written ({cause.strerror}). Set HF_HOME, or for "
+                "datasets alone HF_DATASETS_CACHE, to a folder that can; models that are in the cache are read without "
+                "writing under HF_HUB_OFFLINE=1"
+            )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and what it was raised from."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 @contextlib.contextmanager
@@ -87,7 +116,7 @@ def loading_errors(message: str, *kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise InstructGPTError(f"{message}: {first_line(error)}") from error
+        raise InstructGPTError(f"{message}: {read_only_cache(error) or first_line(error)}") from error
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

@@ -16,6 +16,8 @@ from instructgpt_hf.artifacts import FOLDERS_OF, STAGES, StageArtifact
 from instructgpt_hf.config.recipe import Recipe
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.hub.publish import push_run
+from instructgpt_hf.stages.checks.report import Finding, Report
+from instructgpt_hf.stages.checks.run import check_run
 from instructgpt_hf.stages.evaluation import evaluate_run
 from instructgpt_hf.stages.folder import hold
 from instructgpt_hf.stages.output import Output, Phase
@@ -27,6 +29,28 @@ from instructgpt_hf.stages.sft import SFTStage
 from instructgpt_hf.stages.stage import Stage, train_stage
 
 _STAGE: dict[str, type[Stage[Any, Any, Any]]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
+
+
+def check(
+    recipe: Recipe, output_dir: str | Path, console: Console | None = None, quiet: bool = False
+) -> list[Finding]:
+    """Look at everything that the stages of a recipe will read and write; no model is loaded and nothing is written.
+
+    Args:
+        recipe: checked settings of all stages, or of one, whose earlier ones must then be finished.
+        output_dir, console, quiet: as for `run`.
+
+    Returns:
+        What was found, which is printed too.
+
+    Raises:
+        InstructGPTError: listing every problem of every stage.
+    """
+    with Output(console, quiet) as output:
+        report = _check(recipe, list(recipe.stages), Path(output_dir), output)
+        output.result(report.table())
+        output.result(f"All {len(report.findings)} checks passed; nothing was trained.")
+        return report.findings
 
 
 def run(
@@ -50,6 +74,7 @@ def run(
     """
     started, folder = time.monotonic(), Path(output_dir)
     with Output(console, quiet) as output, hold(folder, output.console):
+        _check(recipe, list(recipe.stages), folder, output)
         for stage in recipe.stages:
             _train(recipe, stage, folder, output)
         leave()
@@ -84,6 +109,8 @@ def run_stage(
     """
     folder = Path(output_dir)
     with Output(console, quiet) as output, hold(folder, output.console):
+        if not part_of_run:
+            _check(recipe, [stage], folder, output)
         artifacts = _train(recipe, stage, folder, output)
         if part_of_run:
             return artifacts
@@ -96,6 +123,13 @@ def run_stage(
         _push(recipe, stage, folder, output)
         output.log(_next_step(recipe, stage, folder))
         return artifacts
+
+
+def _check(recipe: Recipe, stages: list[str], folder: Path, output: Output) -> Report:
+    """Everything that `stages` need, before any of them loads a model."""
+    runs = [run for stage in stages for run in _runs(recipe, stage, folder, output)]
+    with quiet_environment(), runs[0].phase("checking data, models and reward functions", bar=False):
+        return check_run(runs)
 
 
 def _train(recipe: Recipe, stage: str, folder: Path, output: Output) -> list[StageArtifact]:

@@ -11,6 +11,7 @@ Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one st
 the key, --key=value, --use_peft for true, several words for a list. The command line wins over the files.
 
 """
+_CHECK = "only look at data, models and reward functions, and print what was found"
 _STAGES = {
     "sft": "supervised fine-tuning on demonstrations",
     "reward": "reward model from rankings",
@@ -26,6 +27,7 @@ def add(verbs: Verbs) -> None:
     run.add_argument("recipe", metavar="RECIPE", help="name of a shipped recipe, or a folder with its files")
     run.add_argument("--output_dir", metavar="DIR", help="folder of the run (default runs/<recipe>)")
     add_quiet(run)
+    run.add_argument("--check", action="store_true", help=_CHECK)
     default = "default runs/<recipe>; this stage writes its own folder inside, and finds the earlier ones"
     for stage, text in _STAGES.items():
         example = f"instructgpt-hf {stage} --config tiny-cpu --seed 3"
@@ -35,6 +37,7 @@ def add(verbs: Verbs) -> None:
         parser.add_argument("--config", dest="recipe", required=True, metavar="RECIPE", help=config)
         parser.add_argument("--output_dir", metavar="DIR", help=f"folder of the run ({default})")
         add_quiet(parser)
+        parser.add_argument("--check", action="store_true", help=_CHECK)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -46,7 +49,9 @@ def _run(arguments: argparse.Namespace) -> None:
     from instructgpt_hf import pipeline  # imports torch: a wrong recipe is refused before
 
     folder = run_folder(recipe.name, output_dir or None)
-    if verb in _STAGES:
+    if arguments.check:
+        pipeline.check(recipe, folder, quiet=arguments.quiet)
+    elif verb in _STAGES:
         pipeline.run_stage(recipe, verb, folder, quiet=arguments.quiet)
     else:
         pipeline.run(recipe, folder, quiet=arguments.quiet)

@@ -38,22 +38,23 @@ _ADAPTER_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_module
 _PEFT_NAMES = {"lora_r": "r", "lora_target_modules": "target_modules"}
 # Settings of generation that decide which others have a meaning.
 _GENERATION_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
-# Neither pickles nor weights for other frameworks.
+# Weights first. Neither pickles nor weights for other frameworks.
 DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
 
-def base_model_folder(source: str, revision: str | None, role: str) -> Path:
+def base_model_folder(source: str, revision: str | None, role: str, weights: bool = True) -> Path:
     """As `resolve_source`, for pretrained models: `lab` is the base model that comes with the package."""
-    return lab.base_model_path() if source == lab.LAB_MODEL else resolve_source(source, revision, role)
+    return lab.base_model_path() if source == lab.LAB_MODEL else resolve_source(source, revision, role, weights)
 
 
-def resolve_source(source: str, revision: str | None = None, role: str = "model") -> Path:
+def resolve_source(source: str, revision: str | None = None, role: str = "model", weights: bool = True) -> Path:
     """The local folder of a model; a Hub repository is downloaded into the cache.
 
     Args:
         source: local folder or Hub id.
         revision: of a Hub id.
         role: setting or kind of model, for the message.
+        weights: False downloads everything else only, in order to look at a model.
 
     Raises:
         InstructGPTError: if it is neither a folder nor a repository that can be read.
@@ -65,7 +66,7 @@ def resolve_source(source: str, revision: str | None = None, role: str = "model"
         raise InstructGPTError(f"{role}: {source}: no such folder.")
     message = f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read"
     with loading_errors(message):
-        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED))
+        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED[0 if weights else 1 :]))
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -106,10 +107,15 @@ def _adapter_config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
 
 
+def adapter_source(folder: Path) -> tuple[str, str | None]:
+    """Source and revision of the base model of an adapter folder."""
+    config = _adapter_config(folder)
+    return config["base_model_name_or_path"], config.get("revision")
+
+
 def adapter_base(folder: Path) -> Path:
     """Local folder of the base model of an adapter folder."""
-    config = _adapter_config(folder)
-    return resolve_source(config["base_model_name_or_path"], config.get("revision"), "base model of the adapter")
+    return resolve_source(*adapter_source(folder), "base model of the adapter")
 
 
 def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:

@@ -59,6 +59,12 @@ def merge_adapter(source: str | Path, target: str | Path, dtype: str = "float32"
     folder, final = resolve_source(str(source), role="adapter"), Path(target).expanduser()
     if not is_adapter(folder):
         raise InstructGPTError(f"{source}: has no {ADAPTER_FILE}, so there is no adapter to merge.")
+    stage = folder.parent
+    if not (folder / STAGE_FILE).is_file() and (stage / STAGE_FILE).is_file() and not _has_own_head(folder):
+        raise InstructGPTError(
+            f"{source}: belongs to the stage in {stage}, which has its tokenizer and record. "
+            f"`instructgpt-hf merge {stage} {target}` merges both, this one into {final / folder.name}."
+        )
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise InstructGPTError(f"{final}: exists already; name a folder that does not.")
     record = StageArtifact.load(folder) if (folder / STAGE_FILE).is_file() else None
@@ -109,9 +115,14 @@ def _merged(layer: AdapterLayer) -> Iterator[None]:
             item.data = data
 
 
+def _has_own_head(adapter: Path) -> bool:
+    """Whether it is a reward or value model, whose base needs no tokenizer."""
+    return (adapter / CLASSIFIER_FOLDER).is_dir()
+
+
 def _merge(adapter: Path, folder: Path, record: StageArtifact | None) -> PreTrainedModel:
     """The whole model of one adapter of a stage's folder, in float32."""
-    if (adapter / CLASSIFIER_FOLDER).is_dir():
+    if _has_own_head(adapter):
         base = load_adapter_classifier(adapter)
     else:
         base = load_policy(adapter_base(adapter), load_tokenizer(folder), **_precision(record))

@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from instructgpt_hf.artifacts import STAGE_FOLDERS, atomic_text, remove_unfinished
-from instructgpt_hf.errors import InstructGPTError, full_disk
+from instructgpt_hf.errors import InstructGPTError, full_disk, read_only_cache
 
 LOCK_FILE = ".lock"
 HOLDER_FILE = ".running.json"
@@ -38,7 +38,7 @@ def hold(folder: Path, console: Console) -> Iterator[None]:
     here = (os.getpid(), folder.resolve())
     # Not through accelerate's state: the training arguments set that up later.
     if os.environ.get("RANK", "0") != "0" or _held.get(here) == threading.get_ident():
-        with _named_full_disk(folder):
+        with _named_disk_errors(folder):
             yield
         return
     if here in _held:
@@ -51,7 +51,7 @@ def hold(folder: Path, console: Console) -> Iterator[None]:
             _announce(folder)
             for name in WRITTEN_AS_A_WHOLE:
                 remove_unfinished(folder, name)
-        with _named_full_disk(folder):
+        with _named_disk_errors(folder):
             yield
     finally:
         del _held[here]
@@ -60,12 +60,17 @@ def hold(folder: Path, console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named_full_disk(folder: Path) -> Iterator[None]:
-    """Raise what comes of a full disk as one `InstructGPTError`; `folder` is named where the error names no file."""
+def _named_disk_errors(folder: Path) -> Iterator[None]:
+    """Raise what comes of a full disk or a read-only cache as one `InstructGPTError`.
+
+    `folder` is named where the error names no file.
+    """
     try:
         yield
     except Exception as error:
-        if (text := full_disk(error, folder)) is None:
+        # What is one already names the cache; the full disk behind it may be unnamed.
+        explained = None if isinstance(error, InstructGPTError) else read_only_cache(error)
+        if (text := full_disk(error, folder) or explained) is None:
             raise
         raise InstructGPTError(f"{text}, then run the same command again: it resumes.") from error
 

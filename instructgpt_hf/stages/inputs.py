@@ -38,13 +38,13 @@ class FinishedStage:
         return {"source": self.source, "fingerprint": self.record.fingerprint}
 
 
-def previous_stage(run: StageRun, source: str | None, stage: str) -> FinishedStage:
-    """An earlier stage of this run, or the one that a path or Hub id names.
+def previous_stage(run: StageRun, source: str | None, stage: str, weights: bool = True) -> FinishedStage:
+    """An earlier stage of this run, or the one that a path or Hub id names; `weights=False` downloads none.
 
     Raises:
         InstructGPTError: if it is missing or is another stage.
     """
-    folder = run.run_folder / stage if source is None else resolve_source(source, role=f"{stage} stage")
+    folder = run.run_folder / stage if source is None else resolve_source(source, None, f"{stage} stage", weights)
     if source is None and not (folder / STAGE_FILE).is_file():
         known = " to the folder or Hub id of a finished one" if stage == "sft" else ""
         raise InstructGPTError(

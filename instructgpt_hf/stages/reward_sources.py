@@ -103,7 +103,7 @@ def find_rewards(
     if data_args.value_model_path is None:
         value = first.folder
         if not first.reads_ids:
-            _refuse_as_value_model(first, sft, prompt_format)
+            check_value_start(first, sft.base_model, prompt_format)
     else:
         value = resolve_source(data_args.value_model_path, role="value model")
         if vocabulary_fingerprint(load_tokenizer(value)) != vocabulary_fingerprint(tokenizer):
@@ -130,13 +130,23 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
     return sources
 
 
-def _refuse_as_value_model(source: RewardSource, sft: StageArtifact, prompt_format: PromptFormat) -> None:
+def check_value_start(source: FinishedStage, base: dict[str, Any], prompt_format: PromptFormat) -> None:
+    """Raise unless the value model can start from a reward model and read the policy's token ids.
+
+    Args:
+        source: the reward stage.
+        base: record of the policy's base model.
+        prompt_format: the policy's.
+
+    Raises:
+        InstructGPTError: if its tokenizer or prompt format differs.
+    """
     advice = (
         " The value model would start from it and read the policy's token ids. To score the text of completions with "
         "it, set value_model_path to a model with the policy's tokenizer."
     )
     try:
-        check_vocabulary(sft.base_model, source.record.base_model, "the reward model")
+        check_vocabulary(base, source.record.base_model, "the reward model")
         recorded = PromptFormat.from_dict(source.record.prompt_format)
         prompt_format.check_same(recorded, f"{source.folder}: reward model")
     except InstructGPTError as error:

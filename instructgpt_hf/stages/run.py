@@ -76,9 +76,14 @@ class StageRun:
         with self.phase(text, unit="rows") as phase, watch_batches(phase.at):
             yield
 
+    @property
+    def lab_path(self) -> Path:
+        """Where the run keeps the lab's data files of this seed: `data/` for seed 0."""
+        return self.run_folder / (f"data-seed{self.seed}" if self.seed else "data")
+
     def lab_folder(self) -> Path:
-        """Folder of the lab's data files of this seed, `data/` for seed 0; written where they are missing."""
-        folder = self.run_folder / (f"data-seed{self.seed}" if self.seed else "data")
+        """Folder of the lab's data files; written where they are missing."""
+        folder = self.lab_path
         with main_first():
             if not folder.is_dir():
                 with atomic_folder(folder) as temporary:

@@ -169,6 +169,10 @@ class TestFolder:
                     item.mul_(0.9)
         ema.save_pretrained(folder / "ema")
         (folder / "rollouts.jsonl").write_text("{}\n")
+        record().save(folder)
+        with pytest.raises(InstructGPTError, match=f"`instructgpt-hf merge {folder} out` merges both, .* out/ema"):
+            merge_adapter(folder / "ema", "out")
+        assert load_reward_model(merge_adapter(folder / "value_model", tmp_path / "value")).config.reward_shift == 0.5
         out = merge_adapter(folder, tmp_path / "out")
         for name, expected in (("", policy), ("ema", ema)):
             found = AutoModelForCausalLM.from_pretrained(out / name)

@@ -200,7 +200,12 @@ class TestRefused:
     def test_functions(self, refused, place, name, rule):
         (place / "broken_rewards.py").write_text("raise ValueError('wrong')")
         message = refused("--reward_functions", name)
-        assert "reward_functions: these cannot be used:" in message and f"{name!r}: " in message and rule in message
+        assert (
+            "these cannot be used:" in message
+            and "ppo.yaml: reward_functions" in message
+            and f"{name!r}: " in message
+            and rule in message
+        )
 
     def test_all_missing_functions_are_named(self):
         with pytest.raises(InstructGPTError, match=r"(?s)'json:lods'.*did you mean 'load.*'json:dumb'"):

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -13,7 +14,7 @@ from helpers.ppo_runs import screen
 from safetensors import SafetensorError
 
 from instructgpt_hf.artifacts import atomic_folder
-from instructgpt_hf.errors import InstructGPTError, full_disk
+from instructgpt_hf.errors import InstructGPTError, full_disk, loading_errors, read_only_cache
 from instructgpt_hf.stages import folder as module
 from instructgpt_hf.stages.folder import hold
 
@@ -193,3 +194,31 @@ class TestFullDisk:
             torch.load(tmp_path / "model.pt")
         assert full_disk(caught.value, tmp_path) is None
         assert full_disk(PermissionError(errno.EACCES, "no"), tmp_path) is None
+
+
+class TestReadOnlyCache:
+    @pytest.fixture
+    def cache(self, tmp_path, monkeypatch):
+        """A cache that nobody can write, not even root: a file stands where its folder would be."""
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
+        return tmp_path / "file" / "hf"
+
+    def test_loading_says_which_variable_to_set(self, cache):
+        with pytest.raises(InstructGPTError) as caught, loading_errors("model 'x'"):
+            (cache / "hub" / "models--x").mkdir(parents=True)
+        assert re.search(r"model 'x': .*cannot be written \(Not a directory\)\. Set HF_HOME", str(caught.value))
+
+    def test_anywhere_in_a_run(self, cache, tmp_path):
+        error = ValueError("of a library")
+        error.__cause__ = OSError(errno.EROFS, os.strerror(errno.EROFS), str(cache / "datasets" / "x.arrow"))
+        with (
+            pytest.raises(InstructGPTError, match=r"Read-only file system.*HF_DATASETS_CACHE.*same command again"),
+            hold(tmp_path / "run", screen()),
+        ):
+            raise error
+
+    def test_other_files_are_other_errors(self, cache, tmp_path):
+        for place in (tmp_path / "data.jsonl", cache.with_name("hf-other") / "x", None):
+            assert read_only_cache(PermissionError(errno.EACCES, "no", place and str(place))) is None
+        assert read_only_cache(FileNotFoundError(errno.ENOENT, "no", str(cache / "x"))) is None

@@ -1,0 +1,308 @@
+"""What is found before any model is loaded: every problem of every stage at once, by stage, setting and value."""
+
+import shutil
+import types
+
+import pytest
+from helpers.stage_files import write_model, write_recipe, write_rows
+from rich.console import Console
+
+from instructgpt_hf import cli, pipeline
+from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.stages import stage as stage_module
+from instructgpt_hf.stages.checks import disk, models
+from instructgpt_hf.stages.checks import run as checks
+
+COMMON = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
+LETTERS = "efghijklmn"
+ROWS = {
+    "sft": [{"prompt": f"a b {word}", "completion": f"{word} d"} for word in LETTERS],
+    "reward": [
+        {"prompt": f"a {word}", "completions": ["c", f"d {word}", "e f g"], "ranks": [2, 1, 2]} for word in LETTERS
+    ],
+    "ppo": [{"prompt": f"{word} b", "completion": word * 2, "target": 1} for word in LETTERS],
+}
+FUNCTIONS = """
+CALLS = []
+
+def good(completions, completion, target, **kwargs):
+    CALLS.append((completions, completion, target, kwargs))
+    return [float(len(text)) for text in completions]
+
+async def later(completions, **kwargs):
+    return [1.0 for _ in completions]
+
+def number(**kwargs):
+    return 0.5
+
+def nothing(**kwargs):
+    return None
+
+def short(**kwargs):
+    return [1.0]
+
+def texts(completions, **kwargs):
+    return ["good" for _ in completions]
+
+def broken(completions, answers, **kwargs):
+    return [0.0 for _ in completions]
+
+def raises(completions, **kwargs):
+    return [float(text) for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer):
+    """Data, functions, a base model, and a recipe with nothing wrong."""
+    root = tmp_path_factory.mktemp("checks")
+    for stage, rows in ROWS.items():
+        write_rows(root / f"{stage}.jsonl", rows)
+    write_rows(root / "text.jsonl", [{"text": "a b c"}, {"text": "d e"}])
+    (root / "early_rewards.py").write_text(FUNCTIONS)
+    base = write_model(root / "base", tokenizer)
+    stages = {
+        "sft": {"model_name_or_path": str(base), "prompt_template": "raw", "max_length": 32},
+        "reward": {"max_length": 32},
+        "ppo": {
+            "generation_batch_size": 4,
+            "max_completion_length": 4,
+            "pretraining_dataset_name": f"{root}/text.jsonl",
+            "ptx_max_length": 8,
+        },
+    }
+    values = {stage: {**COMMON, "dataset_name": f"{root}/{stage}.jsonl", **own} for stage, own in stages.items()}
+    write_recipe(root / "recipe", values)
+    return root
+
+
+@pytest.fixture
+def run(place, tmp_path, capsys, monkeypatch):
+    """Run all stages from the command line, of which none may begin; returns what was printed."""
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(pipeline, "train_stage", lambda _: 1 / 0)
+    monkeypatch.setattr(stage_module, "train", lambda *_, **__: 1 / 0)
+
+    def attempt(*words, code=2):
+        before = sorted(tmp_path.rglob("*"))
+        command = ["run", str(place / "recipe"), "--output_dir", str(tmp_path / "run"), *map(str, words)]
+        assert cli.main(command) == code
+        assert sorted(tmp_path.rglob("*")) == before, "something was left behind"
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return types.SimpleNamespace(out=printed.out, err=printed.err, message=" ".join(printed.err.split()))
+
+    return attempt
+
+
+def test_check_prints_what_was_found_and_does_nothing_else(run, place):
+    printed = run("--check", "--ppo.reward_functions", "early_rewards:good,early_rewards:later", code=0)
+    assert max(map(len, printed.out.splitlines())) <= 80
+    lines = " ".join(printed.out.split())
+    for found in ("base model", "llama", "10 rows", "rankings", "2 rows: text", "returned [18.0, 18.0]", "GB free"):
+        assert found in lines
+    assert lines.endswith("checks passed; nothing was trained.")
+
+
+def test_problems_of_all_stages_come_at_once(run, place, tmp_path):
+    """The case for it: without these checks, two stages are trained before the third one says what is missing."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a", "completion": ["b", "c"], "ranks": [1, 2]}] * 9)
+    printed = run(
+        *("--sft.model_name_or_path", "./nope", "--reward.dataset_name", rows),
+        *("--ppo.dataset_name", "nowhere/prompts.jsonl", "--ppo.reward_functions", "no_such_module:close"),
+        *("--ppo.reward_model_path", f"{place}/base", "--ppo.value_model_path", "./gone"),
+    )
+    message = printed.message
+    assert "no model was loaded" in message and printed.err.count("\n  - ") == 6
+    for problem in (
+        "sft.yaml: model_name_or_path: ./nope: no such folder",
+        f"reward.yaml: dataset_name: rankings: {rows}: missing column 'completions' (did you mean 'completion'?)",
+        "ppo.yaml: dataset_name: prompts: nowhere/prompts.jsonl: no such file or folder",
+        "ppo.yaml: reward_functions = ['no_such_module:close']: these cannot be used:",
+        "'no_such_module:close': there is no module 'no_such_module'",
+        f"ppo.yaml: reward_model_path: {place}/base/stage.json: not found",
+        "ppo.yaml: value_model_path: value model: ./gone: no such folder",
+    ):
+        assert problem in message
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "problem"),
+    [
+        ("sft.dataset_name", "{place}/ppo.txt", "sft.yaml: dataset_name: demonstrations: {place}/ppo.txt"),
+        ("sft.dataset_name", "nobody/nothing", "sft.yaml: dataset_name: demonstrations: 'nobody/nothing'"),
+        ("sft.model_name_or_path", "nobody/nothing", "sft.yaml: model_name_or_path: 'nobody/nothing' is neither"),
+        ("sft.prompt_template", "chat", "sft.yaml: prompt_template: 'chat' needs a chat template"),
+        ("ppo.dataset_test_split", "tst", None),  # a single file has no splits
+        ("ppo.dataset_name", "{place}", "ppo.yaml: dataset_name: prompts: {place}: no train.jsonl"),
+        ("ppo.pretraining_dataset_name", "{place}/sft.jsonl", "ppo.yaml: pretraining_dataset_name: pretraining: "),
+        ("ppo.pretraining_dataset_text_field", "txt", "missing column 'txt' (did you mean 'text'?)"),
+        ("ppo.generation_batch_size", "12", "9 prompts, fewer than generation_batch_size = 12"),
+        ("ppo.max_completion_length", "2048", "ppo.yaml: max_completion_length: the policy has 2048 positions"),
+        ("ppo.sft_model_path", "./gone", "ppo.yaml: sft_model_path: sft stage: ./gone: no such folder"),
+        (
+            "ppo.extra_reward_model_paths",
+            "./gone",
+            "ppo.yaml: extra_reward_model_paths: reward stage: ./gone: no",
+        ),
+    ],
+)
+def test_kinds(run, place, setting, value, problem):
+    value = value.format(place=place)
+    words = ["--ppo.max_steps", "3"] if setting == "ppo.generation_batch_size" else []
+    if problem is None:
+        assert run(f"--{setting}", value, "--check", code=0)
+        return
+    assert problem.format(place=place) in run(f"--{setting}", value, *words, "--check").message
+
+
+def test_the_first_wrong_rows_are_named(run, tmp_path):
+    rows = [{"prompt": "a", "completion": "b"}] * 3 + [{"prompt": "a", "completion": ""}] * 2
+    path = write_rows(tmp_path / "rows.jsonl", rows * 9)
+    message = run("--sft.dataset_name", path, "--check").message
+    assert "row 3: completion: found ''" in message and "row 4: completion: found ''" in message
+
+
+def test_a_missing_test_split(run, tmp_path):
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data" / "train.jsonl", ROWS["ppo"])
+    message = run("--ppo.dataset_name", tmp_path / "data", "--ppo.dataset_test_split", "tst").message
+    assert f"ppo.yaml: dataset_test_split: prompts: {tmp_path}/data: no tst.jsonl" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("number", "reward function early_rewards:number returned 0.5 (float); expected a list with one number"),
+        ("nothing", "reward function early_rewards:nothing returned None"),
+        ("short", "reward function early_rewards:short returned 1 values: [1.0]"),
+        ("texts", "reward function early_rewards:texts returned at index 0 'good' (str)"),
+        (
+            "broken",
+            "broken raised TypeError: broken() missing 1 required positional argument: 'answers'",
+        ),
+        ("raises", "early_rewards.py, line 27: return [float(text) for text in completions])"),
+    ],
+)
+def test_a_function_is_tried_before_models_load(run, name, problem):
+    message = run("--ppo.reward_functions", f"early_rewards:{name},early_rewards:good").message
+    assert "ppo.yaml: reward_functions: reward function early_rewards:" in message and problem in message
+
+
+def test_a_trial_is_a_call_as_in_training(run, tmp_path):
+    import early_rewards
+
+    early_rewards.CALLS.clear()
+    chat = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in ROWS["ppo"]]
+    for rows, shape in ((ROWS["ppo"], str), (chat, list)):
+        path = write_rows(tmp_path / f"{shape.__name__}.jsonl", rows)
+        run("--check", "--ppo.dataset_name", path, "--ppo.reward_functions", "early_rewards:good", code=0)
+        completions, completion, target, others = early_rewards.CALLS.pop()
+        assert [type(item) for item in completions] == [shape] * 2
+        assert (completion, target) == (["ee", "ff"], [1, 1])
+        assert {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric"} == set(others)
+        assert others["prompts"] == [row["prompt"] for row in rows[:2]]
+        others["log_metric"]("name", 1.0), others["log_extra"]("name", [1, 2])
+
+
+def test_a_column_whose_name_is_taken(run, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{**row, "trainer_state": 1} for row in ROWS["ppo"]])
+    message = run("--ppo.dataset_name", path, "--ppo.reward_functions", "early_rewards:later").message
+    assert "column 'trainer_state': reward functions receive something else under this name" in message
+
+
+class TestModels:
+    def test_without_weights(self, run, place, tmp_path):
+        shutil.copytree(place / "base", tmp_path / "base")
+        (tmp_path / "base" / "model.safetensors").unlink()
+        assert f"{tmp_path}/base: has no weights" in run("--sft.model_name_or_path", tmp_path / "base").message
+
+    def test_weights_of_another_format_on_the_hub(self, place, tmp_path, monkeypatch):
+        shutil.copytree(place / "base", tmp_path / "snapshot")
+        (tmp_path / "snapshot" / "model.safetensors").unlink()
+        files = {"pytorch_model.bin": 5}
+        found = self.on_the_hub(monkeypatch, tmp_path / "snapshot", files)
+        with pytest.raises(InstructGPTError, match=r"no weights \(model.safetensors\): it has pytorch_model.bin"):
+            found()
+        files |= {"model-00001.safetensors": 2_000_000, "model-00002.safetensors": 1_000_000, "onnx/x.safetensors": 9}
+        model = found()
+        assert (model.weights, model.download) == (3_000_000, 3_000_000)
+        assert model.described() == "llama, 3 MB to download"
+
+    def on_the_hub(self, monkeypatch, folder, files):
+        def model_info(self, source, revision, files_metadata):
+            return types.SimpleNamespace(
+                siblings=[types.SimpleNamespace(rfilename=name, size=size) for name, size in files.items()]
+            )
+
+        monkeypatch.setattr(models, "base_model_folder", lambda *_, **__: folder)
+        monkeypatch.setattr(models.HfApi, "model_info", model_info)
+        return lambda: models.find_model("some/model", None, "model")
+
+    @pytest.mark.parametrize(
+        ("architecture", "sizes", "problem"),
+        [
+            ("bert", dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4), None),
+            (
+                "codegen",
+                dict(n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=32, n_ctx=32),
+                "reward.yaml: model_name_or_path: {base}: transformers has no sequence classifier",
+            ),
+            (
+                "t5",
+                dict(d_model=32, d_ff=32, num_layers=1, num_heads=4),
+                "sft.yaml: model_name_or_path: {base}: t5 is no",
+            ),
+        ],
+    )
+    def test_architectures(self, run, tokenizer, tmp_path, architecture, sizes, problem):
+        from transformers import AutoConfig
+
+        base = tmp_path / "base"
+        AutoConfig.for_model(architecture, vocab_size=64, **sizes).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        (base / "model.safetensors").write_bytes(b"x")
+        printed = run("--sft.model_name_or_path", base, "--check", code=2 if problem else 0)
+        assert problem is None or problem.format(base=base) in printed.message
+
+
+class TestPlaces:
+    def test_a_file_where_a_stage_folder_goes(self, run, tmp_path):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "ppo-ptx").touch()
+        message = run().message
+        assert f"ppo: --output_dir: {tmp_path}/run/ppo-ptx: is a file where the stage's folder goes" in message
+
+    def test_a_disk_without_room_for_the_models(self, run, place, monkeypatch):
+        size = (place / "base" / "model.safetensors").stat().st_size
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=5 * size - 1))
+        message = run("--ppo.compare_without_ptx", "false").message
+        assert "the disk has" in message and "the finished models take at least" in message
+        monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=5 * size))
+        run("--ppo.compare_without_ptx", "false", "--check", code=0)
+        run("--ppo.compare_without_ptx", "true")  # a second policy, with its value model and average
+
+    def test_pushing_without_a_token(self, run, monkeypatch):
+        assert "push_to_hub = True: offline mode is on" in run("--sft.push_to_hub", "true").message
+        monkeypatch.setattr(checks.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(checks, "get_token", lambda: None)
+        message = run("--ppo.push_to_hub", "true", "--ppo.ptx_coef", "0").message
+        assert "ppo.yaml: push_to_hub = True: there is no token for the Hub; log in with `hf auth login`" in message
+
+    def test_the_lab_is_looked_at_without_writing_into_the_run(self, tmp_path):
+        console = Console(record=True, width=80, quiet=True)
+        findings = pipeline.check(load_recipe("tiny-cpu"), tmp_path / "run", console)
+        assert {item.source for item in findings} >= {"lab", "lab:prompts", "lab:pretraining"}
+        assert not (tmp_path / "run").exists()
+
+
+def test_one_stage_checks_its_own(run, place, tmp_path, capsys):
+    folder = ["--output_dir", str(tmp_path / "run")]
+    words = ["--config", str(place / "recipe"), *folder, "--dataset_name", "nowhere.jsonl"]
+    assert cli.main(["ppo", *words, "--reward_functions", "early_rewards:number"]) == 2
+    message = " ".join(capsys.readouterr().err.split())
+    for problem in ("the sft stage has not been run here", "the reward stage has not been run here", "nowhere.jsonl"):
+        assert problem in message
+    assert cli.main(["sft", "--check", "--config", str(place / "recipe"), *folder]) == 0
+    assert "reward" not in capsys.readouterr().out

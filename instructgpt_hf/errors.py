@@ -92,8 +92,8 @@ def read_only_cache(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE and inside:
             return (
                 f"{file}: the cache of Hugging Face cannot be written ({cause.strerror}). Set HF_HOME, or for "
-                "datasets alone HF_DATASETS_CACHE, to a folder that can; models that are in the cache are read without "
-                "writing under HF_HUB_OFFLINE=1"
+                "datasets alone HF_DATASETS_CACHE, to a folder that can; models that are in the cache are read "
+                "without writing under HF_HUB_OFFLINE=1"
             )
     return None
 

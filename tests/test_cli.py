@@ -1,5 +1,6 @@
 """The command: fast and light help, exit codes, and nothing written when something is wrong."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -165,6 +166,7 @@ class TestRecipes:
         assert cli.main(["recipes", "show", "tiny-cpu", file]) == 0
         output = capsys.readouterr().out
         assert "# adam_beta2: 0.95  (App C)" in output and "# learning_rate:" not in output
+        assert "# kl_target: null  (ours" in output and "# whiten_advantages: true" in output
         assert yaml.safe_load(output)["dataset_name"] == "lab:prompts"
 
     def test_copy_runs(self, capsys, pipeline):
@@ -172,6 +174,101 @@ class TestRecipes:
         assert "instructgpt-hf run mine" in capsys.readouterr().out
         assert cli.main(["run", "mine"]) == 0
         assert pipeline[0][1].name == "mine"
+
+
+class TestHelpOfAStage:
+    @pytest.fixture
+    def help_of(self, capsys):
+        def text(stage):
+            with pytest.raises(SystemExit):
+                cli.main([stage, "--help"])
+            return capsys.readouterr().out
+
+        return text
+
+    @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+    def test_lists_every_setting_with_default_and_help(self, stage, help_of):
+        from instructgpt_hf.config.settings import stage_settings
+
+        text = help_of(stage)
+        listed = dict(re.findall(r"^  --(\w+) (.*)\n      \S", text, re.M))
+        assert not set(stage_settings(stage)) - set(listed)
+        assert (
+            listed["seed"] == "42"
+            and listed["use_peft"] == "false"
+            and listed["max_length" if stage != "ppo" else "beta"]
+        )
+        assert max(len(line) for line in text.splitlines() if " " in line.strip()) <= 82
+
+    def test_names_the_source_of_a_default(self, help_of):
+        assert "  --learning_rate 9e-06\n      The initial learning rate for AdamW. (C.2)" in help_of("reward")
+
+
+@pytest.mark.parametrize("option", ["--output-dir", "--output_dir"])
+def test_dashes_and_underscores_name_the_same(option, pipeline):
+    words = [option, "my-out", "--max-steps", "8", "--ppo.max-prompt-length=9"]
+    assert cli.main(["run", "tiny-cpu", *words]) == 0
+    ((_, recipe, output_dir),) = pipeline
+    assert output_dir == Path("my-out") and recipe.stages["sft"].training_args.max_steps == 8
+    assert recipe.stages["ppo"].training_args.max_prompt_length == 9
+
+
+def test_dashes_are_underscores_in_the_other_verbs_too(monkeypatch):
+    parsed = cli.build_parser().parse_args(["push", "a-run", "--hub-namespace=my-name", "--quiet"])
+    assert (parsed.run, parsed.hub_namespace, parsed.quiet) == ("a-run", "my-name", True)
+    parsed = cli.build_parser().parse_args(["data", "inspect", "x", "--max-prompt-length", "5"])
+    assert parsed.max_prompt_length == 5
+
+
+@pytest.mark.parametrize("verb", [["run", "x"], ["sft", "--config", "x"], ["push", "x"], ["merge", "x", "y"]])
+def test_verbs_that_take_a_while_have_quiet(verb):
+    assert cli.build_parser().parse_args([*verb, "--quiet"]).quiet is True
+
+
+PLAIN = {"PYTHONIOENCODING": "ascii"}, {"LANG": "C"}, {"LC_ALL": "C"}, {"LANG": "POSIX"}
+
+
+@pytest.mark.parametrize("environment", PLAIN, ids=str)
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["recipes", "show", "pythia-1.4b-6.9b"], "(section 4.1)"),
+        (["run", "caf\u00e9"], r"caf\xe9: no recipe"),
+        (["ppo", "--help"], "(section 3.5"),
+    ],
+    ids=["recipe", "error", "help"],
+)
+def test_ascii_terminals_get_ascii(environment, words, shown):
+    unset = ("LANG", "LC_ALL", "LC_CTYPE", "PYTHONIOENCODING", "PYTHONUTF8")
+    kept = {key: value for key, value in os.environ.items() if key not in unset}
+    command = [sys.executable, "-m", "instructgpt_hf.cli", *words]
+    done = subprocess.run(command, capture_output=True, env={**kept, **environment}, timeout=60)
+    text = (done.stdout + done.stderr).decode("ascii")
+    assert shown in text and "Traceback" not in text
+
+
+DRAW = """
+from rich.console import Console
+from instructgpt_hf.cli.encoding import settle_encoding
+from instructgpt_hf.evaluation.intervals import Estimate
+from instructgpt_hf.evaluation.report import print_table
+from instructgpt_hf.evaluation.results import PolicyRow
+from instructgpt_hf.stages.output import Output, Phase
+settle_encoding()
+estimate = Estimate(1.0, 0.5, 2.0)
+print_table([PolicyRow("base", kl=estimate), PolicyRow("SFT", mean_reward=estimate)])
+output = Output(Console(force_terminal=True, width=80))
+with output, output.phase(Phase("training", 4, "steps")) as phase:
+    phase.at(2)
+    output._bars.refresh()
+"""
+
+
+def test_a_table_and_a_bar_are_ascii_on_an_ascii_terminal():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", DRAW], capture_output=True, env=environment, timeout=60)
+    text = done.stdout.decode("ascii")
+    assert done.returncode == 0 and "2/4" in text and "-----" in text and "[0.50,2.00]" in text and "\\u" not in text
 
 
 def test_push_passes_its_words_on(monkeypatch):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from instructgpt_hf import __version__
 from instructgpt_hf.cli import data, lab, merge, push, recipes, run
 from instructgpt_hf.cli.command import Parser, Verbs
+from instructgpt_hf.cli.encoding import settle_encoding
 from instructgpt_hf.errors import InstructGPTError
 
 __all__ = ["build_parser", "main"]
@@ -37,6 +38,7 @@ def build_parser() -> Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
     words = list(sys.argv[1:] if words is None else words)
+    settle_encoding()
     try:
         _run_verb(build_parser(), words)
     except InstructGPTError as error:

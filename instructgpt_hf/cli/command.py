@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from instructgpt_hf.errors import InstructGPTError
 
@@ -12,10 +13,30 @@ Action = Callable[[argparse.Namespace], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises InstructGPTError instead of exiting."""
+    """An ArgumentParser that raises InstructGPTError instead of exiting; `--output-dir` is `--output_dir`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words; those that no verb knows stay as they are, apart from the dashes in names of options."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_underscores(word) for word in words], namespace)
+
+    def format_help(self) -> str:
+        """The help text, behind which a stage's verb lists its settings."""
+        stage = self.get_default("stage_settings")
+        if stage is None:
+            return super().format_help()
+        from instructgpt_hf.cli.settings import describe
+
+        return f"{super().format_help()}\n{describe(stage)}"
 
     def error(self, message: str) -> NoReturn:
         raise InstructGPTError(f"{message}\n{self.format_usage().strip()}")
+
+
+def _with_underscores(word: str) -> str:
+    """`--output-dir=my-run` as `--output_dir=my-run`."""
+    name, equals, value = word.partition("=")
+    return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
 
 
 def add_quiet(parser: Parser) -> None:

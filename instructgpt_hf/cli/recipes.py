@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from instructgpt_hf.cli.command import Verbs
+from instructgpt_hf.cli.settings import in_yaml
 from instructgpt_hf.errors import InstructGPTError, nearest
 
 
@@ -48,9 +49,8 @@ def _show(arguments: argparse.Namespace) -> None:
     settings = load_recipe(folder, stages=[stage]).stages[stage]
     print("\n# Left at the default, with its source")
     for key, (default, source) in settings.defaults_with_source().items():
-        if key not in settings.values and default is not None:
-            shown = str(default).lower() if isinstance(default, bool) else default
-            print(f"# {key}: {shown}  ({source})")
+        if key not in settings.values:
+            print(f"# {key}: {in_yaml(default)}  ({source})")
 
 
 def _copy(arguments: argparse.Namespace) -> None:

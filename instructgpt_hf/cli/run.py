@@ -7,8 +7,10 @@ import argparse
 from instructgpt_hf.cli.command import Verbs, add_quiet
 
 _SETTINGS_NOTE = """\
-Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one stage, --seed 3 for every stage that has
-the key, --key=value, --use_peft for true, several words for a list. The command line wins over the files.
+Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one
+stage, --seed 3 for every stage that has the key, --key=value, --use_peft for
+true, several words for a list; --max-steps is --max_steps. The command line wins
+over the files. sft, reward and ppo --help list the settings.
 
 """
 _CHECK = "only look at data, models and reward functions, and print what was found"
@@ -33,6 +35,7 @@ def add(verbs: Verbs) -> None:
         example = f"instructgpt-hf {stage} --config tiny-cpu --seed 3"
         parser = verbs.add(stage, f"one stage: {text}", example, _run, _SETTINGS_NOTE, settings=True)
         parser.usage = f"instructgpt-hf {stage} --config RECIPE [--output_dir DIR] [--KEY VALUE ...]"
+        parser.set_defaults(stage_settings=stage)
         config = "recipe, its folder, or the stage's YAML"
         parser.add_argument("--config", dest="recipe", required=True, metavar="RECIPE", help=config)
         parser.add_argument("--output_dir", metavar="DIR", help=f"folder of the run ({default})")

@@ -104,6 +104,7 @@ class Setting(NamedTuple):
     neutral: bool
     adjustable: bool
     refusal: Refusal | None
+    help: str
 
     def violation(self, value: Any) -> str | None:
         """The rule that a value of the right type breaks, or None. None (not set) breaks no rule."""
@@ -157,4 +158,5 @@ def _setting(item: Field[Any], owner: type, hint: Any, known: Mapping[str, Upstr
         neutral=metadata.get("neutral", False) or about.neutral,
         adjustable=metadata.get("adjustable", False) or about.adjustable,
         refusal=about.refusal,
+        help=metadata.get("help", ""),
     )

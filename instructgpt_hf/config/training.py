@@ -176,6 +176,12 @@ class RewardConfig(StageConfig, trl.RewardConfig):
     center_on_demonstrations: bool = setting(
         True, "Shift the scores after training so that demonstrations score 0 on average.", "§3.5"
     )
+    center_num_demonstrations: int = setting(
+        2_000,
+        "Demonstrations that the scores are centred on, at most.",
+        "ours: the standard error of their mean is far below one reward unit",
+        AT_LEAST_ONE,
+    )
     learning_rate: float = _reward("learning_rate", 9e-6, "C.2")
     num_train_epochs: float = _reward("num_train_epochs", 1, "C.2: more epochs overfit")
     per_device_train_batch_size: int = _reward("per_device_train_batch_size", 64, "C.2: batch of 64 prompts")

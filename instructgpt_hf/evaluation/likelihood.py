@@ -16,6 +16,9 @@ from instructgpt_hf.functional import kl_estimate, token_log_probs
 from instructgpt_hf.models.inputs import evaluation_mode, map_by_length, model_device, padded
 
 _KEYS = ("task", "prompt", "options", "answer")
+# Logits of one forward pass, half a gigabyte in float32: 64 rows of 384 tokens over a vocabulary of 50k have ten times
+# as many, more than a machine of 8 GB holds.
+_LOGITS = 2**27
 
 
 def option_accuracy(
@@ -119,6 +122,12 @@ def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:
     problems.raise_if_any()
 
 
+def _vocabulary(model: nn.Module) -> int:
+    """Number of logits for a token; 1 for a model without a config."""
+    config = getattr(model, "config", None)
+    return int(config.get_text_config().vocab_size) if config is not None else 1
+
+
 @torch.no_grad()
 def continuation_log_probs(
     model: nn.Module,
@@ -136,7 +145,7 @@ def continuation_log_probs(
         model: takes `input_ids` and `attention_mask` [B, T]; its output's `logits` are [B, T, V].
         prompt_ids: N lists of at least one token.
         completion_ids: N lists of at least one token.
-        batch_size: sequences per forward pass.
+        batch_size: sequences per forward pass, at most; fewer where they are long and the vocabulary is large.
         temperature: divides the logits.
 
     Returns:
@@ -159,8 +168,9 @@ def continuation_log_probs(
         logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()
         return [values[: len(row) - 1] for values, row in zip(logps, batch, strict=True)]
 
+    longest = max(map(len, rows), default=1)
     with evaluation_mode(model):
-        results = map_by_length(log_probs, rows, batch_size)
+        results = map_by_length(log_probs, rows, max(1, min(batch_size, _LOGITS // (longest * _vocabulary(model)))))
     return [logps[len(prompt) - 1 :] for logps, prompt in zip(results, prompt_ids, strict=True)]
 
 

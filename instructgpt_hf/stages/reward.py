@@ -44,8 +44,6 @@ from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.stages.stage import Outcome, Stage
 from instructgpt_hf.trainers.reward import RewardTrainer
 
-CENTERING_LIMIT = 2_000  # demonstrations; the standard error of their mean is far below one reward unit
-
 
 class RewardInputs(NamedTuple):
     """Models and rows that stage 2 reads."""
@@ -115,7 +113,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
                 "them there, or set center_on_demonstrations: false."
             ) from error
         dataset = demonstration_rows(dataset, "demonstrations")
-        return list(dataset.select(range(min(CENTERING_LIMIT, len(dataset)))))
+        limit = self.run.settings.training_args.center_num_demonstrations
+        return list(dataset.select(range(min(limit, len(dataset)))))
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
         """Fingerprints of the SFT stage and of the pretrained model."""

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation import (
     continuation_log_probs,
+    likelihood,
     option_accuracy,
     sequence_kl,
     text_loss,
@@ -40,6 +41,20 @@ def test_log_probs_equal_single_sequences(make_policy, architecture, batch_size)
     actual = continuation_log_probs(model, PROMPTS, completions, batch_size)
     for row, (prompt, completion) in enumerate(zip(PROMPTS, completions, strict=True)):
         torch.testing.assert_close(actual[row], slow_log_probs(model, prompt, completion))
+
+
+@pytest.mark.parametrize(("logits", "rows"), [(2**27, 5), (6 * 64 * 2, 2), (1, 1)])
+def test_a_pass_has_no_more_logits_than_memory_is_meant_for(make_policy, monkeypatch, logits, rows):
+    """The longest of the five sequences has 6 tokens; of a model with 64 logits for each, so many rows at a time."""
+    monkeypatch.setattr(likelihood, "_LOGITS", logits)
+    model, seen = make_policy(), []
+    assert model.config.vocab_size == 64
+    hook = model.register_forward_pre_hook(lambda *call: seen.append(len(call[2]["input_ids"])), with_kwargs=True)
+    actual = continuation_log_probs(model, PROMPTS, [[20]] * 5, 16)
+    hook.remove()
+    assert max(seen) == rows
+    for prompt, logps in zip(PROMPTS, actual, strict=True):
+        torch.testing.assert_close(logps, slow_log_probs(model, prompt, [20]))
 
 
 def test_empty_sequences_are_refused(make_policy):

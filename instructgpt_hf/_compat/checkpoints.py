@@ -6,7 +6,9 @@ import contextlib
 import math
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import Accelerator
@@ -40,6 +42,8 @@ def set_aside(folder: Path, step: int) -> None:
 class WholeCheckpoints:
     """Gives a checkpoint folder its name only after every process has written its part.
 
+    `checkpoint_files` are written into each: text by file name.
+
     Cause: the Trainer writes under the final name, so a killed process leaves what counts as a checkpoint.
     Goes when: the Trainer writes elsewhere and renames the folder.
     Relies on: `_save_checkpoint` asking `_get_output_dir` for the parent folder, and rotating checkpoints there.
@@ -47,6 +51,7 @@ class WholeCheckpoints:
 
     UNFINISHED = ".unfinished"
     _unfinished = False
+    checkpoint_files: Mapping[str, str] = MappingProxyType({})
     args: TrainingArguments
     state: TrainerState
     accelerator: Accelerator
@@ -71,6 +76,9 @@ class WholeCheckpoints:
         finally:
             self._unfinished = False
         self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            for file, text in self.checkpoint_files.items():
+                (unfinished / name / file).write_text(text, encoding="utf-8")
         if self.state.best_model_checkpoint == str(unfinished / name):
             self.state.best_model_checkpoint = str(folder / name)
             if self.args.should_save:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import has_length
 
 from instructgpt_hf.metric_register import terminal_values
+from instructgpt_hf.stages.lifecycle import IDENTITY_FILE
 from instructgpt_hf.stages.output import Phase
 from instructgpt_hf.stages.processes import any_process
 from instructgpt_hf.stages.run import StageRun
@@ -154,6 +155,8 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
     _match_precision(trainer)
     trainer.args.run_name = trainer.args.run_name or _tracker_name(run)
     _keep_events(trainer, run)
+    # Each checkpoint says whose it is.
+    trainer.checkpoint_files = {IDENTITY_FILE: (run.checkpoint_folder / IDENTITY_FILE).read_text(encoding="utf-8")}
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     with run.phase("training", unit="steps") as phase, StopAtCheckpoint(run, boundary) as stop:
@@ -183,7 +186,7 @@ def _keep_events(trainer: Trainer, run: StageRun) -> None:
     """Let TensorBoard's files outlive the checkpoint folder, in `tensorboard/` of the run."""
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(run.run_folder / "tensorboard" / run.name)
+            callback.logging_dir = str(run.events_folder)
 
 
 def _match_precision(trainer: Trainer) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ import torch
 from transformers import TrainingArguments
 
 from instructgpt_hf import __version__
-from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, fingerprint
+from instructgpt_hf._compat.checkpoints import WholeCheckpoints
+from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, atomic_text, fingerprint
 from instructgpt_hf.config.device import world_size
-from instructgpt_hf.config.settings import neutral_keys
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.errors import NO_SPACE, InstructGPTError
+from instructgpt_hf.stages.identity import describe, differences, finished_identity
 from instructgpt_hf.stages.processes import barrier, is_main, shards_weights
 from instructgpt_hf.stages.run import StageRun
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "bitsandbytes", "huggingface_hub")
-FINGERPRINT_FILE = "fingerprint"
+IDENTITY_FILE = "identity.json"  # in the checkpoint folder and in every checkpoint
+EVENTS = "tensorboard"
 
 
 def check_launch(training_args: TrainingArguments, stage: str) -> None:
@@ -46,24 +49,7 @@ def check_launch(training_args: TrainingArguments, stage: str) -> None:
         )
 
 
-def stage_fingerprint(
-    run: StageRun, data: dict[str, dict[str, Any]], models: dict[str, Any], without: Collection[str] = ()
-) -> str:
-    """Hash of all that determines a stage's result: settings but those `without`, data, models, package version.
-
-    Args:
-        data: records of the datasets read, by role.
-        models: fingerprints of the models and functions read, by role.
-    """
-    left_out = neutral_keys(run.settings.stage).union(without)
-    values = {key: value for key, value in run.settings.changed().items() if key not in left_out}
-    if world_size() > 1:  # the effective batch size scales with it
-        values["processes"] = world_size()
-    contents = {role: record["fingerprint"] for role, record in data.items()}
-    return fingerprint({"stage": run.name, "values": values, "data": contents, "version": __version__, **models})
-
-
-def finished(run: StageRun, digest: str) -> StageArtifact | None:
+def finished(run: StageRun, identity: dict[str, Any]) -> StageArtifact | None:
     """Record of the stage if it is finished and nothing that determines it has changed, else None.
 
     Checkpoints that a killed process left beside a finished stage are dropped.
@@ -71,10 +57,13 @@ def finished(run: StageRun, digest: str) -> StageArtifact | None:
     if not (run.folder / STAGE_FILE).is_file():
         return None
     artifact = StageArtifact.load(run.folder)
-    if artifact.fingerprint != digest:
-        run.log("finished before, but its settings, data or earlier stages have changed: training again")
+    if artifact.fingerprint != fingerprint(identity):
+        known = finished_identity(run, artifact)
+        changes = differences(run, known, {key: identity.get(key) for key in known})
+        what = describe(run, changes) or "earlier stages, models or the code of reward functions"
+        run.log(f"finished before, but its settings, data or earlier stages have changed: training again ({what})")
         return None
-    if is_main() and owns_checkpoints(run, digest):
+    if is_main() and read_identity(run.checkpoint_folder) == identity:
         drop_checkpoints(run)
     run.log(f"already finished and unchanged, skipped ({run.folder})")
     return artifact
@@ -98,29 +87,68 @@ def check_folder(run: StageRun) -> None:
         )
 
 
-def owns_checkpoints(run: StageRun, digest: str) -> bool:
-    """Whether the checkpoint folder is that of a stage with exactly this fingerprint."""
-    file = run.checkpoint_folder / FINGERPRINT_FILE
-    return file.is_file() and file.read_text(encoding="utf-8") == digest
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """What determines the stage whose checkpoint folder or checkpoint this is; None where nothing says so."""
+    file = folder / IDENTITY_FILE
+    identity: dict[str, Any] | None = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return identity
 
 
-def prepare_checkpoint_folder(run: StageRun, digest: str, keep: bool) -> None:
-    """Create the checkpoint folder of a stage with the fingerprint `digest`; empty it first unless `keep`.
+def prepare_checkpoint_folder(run: StageRun, identity: dict[str, Any], source: Path | None, reason: str) -> None:
+    """Make the checkpoint folder that of a stage with this identity.
+
+    Args:
+        source: folder with the checkpoints that the stage goes on from, or None if it starts from the beginning. What
+            another run left is set aside, nothing is deleted.
+        reason: for the user, why it is set aside.
 
     Raises:
         InstructGPTError: if the folder cannot be written.
     """
+    barrier()  # until every process has read what is there
     if is_main():
         try:
-            if run.checkpoint_folder.exists() and not keep:
-                shutil.rmtree(run.checkpoint_folder)
+            if source != run.checkpoint_folder:
+                _set_aside(run, reason)
+            if source is not None and source != run.checkpoint_folder:
+                source.rename(run.checkpoint_folder)
+                if (run.checkpoint_folder / EVENTS).is_dir():
+                    run.events_folder.parent.mkdir(exist_ok=True)
+                    (run.checkpoint_folder / EVENTS).rename(run.events_folder)
             run.checkpoint_folder.mkdir(parents=True, exist_ok=True)
-            (run.checkpoint_folder / FINGERPRINT_FILE).write_text(digest, encoding="utf-8")
+            shutil.rmtree(run.checkpoint_folder / WholeCheckpoints.UNFINISHED, ignore_errors=True)
+            atomic_text(run.checkpoint_folder / IDENTITY_FILE, json.dumps(identity))
         except OSError as error:
+            if error.errno in NO_SPACE:
+                raise
             raise InstructGPTError(
                 f"{run.run_folder}: cannot be written ({error.strerror}); choose another --output_dir."
             ) from None
     barrier()
+
+
+def set_aside_folders(run: StageRun) -> list[Path]:
+    """The folders of runs that were set aside, `.work/<stage>.<number>`."""
+    return [path for path in run.checkpoint_folder.parent.glob(f"{run.name}.*") if path.suffix[1:].isdecimal()]
+
+
+def _set_aside(run: StageRun, reason: str) -> None:
+    """Move the checkpoints and TensorBoard's files of a run that does not go on away from the next one's."""
+    left, events = any(run.checkpoint_folder.glob("*-*")), run.events_folder.is_dir()
+    if left or events:
+        number = max((int(path.suffix[1:]) for path in set_aside_folders(run)), default=0) + 1
+        aside = run.checkpoint_folder.with_name(f"{run.name}.{number}")
+        if run.checkpoint_folder.is_dir():
+            run.checkpoint_folder.rename(aside)
+        if events:
+            aside.mkdir(parents=True, exist_ok=True)
+            run.events_folder.rename(aside / EVENTS)
+        what = " and ".join(["checkpoints"] * left + ["TensorBoard's files"] * events)
+        run.log(
+            f"{what} of an earlier run are set aside in {aside}{reason.replace('{aside}', str(aside)) if left else ''}"
+        )
+    elif run.checkpoint_folder.is_dir():
+        shutil.rmtree(run.checkpoint_folder)
 
 
 def finish(run: StageRun, artifact: StageArtifact, save_models: Callable[[Path], None]) -> StageArtifact:

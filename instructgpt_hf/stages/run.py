@@ -44,6 +44,11 @@ class StageRun:
         return self.run_folder / ".work" / self.name
 
     @property
+    def events_folder(self) -> Path:
+        """Folder of TensorBoard's files, which outlive the checkpoints."""
+        return self.run_folder / "tensorboard" / self.name
+
+    @property
     def seed(self) -> int:
         """Seed of models, data order and sampling."""
         return int(self.settings.training_args.seed)

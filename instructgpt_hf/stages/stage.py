@@ -10,14 +10,14 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 from transformers import Trainer
 
 from instructgpt_hf._compat.quirks import own_tracker_run
-from instructgpt_hf.artifacts import StageArtifact
-from instructgpt_hf.config.settings import adjustable_keys
+from instructgpt_hf.artifacts import StageArtifact, fingerprint
 from instructgpt_hf.data.sources import Sources
+from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages import lifecycle, resume
 from instructgpt_hf.stages.fit import train
+from instructgpt_hf.stages.identity import stage_identity
 from instructgpt_hf.stages.inputs import show_loading_progress
 from instructgpt_hf.stages.run import StageRun
-from instructgpt_hf.trainers.ppo.watchdog import TrainingStopped
 
 
 class StageInputs(Protocol):
@@ -113,32 +113,30 @@ def train_stage(stage: Stage[Any, Any, Any]) -> StageArtifact:
     with run.phase("finding models, reading data", bar=False):
         inputs = stage.read()
         models_read, data = stage.fingerprints(inputs), stage.sources.records
-    digest = lifecycle.stage_fingerprint(run, data, models_read)
-    if (done := lifecycle.finished(run, digest)) is not None:
+    identity = stage_identity(run, data, models_read)
+    if (done := lifecycle.finished(run, identity)) is not None:
         return done
-    fixed = lifecycle.stage_fingerprint(run, data, models_read, without=adjustable_keys(run.settings.stage))
     with run.phase("tokenizing", bar=False):
         rows = stage.prepare(inputs)
     lifecycle.check_folder(run)
-    start = resume.find_resume(run, digest, fixed)
+    start = resume.find_resume(run, identity)
     run.open_log()
 
     show_loading_progress(inputs.largest)
     with run.phase("loading models", bar=False):
         models = stage.load(inputs)
-    if start.adjusted:
-        resume.record_changes(run, start.step)
-    lifecycle.prepare_checkpoint_folder(run, digest, start.keep)
+    lifecycle.prepare_checkpoint_folder(run, identity, start.source, start.reason)
+    resume.record_changes(run, start)
     trainer = stage.trainer(inputs, rows, models)
     try:
         training = train(trainer, run, resume.open_checkpoint(run, start.step), stage.boundary())
-    except TrainingStopped as stop:
-        raise resume.record_stop(run, fixed, stop) from None
+    except InstructGPTError as stop:
+        raise resume.record_stop(run, stop) from stop
     if changes := resume.recorded_changes(run):
         training["changed_settings"] = changes
 
     outcome = stage.conclude(inputs, rows, models, trainer, training)
-    artifact = lifecycle.stage_record(run, digest, data, training=training, **outcome.record)
+    artifact = lifecycle.stage_record(run, fingerprint(identity), data, training=training, **outcome.record)
     run.result(outcome.summary)
     with run.phase("saving", bar=False):
         return lifecycle.finish(run, artifact, outcome.save)

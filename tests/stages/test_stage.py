@@ -11,6 +11,7 @@ from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.config.training import SFTConfig
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages import stage as module
+from instructgpt_hf.stages.output import Output
 from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.stages.stage import Outcome, Stage, train_stage
 
@@ -59,7 +60,7 @@ def make(tmp_path, monkeypatch):
 
     def build(refuses=None):
         settings = StageSettings("sft", SFTArguments(dataset_name="x"), None, SFTConfig(str(tmp_path / "x")))
-        run = StageRun("recipe", settings, tmp_path / "run", "sft", screen())
+        run = StageRun("recipe", settings, tmp_path / "run", "sft", Output(screen()))
         return Recorded(run, [], refuses)
 
     return build

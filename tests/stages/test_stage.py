@@ -89,7 +89,7 @@ def test_the_order_of_a_stage(make):
     artifact = train_stage(stage)
     assert stage.calls == [(name, name in ("trainer", "conclude")) for name in STEPS]
     assert stage.run.settings.training_args.output_dir == str(stage.run.checkpoint_folder)
-    assert sorted(item.name for item in stage.run.run_folder.rglob("*")) == ["model", "sft", "stage.json"]
+    assert sorted(item.name for item in stage.run.run_folder.rglob("*")) == ["log.txt", "model", "sft", "stage.json"]
     assert StageArtifact.load(stage.run.folder).fingerprint == artifact.fingerprint
 
 

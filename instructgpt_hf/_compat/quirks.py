@@ -98,6 +98,28 @@ def connection_error() -> type[BaseException]:
     return HfHubHTTPError.__bases__[0]
 
 
+@contextlib.contextmanager
+def offline_mode() -> Iterator[None]:
+    """Let huggingface_hub and datasets read their caches alone inside the block, as under `HF_HUB_OFFLINE=1`.
+
+    Cause: without a network every call waits through its retries first, and the mode is a variable read at import.
+    Goes when: both have a context or an argument for it.
+    Relies on: both reading their constant `HF_HUB_OFFLINE` at every call.
+    """
+    import datasets
+    import huggingface_hub
+
+    modules: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
+
+
 def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     """The hash of how a dataset came about, for data that are not local files.
 

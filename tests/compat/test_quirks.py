@@ -12,9 +12,12 @@ import types
 import warnings
 from pathlib import Path
 
+import datasets
+import huggingface_hub
 import pytest
 from datasets import Dataset, load_dataset
 from helpers.upstream import caught
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers.integrations import WandbCallback
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -147,3 +150,22 @@ class TestTrackers:
         with quirks.own_tracker_run():
             pass
         assert wandb.ended == 1 and wandb.run is not None
+
+
+def test_offline_mode_is_read_at_every_call(monkeypatch):
+    """`offline_mode`: both libraries then raise without a request, and otherwise wait through retries."""
+    for module in (datasets.config, huggingface_hub.constants):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+    waits = []
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("time.sleep", waits.append)
+    with quirks.offline_mode():
+        with pytest.raises(LocalEntryNotFoundError):
+            huggingface_hub.snapshot_download("nobody/nothing")
+        with pytest.raises(ConnectionError, match="OfflineModeIsEnabled"):
+            load_dataset("nobody/nothing")
+        assert huggingface_hub.is_offline_mode()
+    assert waits == [] and not huggingface_hub.is_offline_mode()
+    with pytest.raises(ConnectionError):
+        load_dataset("nobody/nothing")
+    assert sum(waits) > 10

@@ -3,6 +3,7 @@
 import shutil
 import types
 
+import datasets
 import pytest
 from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
@@ -11,7 +12,7 @@ from instructgpt_hf import cli, pipeline
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages import stage as stage_module
-from instructgpt_hf.stages.checks import disk, models
+from instructgpt_hf.stages.checks import disk, hub, models
 from instructgpt_hf.stages.checks import run as checks
 
 COMMON = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
@@ -306,3 +307,32 @@ def test_one_stage_checks_its_own(run, place, tmp_path, capsys):
         assert problem in message
     assert cli.main(["sft", "--check", "--config", str(place / "recipe"), *folder]) == 0
     assert "reward" not in capsys.readouterr().out
+
+
+class TestHub:
+    @pytest.fixture(autouse=True)
+    def no_network(self, monkeypatch):
+        """A Hub behind a port where nobody listens, and waits that would be noticed."""
+        for module in (hub.constants, datasets.config):
+            monkeypatch.setattr(module, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+        monkeypatch.setattr("time.sleep", lambda seconds: 1 / 0)
+
+    def test_what_is_not_in_the_cache_says_why(self, run):
+        words = ("--sft.model_name_or_path", "nobody/model", "--ppo.dataset_name", "nobody/data")
+        printed = run(*words, "--check")
+        assert " - http://127.0.0.1:9 cannot be reached (" in printed.message
+        assert (
+            "set HF_HOME to the folder of a cache that has all of it. - sft.yaml: model_name_or_path"
+            in printed.message
+        )
+        assert "ppo.yaml: dataset_name: prompts: 'nobody/data'" in printed.message
+        assert not hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
+
+    def test_what_is_in_the_cache_is_enough(self, run, monkeypatch):
+        monkeypatch.setattr(hub, "_named_on_hub", lambda _: True)
+        assert "HF_HUB_OFFLINE=1 reads it without waiting" in run("--check", code=0).message
+
+    def test_nobody_is_asked_for_local_files(self, run, monkeypatch):
+        monkeypatch.setattr(hub, "_unreachable", lambda: 1 / 0)
+        run("--check", code=0)

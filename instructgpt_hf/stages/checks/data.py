@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset
-from huggingface_hub import constants
+from datasets import config as libraries
 
 from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.pretraining import pretraining_rows, with_text
@@ -45,7 +45,7 @@ def read_head(source: str, split: str, config: str | None, role: str, count: int
         InstructGPTError: if it cannot be read or has no rows.
     """
     # Without a network, a Hub dataset is read from the cache, which holds it whole.
-    streaming = local_file(source, split, role) is not None or not constants.HF_HUB_OFFLINE
+    streaming = local_file(source, split, role) is not None or not libraries.HF_HUB_OFFLINE
     dataset = load_split(source, split, config, role, streaming)
     with loading_errors(f"{role}: {source} (split {split!r}) cannot be read", Exception):
         rows = list(itertools.islice(iter(dataset), count + 1))

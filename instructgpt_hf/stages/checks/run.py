@@ -15,6 +15,7 @@ from instructgpt_hf import lab
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages.checks.data import check_data
 from instructgpt_hf.stages.checks.disk import check_disk
+from instructgpt_hf.stages.checks.hub import hub_or_cache
 from instructgpt_hf.stages.checks.models import (
     Policy,
     check_base,
@@ -47,7 +48,7 @@ def check_run(runs: Sequence[StageRun]) -> Report:
         _check_outputs(run, report)
     # Plain PPO and PPO-ptx read the same, and the text as well: the second one is looked at.
     stages = {run.settings.stage: run for run in runs}
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, hub_or_cache(runs, report):
         for stage, run in stages.items():
             named = None if stage == "sft" else run.settings.data_args.sft_model_path
             if stage == "sft":

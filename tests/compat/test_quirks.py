@@ -6,6 +6,7 @@ A failure of a behaviour means that upstream has changed it: see under "Goes whe
 from __future__ import annotations
 
 import inspect
+import io
 import logging
 import sys
 import types
@@ -88,6 +89,16 @@ class TestMessages:
         )
         quirks.silence_kernel_hint()
         assert not logging.getLogger(ops.logger.name).filter(record)
+
+    def test_the_bars_of_the_libraries_are_tqdms(self):
+        """`no_library_bars`: each library has a class of its own and a switch of its own."""
+        from datasets.utils import tqdm as of_datasets
+        from huggingface_hub.utils import tqdm as of_hub
+        from transformers.utils.logging import tqdm as of_transformers
+
+        with quirks.no_library_bars():
+            assert all(make(range(3), disable=False).disable for make in (of_datasets, of_hub, of_transformers))
+        assert not of_datasets(range(3), disable=False, file=io.StringIO()).disable
 
     def test_a_failed_connection_raises_the_http_librarys_error(self, monkeypatch):
         """`connection_error`."""

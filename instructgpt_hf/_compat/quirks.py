@@ -13,7 +13,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,17 +127,6 @@ def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     Relies on: `Dataset._fingerprint` depending on the content.
     """
     return str(dataset._fingerprint)
-
-
-def reports_no_rows(error: Exception, file: Path) -> bool:
-    """Whether an error of `datasets` while it reads a file means that the file has no rows.
-
-    Cause: datasets raises the error of an unknown split; before 5.0 it cannot read a file of blank lines at all.
-    Goes when: it returns a dataset of no rows.
-    Relies on: the error's words "corresponds to no data".
-    """
-    blank = file.stat().st_size < 2**20 and not file.read_bytes().strip()
-    return blank or "corresponds to no data" in str(error)
 
 
 @contextlib.contextmanager

@@ -2,56 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from instructgpt_hf.data.files import Rows
+from instructgpt_hf.data.pretraining import document_ids
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rows import check_rows, check_texts, is_messages
+from instructgpt_hf.data.rows import (
+    Tokenized,
+    missing_columns,
+    raise_unrendered,
+    read_rows,
+    rendering,
+    text_rows,
+    uniform_prompts,
+)
+from instructgpt_hf.data.schemas import (
+    ANSWERS,
+    INPUTS,
+    PROMPTS,
+    SYSTEMS,
+    TEXT,
+    first_of,
+    has_prompt,
+    read_demonstration,
+)
 from instructgpt_hf.errors import InstructGPTError
 
 IGNORED = -100  # the label that PyTorch's cross entropy skips
+COLUMNS = (
+    f"Demonstrations have a prompt ({', '.join(PROMPTS)}; with it {', '.join((*INPUTS, *SYSTEMS))}) and an answer "
+    f"({', '.join(dict.fromkeys(ANSWERS))}), or {TEXT} alone."
+)
 
 
-def _messages(dataset: Dataset, where: str) -> Dataset:
-    """TRL's language-modelling conversations, whose last turn is the completion."""
-    check_rows(dataset, where, _messages_problem)
-    return dataset.map(
-        lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1]["content"]},
-        remove_columns=[name for name in dataset.column_names if name != "prompt"],
-    )
+def demonstration_rows(rows: Rows, where: str) -> Dataset:
+    """Demonstrations in canonical form, from any of the columns that `data.schemas` knows.
 
-
-# Column -> reader of the schema with this column, which returns the columns `prompt` and `completion`. Of several in a
-# dataset, the first decides.
-SCHEMAS: dict[str, Callable[[Dataset, str], Dataset]] = {
-    "completion": lambda dataset, where: dataset,
-    "response": lambda dataset, where: dataset.rename_column("response", "completion"),
-    "messages": _messages,
-}
-
-
-def demonstration_rows(dataset: Dataset, where: str) -> Dataset:
-    """Convert demonstrations from any known schema (`SCHEMAS`) to the columns `prompt` and `completion`.
+    Returns:
+        Columns `prompt` (text or messages; None where the row is `text` without a prompt), `completion` (text) and
+        `row` (its place in the source).
 
     Raises:
         InstructGPTError: naming missing columns, or every wrong row.
     """
-    column = next((column for column in SCHEMAS if column in dataset.column_names), "completion")
-    dataset = SCHEMAS[column](dataset, where)
-    check_texts(dataset, ["prompt", "completion"], where)
-    return dataset.select_columns(["prompt", "completion"])
+    return read_demonstrations(rows, where)[0]
 
 
-def _messages_problem(row: dict[str, Any]) -> str | None:
-    turns = row["messages"]
-    if not is_messages(turns):
-        return "messages: expected a non-empty list of {'role', 'content'}"
-    if len(turns) < 2 or turns[-1]["role"] != "assistant":
-        return "messages: the last of at least two turns must be the assistant's"
-    return None
+def read_demonstrations(rows: Rows, where: str) -> tuple[Dataset, int]:
+    """`demonstration_rows`, and the number of rows left out because they lack a prompt or an answer."""
+    columns = set(next(iter(rows), {}))
+    answer = first_of(ANSWERS, columns)
+    prompted = has_prompt(columns) if answer is not None else TEXT in columns
+    if not prompted:
+        expected = ("completion",) if has_prompt(columns) else ("prompt", answer or "completion")
+        raise InstructGPTError(f"{missing_columns(next(iter(rows), {}), expected, where)} {COLUMNS}")
+    demonstrations, left_out = read_rows(rows, where, functools.partial(read_demonstration, columns=columns))
+    if not demonstrations:
+        raise InstructGPTError(f"{where}: has no rows.")
+    return text_rows(uniform_prompts(demonstrations)), left_out
 
 
 def tokenize_demonstrations(
@@ -61,38 +74,55 @@ def tokenize_demonstrations(
     max_length: int,
     where: str,
     max_prompt_length: int | None = None,
-) -> tuple[Dataset, dict[str, int]]:
+) -> Tokenized:
     """Tokenize demonstrations; labels ignore the prompt and include the completion's EOS.
 
     Args:
-        dataset: columns `prompt`, `completion`.
+        dataset: demonstrations in canonical form (`demonstration_rows`).
         max_length: longest prompt + completion, in tokens. Longer demonstrations are dropped, not truncated: a
             truncated one would teach the model not to stop.
         max_prompt_length: longest prompt, in tokens; demonstrations with longer prompts are dropped.
 
     Returns:
-        Dataset with `input_ids` and `labels`, and the count of demonstrations dropped for their length.
+        Rows with `input_ids` and `labels`, and `dropped_too_long`, the number of demonstrations left out for length.
 
     Raises:
-        InstructGPTError: if none is short enough.
+        InstructGPTError: naming every row that the prompt format cannot render; or if none is short enough.
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
-        completion = prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
+        prompt, completion = demonstration_ids(row, prompt_format, tokenizer)
         labels = [IGNORED] * len(prompt) + completion
         return {"input_ids": prompt + completion, "labels": labels, "prompt_length": len(prompt)}
 
-    encoded = dataset.map(encode, remove_columns=dataset.column_names, desc="Tokenizing demonstrations")
+    encoded = dataset.map(
+        rendering(encode, {"input_ids": [], "labels": [], "prompt_length": 0}),
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        desc="Tokenizing demonstrations",
+    )
+    raise_unrendered(encoded["problem"], where)
     prompt_limit = max_prompt_length or max_length
-    kept = encoded.filter(lambda row: len(row["input_ids"]) <= max_length and row["prompt_length"] <= prompt_limit)
-    if len(kept) == 0:
+    lengths = [(len(row["input_ids"]), row["prompt_length"]) for row in encoded]
+    kept = [index for index, (all_, prompt) in enumerate(lengths) if all_ <= max_length and prompt <= prompt_limit]
+    if not kept:
         raise InstructGPTError(
             f"{where}: every demonstration is longer than max_length={max_length} tokens or its prompt than "
-            f"max_prompt_length={prompt_limit} (the shortest has {min(map(len, encoded['input_ids']))} tokens, its "
-            f"shortest prompt {min(encoded['prompt_length'])})."
+            f"max_prompt_length={prompt_limit} (the shortest has {min(lengths)[0]} tokens, its "
+            f"shortest prompt {min(prompt for _, prompt in lengths)})."
         )
-    return kept.remove_columns("prompt_length"), {"dropped_too_long": len(encoded) - len(kept)}
+    rows = encoded.select(kept).remove_columns(["prompt_length", "problem"])
+    return Tokenized(rows, {"dropped_too_long": len(encoded) - len(kept)}, kept)
+
+
+def demonstration_ids(
+    row: dict[str, Any], prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Token ids of a demonstration's prompt and of its completion; text without a prompt is read as a document."""
+    if row["prompt"] is None:
+        return [], document_ids(row["completion"], tokenizer)
+    prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
+    return prompt, prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
 
 
 def mix_pretraining(demonstrations: Dataset, blocks: Iterator[list[int]], fraction: float, seed: int) -> Dataset:

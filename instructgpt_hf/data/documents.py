@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 
-from instructgpt_hf.data.rows import is_text
+from instructgpt_hf.data.values import is_text
 from instructgpt_hf.errors import InstructGPTError
 
 WINDOW = 1_000  # rows of a stream that are held in memory and shuffled together

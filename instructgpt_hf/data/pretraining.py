@@ -2,36 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
+from instructgpt_hf.data.files import Rows, is_part, numbered
 from instructgpt_hf.data.prompts import framing_ids
-from instructgpt_hf.data.rows import check_texts, require_columns
+from instructgpt_hf.data.rows import missing_columns
+from instructgpt_hf.data.values import short
+from instructgpt_hf.errors import InstructGPTError, Problems
 
 
-def with_text(dataset: Dataset | IterableDataset, field: str, where: str) -> Dataset | IterableDataset:
-    """Reduce a dataset to its column `field`, renamed to `text`; raises InstructGPTError if it is missing."""
-    if field == "text":
-        return dataset
-    if dataset.column_names is not None:  # the columns of a stream may be unknown until it is read
-        require_columns(dataset, [field], where)
-    return dataset.select_columns([field]).rename_column(field, "text")
+def with_text(dataset: IterableDataset, field: str, where: str) -> IterableDataset:
+    """Reduce a stream to its column `field`, renamed to `text`; raises InstructGPTError if its first row lacks it."""
+    _require(list(next(iter(dataset), {})), field, where)
+    dataset = dataset.select_columns([field])
+    return dataset if field == "text" else dataset.rename_column(field, "text")
 
 
-def pretraining_rows(dataset: Dataset, where: str) -> Dataset:
-    """Reduce a dataset to its column `text`; raises InstructGPTError if it is missing or a row holds no text."""
-    check_texts(dataset, ["text"], where, messages=False)
-    return dataset.select_columns(["text"])
+def pretraining_rows(rows: Rows, where: str, field: str = "text") -> Dataset:
+    """Documents in the column `text`, from the column `field`; blank ones are left out, as in a stream.
+
+    Raises:
+        InstructGPTError: if the column is missing, or naming every row that holds something else than text.
+    """
+    _require(list(next(iter(rows), {})), field, where)
+    problems, kept, texts = Problems(f"{where}: wrong rows"), list[int](), list[str]()
+    table = rows.select_columns([field]) if isinstance(rows, Dataset) else None
+    for index, (place, row) in enumerate(numbered(rows if table is None else table)):
+        value = row.get(field)
+        if isinstance(value, str) and value.strip():
+            kept.append(index)
+            if table is None:
+                texts.append(value)
+        elif value is not None and not isinstance(value, str):
+            problems.add(f"{place}: {field}: found {short(value)}, expected text")
+    problems.raise_if_any()
+    if not kept and not is_part(rows):
+        raise InstructGPTError(f"{where}: no row holds text in its column {field!r}.")
+    if table is None:
+        return Dataset.from_dict({"text": texts})
+    documents = table if field == "text" else table.rename_column(field, "text")
+    return documents if len(kept) == len(documents) else documents.select(kept)
+
+
+def _require(columns: Sequence[str], field: str, where: str) -> None:
+    if field not in columns:
+        raise InstructGPTError(missing_columns(columns, [field], where))
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids that the tokenizer puts before every text: the beginning-of-text token, or none."""
     start = framing_ids(tokenizer)[0][:1]
     return start if start and start[0] == tokenizer.bos_token_id else []
+
+
+def document_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a document between the tokenizer's beginning-of-text token, if it puts one, and EOS."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [*leading_ids(tokenizer), *ids, tokenizer.eos_token_id]
 
 
 class PretrainingStream(Iterator[list[int]]):
@@ -61,20 +93,16 @@ class PretrainingStream(Iterator[list[int]]):
     ) -> None:
         documents = StreamedDocuments if isinstance(dataset, IterableDataset) else ShuffledDocuments
         self.documents = documents(dataset, seed)
-        self.tokenizer, self.leading, self.block_length = tokenizer, leading_ids(tokenizer), block_length
+        self.tokenizer, self.block_length = tokenizer, block_length
         self.process_index, self.num_processes = process_index, num_processes
         self.cursor = 0  # index of the next token in the current document
         self._document: list[int] = []
-
-    def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return [*self.leading, *ids, self.tokenizer.eos_token_id]
 
     def _block(self) -> list[int]:
         block: list[int] = []
         while len(block) < self.block_length:
             if self.cursor == len(self._document):
-                self._document, self.cursor = self._encode(self.documents.advance()), 0
+                self._document, self.cursor = document_ids(self.documents.advance(), self.tokenizer), 0
             piece = self._document[self.cursor : self.cursor + self.block_length - len(block)]
             block += piece
             self.cursor += len(piece)
@@ -91,4 +119,4 @@ class PretrainingStream(Iterator[list[int]]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position."""
         text = self.documents.load_state_dict(state["documents"])
-        self._document, self.cursor = self._encode(text) if text is not None else [], state["cursor"]
+        self._document, self.cursor = document_ids(text, self.tokenizer) if text is not None else [], state["cursor"]

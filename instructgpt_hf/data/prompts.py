@@ -12,14 +12,13 @@ import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
-from instructgpt_hf.data.rows import check_texts, short
+from instructgpt_hf.data.messages import Prompt
+from instructgpt_hf.data.values import short
 from instructgpt_hf.errors import InstructGPTError, nearest
 
-Prompt = str | list[dict[str, str]]
 Completion = str | list[dict[str, str]]
 _PROBE = "[[completion]]"  # a text that no template contains, to find what is written before and after a text
 
@@ -172,32 +171,3 @@ def _plain_text(prompt: Prompt) -> str:
     if len(prompt) == 1:
         return prompt[0]["content"]
     return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt)
-
-
-def prompt_rows(
-    dataset: Dataset,
-    prompt_format: PromptFormat,
-    tokenizer: PreTrainedTokenizerBase,
-    max_prompt_length: int | None,
-    where: str,
-) -> tuple[Dataset, dict[str, int]]:
-    """Check prompts and drop those over the limit (InstructGPT appendix C: prompts of more than 1k tokens).
-
-    Returns:
-        The dataset, other columns kept for reward functions; and the counts `dropped_too_long` and `longest_tokens`
-        (tokens of the longest prompt kept).
-
-    Raises:
-        InstructGPTError: naming the missing column, every wrong row, or the limit if all prompts are longer.
-    """
-    check_texts(dataset, ["prompt"], where)
-    lengths = [len(prompt_format.prompt_ids(prompt, tokenizer)) for prompt in dataset["prompt"]]
-    limit = max(lengths) if max_prompt_length is None else max_prompt_length
-    kept = [index for index, length in enumerate(lengths) if length <= limit]
-    if not kept:
-        raise InstructGPTError(
-            f"{where}: every prompt is longer than max_prompt_length={max_prompt_length} tokens once rendered "
-            f"(the shortest has {min(lengths)})."
-        )
-    longest = max(lengths[index] for index in kept)
-    return dataset.select(kept), {"dropped_too_long": len(lengths) - len(kept), "longest_tokens": longest}

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builder
 from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import HfApi
 
-from instructgpt_hf._compat.quirks import dataset_fingerprint, reports_no_rows
+from instructgpt_hf._compat.quirks import dataset_fingerprint
 from instructgpt_hf.artifacts import file_fingerprint, fingerprint, sampled_fingerprint
+from instructgpt_hf.data.files import COMPRESSED, FORMATS, FileRows, file_format
 from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.lab import LAB_PREFIX, lab_kind
 
-FILE_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 LONG_DATASET = 5_000  # rows; reading more shows a progress bar
+_PATTERN = re.compile(r"[*?\[]")
 
 
 class Sources:
@@ -35,26 +38,24 @@ class Sources:
 
     def read(
         self, name: str, config: str | None, split: str, role: str, streaming: bool = False
-    ) -> Dataset | IterableDataset:
+    ) -> FileRows | Dataset | IterableDataset:
         """Load one split and record it under `role`.
 
-        The content of a stream is not read, so its fingerprint is that of its name and revision; of a local file, also
-        of its size and samples.
+        The content of a stream is not read, so its fingerprint is that of its name and revision; of local files, also
+        of their sizes and samples.
 
         Raises:
             InstructGPTError: if it cannot be read or has no rows.
         """
         source = self.resolve(name, split, role)
-        if Path(source).is_file():
-            disable_progress_bars()
-        dataset = load_split(source, split, config, role, streaming)
+        rows = load_split(source, split, config, role, streaming)
         if streaming:
             record = describe_stream(source, split, config)
         else:
-            (enable_progress_bars if len(dataset) > LONG_DATASET else disable_progress_bars)()
-            record = describe(dataset, source, split)
+            (enable_progress_bars if len(rows) > LONG_DATASET else disable_progress_bars)()
+            record = describe(rows, source, split)
         self.records[role] = {**record, "source": name, "config": config}
-        return dataset
+        return rows
 
     def resolve(self, name: str, split: str, role: str) -> str:
         """Path or Hub id of a dataset: of the lab's, the file of a split; raises if the lab has no such dataset."""
@@ -66,70 +67,122 @@ class Sources:
 
 def load_split(
     source: str, split: str, config: str | None = None, role: str = "dataset", streaming: bool = False
-) -> Dataset | IterableDataset:
-    """One split of a Hub dataset, a local file, or a local folder of files named `<split>.<format>`.
+) -> FileRows | Dataset | IterableDataset:
+    """One split of a Hub dataset, or of local files: see `local_files`.
 
     Args:
-        source: Hub id, or path of a .jsonl, .json, .csv or .parquet file or of a folder.
-        split: split name; a single local file is read whole as any split.
-        config: configuration of a Hub dataset.
+        source: Hub id, or path of a file, a folder or several files.
+        split: split name; files that are named are read whole as any split.
+        config: configuration of a Hub dataset, or of a folder that describes some.
         role: what the data is for; named in errors.
-        streaming: return an IterableDataset, which reads rows when needed; of a file, it has at least one.
+        streaming: return an IterableDataset, which reads rows when needed; of files, it has at least one.
 
     Raises:
         InstructGPTError: if the source is missing, unreadable, or empty.
     """
-    if (path := local_file(source, split, role)) is not None:
-        dataset = _read_file(path, role, streaming)
-    else:
-        wanted = f"{role}: {source!r} (config {config!r}, split {split!r})"
-        with loading_errors(f"{wanted} is neither a local path nor a Hub dataset that could be loaded", Exception):
-            dataset = load_dataset(source, config, split=split, streaming=streaming)
+    if (files := local_files(source, split, role, config)) is not None:
+        rows = FileRows(files, role)
+        if next(iter(rows), None) is None:
+            raise InstructGPTError(f"{role}: {', '.join(map(str, files))} has no rows.")
+        return rows.stream() if streaming else rows
+    wanted = f"{role}: {source!r} (config {config!r}, split {split!r})"
+    with loading_errors(f"{wanted} is neither a local path nor a Hub dataset that could be loaded", Exception):
+        dataset = load_dataset(source, config, split=split, streaming=streaming)
     if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
     return dataset
 
 
-def local_file(source: str, split: str, role: str = "dataset") -> Path | None:
-    """The local file that a source and split name, or None if the source is a Hub id.
+def local_files(source: str, split: str, role: str = "dataset", config: str | None = None) -> list[Path] | None:
+    """The local files that a source and split name, or None if the source is a Hub id.
+
+    A source is a file, whatever its name; a folder, with a file `<split>.<format>` or laid out as on the Hub (such as
+    `data/train-00000-of-00001.parquet`, or as its README.md says); a pattern such as `parts/*.jsonl`; or several files
+    with commas between them.
 
     Raises:
-        InstructGPTError: if the source can only be a path and is not there, or is a folder without the split.
+        InstructGPTError: if the source can only be a path and is not there, or is a folder without the split or with
+            two files for it.
     """
     path = Path(source).expanduser()
-    if path.is_dir():
-        files = [path / f"{split}{suffix}" for suffix in FILE_FORMATS if (path / f"{split}{suffix}").is_file()]
-        if not files:
-            names = ", ".join(sorted(item.name for item in path.iterdir())[:8]) or "nothing"
-            raise InstructGPTError(
-                f"{role}: {path}: no {split}.jsonl, .json, .csv or .parquet in it (it has: {names})."
-            )
-        return files[0]
     if path.is_file():
-        return path
-    if source.startswith((".", "/", "~")) or path.suffix in FILE_FORMATS:
+        return [path]
+    if path.is_dir():
+        return _split_files(path, split, role, config)
+    if "," in source:
+        return [_named_file(part.strip(), role) for part in source.split(",")]
+    if _PATTERN.search(source):
+        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        if not files:
+            raise InstructGPTError(f"{role}: {source}: no file has a name of this pattern.")
+        return files
+    if source.startswith((".", "/", "~")) or file_format(path) is not None:
         raise InstructGPTError(f"{role}: {source}: no such file or folder.")
     return None
 
 
-def _read_file(path: Path, role: str, streaming: bool) -> Dataset | IterableDataset:
-    if path.suffix not in FILE_FORMATS:
+def _named_file(name: str, role: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise InstructGPTError(f"{role}: {name}: no such file.")
+    return path
+
+
+def split_file(folder: Path, split: str, role: str = "dataset") -> Path | None:
+    """The file `<split>.<format>` of a folder, or None; raises InstructGPTError if there are two."""
+    files = [
+        item
+        for item in sorted(folder.iterdir())
+        if item.is_file() and (kind := file_format(item)) is not None and _stem(item) == split and kind
+    ]
+    if len(files) > 1:
+        names = " and ".join(item.name for item in files)
         raise InstructGPTError(
-            f"{role}: {path}: format {path.suffix!r} is not read; convert it to one of {', '.join(FILE_FORMATS)}."
+            f"{role}: {folder}: {names} are both the split {split!r}; keep one, or name the file itself."
         )
-    if path.stat().st_size == 0:
-        raise InstructGPTError(f"{role}: {path} has no rows (the file is empty).")
+    return files[0] if files else None
+
+
+def _stem(path: Path) -> str:
+    """Name without the format and a compression."""
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).stem
+
+
+def _split_files(folder: Path, split: str, role: str, config: str | None) -> list[Path]:
+    if config is None and (file := split_file(folder, split, role)) is not None:
+        return [file]
+    found = hub_layout(folder, config)
+    if split in found:
+        return found[split]
+    names = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
+    splits = f"; its splits are {', '.join(found)}" if found and config is not None else ""
+    raise InstructGPTError(
+        f"{role}: {folder}: no {split}{', '.join(FORMATS[:-1])} or {FORMATS[-1]} in it (it has: {names}{splits})."
+    )
+
+
+def hub_layout(folder: Path, config: str | None = None) -> dict[str, list[Path]]:
+    """The files of every split of a folder that is laid out as on the Hub; empty if it is not.
+
+    Raises:
+        InstructGPTError: if the folder describes several configurations and `config` names none of them.
+    """
+    if not any(file_format(item) is not None for item in folder.rglob("*") if item.is_file()):
+        return {}
     try:
-        dataset = load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
-        empty = next(iter(dataset), None) is None
+        builder = load_dataset_builder(str(folder.resolve()), config)
     except Exception as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
-        if reports_no_rows(error, path):
-            raise InstructGPTError(f"{role}: {path} has no rows.") from error
-        raise InstructGPTError(f"{role}: {path} could not be read as {path.suffix[1:]}: {reason}") from error
-    if empty:
-        raise InstructGPTError(f"{role}: {path} has no rows.")
-    return dataset
+        raise InstructGPTError(f"{folder}: {' '.join(str(error).split())}") from error
+    files = {str(name): [Path(file) for file in paths] for name, paths in (builder.config.data_files or {}).items()}
+    readme = folder / "README.md"
+    described = readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace")
+    # `datasets` takes every file for the split `train` where no name says more, such as a model's config.json.
+    return {
+        name: paths
+        for name, paths in files.items()
+        if all(file_format(path) is not None for path in paths)
+        and (described or all(name in str(path.relative_to(folder.resolve())) for path in paths))
+    }
 
 
 def hub_revision(name: str) -> str | None:
@@ -140,17 +193,22 @@ def hub_revision(name: str) -> str | None:
         return None
 
 
-def describe(dataset: Dataset, source: str, split: str) -> dict[str, Any]:
+def describe(rows: FileRows | Dataset, source: str, split: str) -> dict[str, Any]:
     """Record of a dataset for stage.json: source, split, rows and a fingerprint of its content."""
-    path = Path(source).expanduser()
-    digest = file_fingerprint(path) if path.exists() else dataset_fingerprint(dataset)
-    return {"source": str(source), "split": split, "rows": len(dataset), "fingerprint": digest}
+    if isinstance(rows, FileRows):
+        digests = [file_fingerprint(file) for file in rows.files]
+        digest = digests[0] if len(digests) == 1 else fingerprint(digests)
+    else:
+        digest = dataset_fingerprint(rows)
+    return {"source": str(source), "split": split, "rows": len(rows), "fingerprint": digest}
 
 
 def describe_stream(source: str, split: str, config: str | None) -> dict[str, Any]:
     """Record of a stream for stage.json, whose content is not read."""
-    file = local_file(source, split)
-    revision = hub_revision(source) if file is None else None
-    content = revision if file is None else [file.stat().st_size, sampled_fingerprint(file)]
+    files = local_files(source, split, config=config)
+    revision = hub_revision(source) if files is None else None
+    content: Any = revision
+    if files is not None:
+        content = [item for file in files for item in (file.stat().st_size, sampled_fingerprint(file))]
     digest = fingerprint([source, config, split, content])
     return {"split": split, "rows": None, "streaming": True, "revision": revision, "fingerprint": digest}

@@ -9,9 +9,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder
-from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.sources import Sources
-from instructgpt_hf.data.splits import read_pretraining, read_split
+from instructgpt_hf.data.splits import read_pretraining, read_prompts
 from instructgpt_hf.evaluation.judges import GoldLabeler, Judge, RewardModelJudge, TextRewardModelJudge
 from instructgpt_hf.evaluation.policies import BATCH_SIZE, MeasuredPolicy, PolicyEvaluation, alignment_tax
 from instructgpt_hf.evaluation.report import policy_table, write_report, write_samples
@@ -77,8 +77,7 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
     training_args, options = run.settings.training_args, model_options(run.settings)
     tokenizer, prompt_format = load_tokenizer(sft_folder), PromptFormat.from_dict(sft.prompt_format)
     sources, data_args = Sources(run.lab_folder), run.settings.data_args
-    held_out = read_split(sources, data_args, "prompts").test
-    rows, _ = prompt_rows(held_out, prompt_format, tokenizer, training_args.max_prompt_length, "held-out prompts")
+    prompts, _ = read_prompts(sources, data_args, prompt_format, tokenizer, training_args.max_prompt_length)
     text = read_pretraining(sources, data_args, "ptx_coef", training_args.ptx_coef)
     in_lab, tasks = str(data_args.dataset_name).startswith(LAB_PREFIX), []
     if in_lab:
@@ -94,7 +93,7 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
         args=training_args,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
-        prompts=list(rows["prompt"])[: data_args.eval_num_prompts],
+        prompts=list(prompts.test["prompt"])[: data_args.eval_num_prompts],
         tasks=tasks,
         texts=list(text.test["text"]) if text is not None else [],
         reference=_load(run, sft_folder, tokenizer),

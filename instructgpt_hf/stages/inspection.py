@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from datasets.utils import disable_progress_bars
 
 from instructgpt_hf import lab
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
 from instructgpt_hf.config.settings import stage_settings
+from instructgpt_hf.data.files import Rows
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import encode_ranking, ranking_rows
 from instructgpt_hf.data.rankings.schemas import recognise
 from instructgpt_hf.data.rankings.summary import Encode, summarize_rankings, words_of
-from instructgpt_hf.data.sources import Sources, load_split
+from instructgpt_hf.data.sources import Sources, load_split, local_files
 from instructgpt_hf.lab import LAB_MODEL
 from instructgpt_hf.models.loading import load_tokenizer
 
@@ -66,7 +67,7 @@ def inspect_rankings(
     return {"dataset": name, "split": split, "schema": schema.name, "unit": unit, "limits": limits, **summary}
 
 
-def _read(name: str, config: str | None, split: str, limit: int | None) -> Dataset:
+def _read(name: str, config: str | None, split: str, limit: int | None) -> Rows:
     with tempfile.TemporaryDirectory() as folder:
 
         def lab_folder() -> Path:
@@ -74,11 +75,12 @@ def _read(name: str, config: str | None, split: str, limit: int | None) -> Datas
             return Path(folder)
 
         source = Sources(lab_folder).resolve(name, split, "rankings")
+        from_hub = local_files(source, split, "rankings", config) is None
+        rows = load_split(source, split, config, "rankings", streaming=from_hub and limit is not None)
         if limit is None and source == name:
-            return load_split(source, split, config, "rankings")
+            return rows
         # The lab's rows are read into memory, because their file is gone afterwards.
-        stream = load_split(source, split, config, "rankings", streaming=True)
-        return Dataset.from_list(list(stream.take(limit) if limit else stream), features=stream.features)
+        return list(itertools.islice(rows, limit))
 
 
 def _encoder(source: str, template: str | None) -> Encode:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.artifacts import VALUE_FOLDER
 from instructgpt_hf.config.model import peft_config
-from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
-from instructgpt_hf.data.splits import Split, read_pretraining, read_split
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.data.splits import Split, read_pretraining, read_prompts
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import check_adapter_settings, load_policy, load_tokenizer
 from instructgpt_hf.models.reward_model import Scorer
@@ -89,12 +89,11 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         """The prompts, with the dataset's other columns if reward functions read them, and their counts."""
         data_args, training_args = self.run.settings.data_args, self.run.settings.training_args
         where = f"prompts: {data_args.dataset_name}"
-        rows = read_split(self.sources, data_args, "prompts").train
-        prompts, counts = prompt_rows(rows, prompt_format, tokenizer, training_args.max_prompt_length, where)
+        limit = training_args.max_prompt_length
+        parts, counts = read_prompts(self.sources, data_args, prompt_format, tokenizer, limit, with_columns)
+        prompts = parts.train
         if with_columns:
             check_columns(prompts.column_names, where)
-        else:
-            prompts = prompts.select_columns(["prompt"])
         if len(prompts) < training_args.generation_batch_size:
             raise InstructGPTError(
                 f"{where}: {len(prompts)} prompts, fewer than generation_batch_size = "

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -17,8 +17,9 @@ from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, tokenize_rankings
+from instructgpt_hf.data.rows import Tokenized
 from instructgpt_hf.data.sources import load_split
-from instructgpt_hf.data.splits import Split, read_rankings
+from instructgpt_hf.data.splits import Source, Split, hold_back, prompt_keys, read_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
@@ -53,7 +54,7 @@ class RewardInputs(NamedTuple):
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    rankings: Split  # in their canonical form
+    rankings: Source  # in their canonical form
     demonstrations: list[dict[str, Any]] | None  # the SFT stage's, on which scores are centred; None if they are not
 
 
@@ -83,8 +84,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
             sft.record, settings.data_args.prompt_template, tokenizer, "reward.yaml: prompt_template"
         )
         rankings = read_rankings(self.sources, settings.data_args)
-        schema, held_back = self.sources.records["rankings"]["schema"], len(rankings.test)
-        self.run.log(f"read as {schema}; {held_back} rankings held back")
+        self.run.log(f"read as {self.sources.records['rankings']['schema']}")
         demonstrations = self._demonstrations(sft.record) if settings.training_args.center_on_demonstrations else None
         return RewardInputs(start, base, sft, tokenizer, prompt_format, rankings, demonstrations)
 
@@ -113,8 +113,14 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
                 "them there, or set center_on_demonstrations: false."
             ) from error
         dataset = demonstration_rows(dataset, "demonstrations")
+        prompted = dataset.filter(lambda prompt: prompt is not None, input_columns=["prompt"])
+        if len(prompted) == 0:
+            raise InstructGPTError(
+                "center_on_demonstrations = True: the SFT model's demonstrations are text without prompts. Set "
+                "center_on_demonstrations: false."
+            )
         limit = self.run.settings.training_args.center_num_demonstrations
-        return list(dataset.select(range(min(limit, len(dataset)))))
+        return list(prompted.select(range(min(limit, len(prompted)))))
 
     def fingerprints(self, inputs: RewardInputs) -> dict[str, Any]:
         """Fingerprints of the SFT stage and of the pretrained model."""
@@ -125,14 +131,25 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         settings, tokenizer, prompt_format = self.run.settings, inputs.tokenizer, inputs.prompt_format
         max_length: Any = usable_length(self.run, load_config(inputs.largest), settings.training_args.max_length)
         limits = {"max_length": max_length, "max_prompt_length": settings.data_args.max_prompt_length}
-        train, test = inputs.rankings
-        rows, dropped = tokenize_rankings(train, prompt_format, tokenizer, where="rankings", **limits)
-        held_back, _ = tokenize_rankings(test, prompt_format, tokenizer, where="held-back rankings", **limits)
-        if not isinstance(rows, IterableDataset):  # of a stream nothing is known before it is read
+        source, test = inputs.rankings
+        where, record = f"rankings: {settings.data_args.dataset_name}", self.sources.records["rankings"]
+
+        def tokenize(rows: Dataset | IterableDataset, where: str) -> Tokenized:
+            return tokenize_rankings(rows, prompt_format, tokenizer, where=where, **limits)
+
+        tokenized = tokenize(source, where)
+        if test is not None:
+            rows = Split(tokenized.rows, tokenize(test, f"{where} (held back)").rows)
+        else:
+            rows = hold_back(tokenized.rows, prompt_keys(source.select(tokenized.kept)["prompt"]), where)
+            record["held_back"] = len(rows.test)
+        self.run.log(f"{len(rows.test)} rankings held back")
+        dropped = tokenized.counts
+        if not isinstance(rows.train, IterableDataset):  # of a stream nothing is known before it is read
             left_out = ", ".join(f"{count} {DROPPED[name]}" for name, count in dropped.items() if count) or "nothing"
-            completions = sum(map(len, rows["ranks"]))
-            self.run.log(f"{len(rows)} prompts with {completions} completions; left out: {left_out}")
-        return RewardRows(Split(rows, held_back), dropped, _demonstration_ids(inputs, max_length))
+            completions = sum(map(len, rows.train["ranks"]))
+            self.run.log(f"{len(rows.train)} prompts with {completions} completions; left out: {left_out}")
+        return RewardRows(rows, dropped, _demonstration_ids(inputs, max_length))
 
     def load(self, inputs: RewardInputs) -> PreTrainedModel | PeftModel:
         """The start model with a fresh head."""
@@ -181,7 +198,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
             metrics["demonstrations_scored"] = len(scores)
         train, test = inputs.rankings
         if "labeler" in (train.column_names or ()) and not isinstance(train, IterableDataset):
-            measured["labelers"] = labeler_agreement(itertools.chain(train, test))
+            measured["labelers"] = labeler_agreement(itertools.chain(train, test or []))
         metrics.update(flat_metrics(measured))
         record = {
             "prompt_format": inputs.prompt_format.to_dict(),

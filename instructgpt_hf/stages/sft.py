@@ -10,10 +10,17 @@ from peft import PeftModel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.config.model import peft_config
-from instructgpt_hf.data.demonstrations import demonstration_rows, mix_pretraining, tokenize_demonstrations
+from instructgpt_hf.data.demonstrations import Tokenized, mix_pretraining, tokenize_demonstrations
 from instructgpt_hf.data.pretraining import PretrainingStream
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.splits import Split, read_pretraining, read_split
+from instructgpt_hf.data.splits import (
+    Source,
+    Split,
+    demonstration_keys,
+    hold_back,
+    read_demonstration_source,
+    read_pretraining,
+)
 from instructgpt_hf.metric_register import stage_metrics
 from instructgpt_hf.models.loading import base_model_folder, load_config, load_policy, load_tokenizer
 from instructgpt_hf.stages.inputs import base_record, model_options, model_record, usable_length
@@ -30,7 +37,7 @@ class SFTInputs(NamedTuple):
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
-    demonstrations: Split
+    demonstrations: Source
     pretraining: Split | None
 
 
@@ -51,9 +58,7 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         folder = base_model_folder(source, revision, "model_name_or_path")
         config, tokenizer = load_config(folder), load_tokenizer(folder)
         prompt_format = PromptFormat.create(data_args.prompt_template, tokenizer)
-        train, test = read_split(self.sources, data_args, "demonstrations")
-        where = f"demonstrations: {data_args.dataset_name}"
-        demonstrations = Split(demonstration_rows(train, where), demonstration_rows(test, f"{where} (held back)"))
+        demonstrations = read_demonstration_source(self.sources, data_args)
         mix = self.run.settings.training_args.pretraining_mix
         pretraining = read_pretraining(self.sources, data_args, "pretraining_mix", mix)
         base = base_record(source, revision, folder, tokenizer)
@@ -69,12 +74,24 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
         max_length: Any = usable_length(run, inputs.config, training_args.max_length)
         limits = {"max_length": max_length, "max_prompt_length": run.settings.data_args.max_prompt_length}
 
-        def tokenize(rows: Dataset, where: str) -> tuple[Dataset, dict[str, int]]:
+        where = f"demonstrations: {run.settings.data_args.dataset_name}"
+
+        def tokenize(rows: Dataset, where: str) -> Tokenized:
             return tokenize_demonstrations(rows, inputs.prompt_format, inputs.tokenizer, where=where, **limits)
 
-        rows, dropped = tokenize(inputs.demonstrations.train, "demonstrations")
-        test_rows, _ = tokenize(inputs.demonstrations.test, "held-back demonstrations")
-        self.sources.records["demonstrations"].update(dropped)
+        source, test = inputs.demonstrations
+        tokenized = tokenize(source, where)
+        rows, record = tokenized.rows, self.sources.records["demonstrations"]
+        if test is not None:
+            test_rows = tokenize(test, f"{where} (held back)").rows
+        else:
+            rows, test_rows = hold_back(rows, demonstration_keys(source.select(tokenized.kept)), where)
+            record["held_back"] = len(test_rows)
+        record.update(tokenized.counts)
+        run.log(
+            f"{len(rows)} demonstrations, {len(test_rows)} held back; left out: "
+            f"{record['dropped_too_long']} over a length limit, {record['dropped_empty']} empty"
+        )
         if inputs.pretraining is not None:
             blocks = PretrainingStream(inputs.pretraining.train, inputs.tokenizer, max_length, run.seed)
             demonstrated = len(rows)

@@ -12,7 +12,8 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from instructgpt_hf.data.demonstrations import demonstration_rows, tokenize_demonstrations
-from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
+from instructgpt_hf.data.prompt_rows import prompt_rows
+from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, encode_ranking, ranking_rows, tokenize_rankings
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.models.loading import positions
@@ -96,7 +97,7 @@ class RowReader:
                 f"{where}: demonstrations cannot be streamed; load them with streaming=False, or tokenize them to "
                 "input_ids and labels."
             )
-        rows, dropped = tokenize_demonstrations(
+        rows, dropped, _ = tokenize_demonstrations(
             demonstration_rows(dataset, where), self.prompt_format, self.tokenizer, self.max_length, where
         )
         self._report(where, {"demonstrations over max_length": dropped["dropped_too_long"]})
@@ -106,7 +107,7 @@ class RowReader:
         """`prompt_ids`, `completion_ids` and `ranks` of rankings, in any form that `data.rankings` reads."""
         if _holds(dataset, RANKING_COLUMNS):
             return dataset
-        rows, dropped = tokenize_rankings(
+        rows, dropped, _ = tokenize_rankings(
             ranking_rows(dataset, where), self.prompt_format, self.tokenizer, self.max_length, where
         )
         self._report(where, {DROPPED[name]: count for name, count in dropped.items() if name in DROPPED})

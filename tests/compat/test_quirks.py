@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from helpers.upstream import caught
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers.integrations import WandbCallback
@@ -115,19 +115,6 @@ class TestDatasets:
         """`dataset_fingerprint`."""
         first, second = Dataset.from_dict({"text": ["a"]}), Dataset.from_dict({"text": ["b"]})
         assert quirks.dataset_fingerprint(first) != quirks.dataset_fingerprint(second)
-
-    @pytest.mark.parametrize("name, text", [("data.json", "[]"), ("data.csv", "prompt\n"), ("data.jsonl", "\n\n")])
-    def test_a_file_without_rows_is_an_error(self, tmp_path, name, text):
-        """`reports_no_rows`."""
-        file = tmp_path / name
-        file.write_text(text)
-        kind = file.suffix.removeprefix(".").removesuffix("l")
-        with pytest.raises(Exception) as failure:
-            load_dataset(kind, data_files=str(file), split="train")
-        assert quirks.reports_no_rows(failure.value, file)
-        other = tmp_path / "other.json"
-        other.write_text('{"prompt": ')
-        assert not quirks.reports_no_rows(ValueError("something else"), other)
 
     def test_the_shuffle_buffer_of_a_stream_does_not_resume_exactly(self):
         """Why `instructgpt_hf.data.documents` shuffles windows of its own."""

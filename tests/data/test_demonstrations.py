@@ -17,7 +17,7 @@ def raw(tokenizer):
 
 def tokenized(rows, prompt_format, tokenizer, **limits):
     data = Dataset.from_list([{"prompt": prompt, "completion": completion} for prompt, completion in rows])
-    return tokenize_demonstrations(data, prompt_format, tokenizer, where="demonstrations", **limits)
+    return tokenize_demonstrations(data, prompt_format, tokenizer, where="demonstrations", **limits)[:2]
 
 
 class TestForms:
@@ -26,13 +26,13 @@ class TestForms:
         [
             ({"prompt": "a", "completion": "b", "id": 3}, {"prompt": "a", "completion": "b"}),
             ({"prompt": "a", "response": "b"}, {"prompt": "a", "completion": "b"}),
-            ({"prompt": PROMPT, "completion": [COMPLETION]}, {"prompt": PROMPT, "completion": [COMPLETION]}),
+            ({"prompt": PROMPT, "completion": [COMPLETION]}, {"prompt": PROMPT, "completion": "b"}),
             ({"messages": [*PROMPT, COMPLETION], "source": "x"}, {"prompt": PROMPT, "completion": "b"}),
             ({"prompt": "kept out", "messages": [*PROMPT, COMPLETION]}, {"prompt": PROMPT, "completion": "b"}),
         ],
     )
     def test_accepted(self, row, expected):
-        assert demonstration_rows(Dataset.from_list([row]), "demos").to_list() == [expected]
+        assert demonstration_rows(Dataset.from_list([row]), "demos").to_list() == [{**expected, "row": "row 0"}]
 
     def test_wrong_column_names_the_nearest(self):
         data = Dataset.from_list([{"prompts": "a", "completion": "b"}])

@@ -3,9 +3,11 @@
 import pytest
 from datasets import Dataset
 
-from instructgpt_hf.data.prompts import PromptFormat, prompt_rows
-from instructgpt_hf.data.rows import check_rows, require_columns
+from instructgpt_hf.data.prompt_rows import prompt_rows
+from instructgpt_hf.data.prompts import PromptFormat
+from instructgpt_hf.data.rows import missing_columns, read_rows
 from instructgpt_hf.data.sources import describe, load_split
+from instructgpt_hf.data.values import WrongRow
 from instructgpt_hf.errors import InstructGPTError
 
 ROWS = [{"prompt": "a b"}, {"prompt": "c"}]
@@ -30,13 +32,13 @@ class TestReading:
     def test_file(self, tmp_path, suffix):
         path = tmp_path / f"data{suffix}"
         WRITERS[suffix](path)
-        assert load_split(str(path), "train").to_list() == ROWS
+        assert list(load_split(str(path), "train")) == ROWS
 
     def test_folder_with_splits(self, tmp_path):
         WRITERS[".jsonl"](tmp_path / "train.jsonl")
         (tmp_path / "test.csv").write_text("prompt\nd\n")
-        assert load_split(str(tmp_path), "train").to_list() == ROWS
-        assert load_split(str(tmp_path), "test").to_list() == [{"prompt": "d"}]
+        assert list(load_split(str(tmp_path), "train")) == ROWS
+        assert list(load_split(str(tmp_path), "test")) == [{"prompt": "d"}]
 
     def test_changed_file_is_read_again(self, tmp_path):
         path = tmp_path / "data.jsonl"
@@ -45,7 +47,7 @@ class TestReading:
         assert before["rows"] == 2 and before["source"] == str(path) and before["split"] == "train"
         path.write_text('{"prompt": "other"}\n')
         after = load_split(str(path), "train")
-        assert after.to_list() == [{"prompt": "other"}]
+        assert list(after) == [{"prompt": "other"}]
         assert describe(after, str(path), "train")["fingerprint"] != before["fingerprint"]
 
 
@@ -101,15 +103,16 @@ class TestErrors:
         assert f"{tmp_path}: no test.jsonl, .json, .csv or .parquet in it (it has: train.jsonl)" in message
 
     def test_columns(self):
-        data = Dataset.from_list([{"promt": "a", "x": 1}])
-        with pytest.raises(InstructGPTError) as caught:
-            require_columns(data, ["prompt", "completion"], "here")
-        assert str(caught.value).startswith("here: missing column 'prompt' (did you mean 'promt'?), 'completion' (")
-        assert str(caught.value).endswith("it has 'promt', 'x'.")
+        message = missing_columns(["promt", "x"], ["prompt", "completion"], "here")
+        assert message.startswith("here: missing column 'prompt' (did you mean 'promt'?), 'completion' (")
+        assert message.endswith("it has 'promt', 'x'.")
 
     def test_long_lists_of_wrong_rows_are_counted(self):
+        def read(row):
+            raise WrongRow(f"bad {row['x']}")
+
         with pytest.raises(InstructGPTError, match="and 5 more"):
-            check_rows(Dataset.from_dict({"x": list(range(25))}), "here", lambda row: f"bad {row['x']}")
+            read_rows([{"x": number} for number in range(25)], "here", read)
 
 
 class TestRolloutPrompts:
@@ -125,7 +128,7 @@ class TestRolloutPrompts:
     def test_long_prompts_are_dropped_and_other_columns_kept(self, rows):
         kept, counts = rows(["a", "a b c", "a b"], 2)
         assert kept.to_list() == [{"prompt": "a", "kind": "plain"}, {"prompt": "a b", "kind": "plain"}]
-        assert counts == {"dropped_too_long": 1, "longest_tokens": 2}
+        assert counts == {"dropped_empty": 0, "dropped_too_long": 1, "longest_tokens": 2}
 
     def test_all_too_long(self, rows):
         with pytest.raises(InstructGPTError, match=r"longer than max_prompt_length=1 tokens.*shortest has 2"):

@@ -25,6 +25,8 @@ def write(path, texts):
 def stream(tokenizer, tmp_path, request):
     """Both ways to have a dataset."""
     data = load_split(write(tmp_path / "text.jsonl", DOCUMENTS), "train", streaming=request.param == "streamed")
+    if request.param == "whole":
+        data = pretraining_rows(data, "text")
 
     def build(block_length=4, seed=0, **shard):
         return PretrainingStream(data, tokenizer, block_length, seed, **shard)
@@ -194,7 +196,8 @@ class TestStreamed:
 def test_text_may_stand_in_another_column(tokenizer, tmp_path, streaming):
     file = tmp_path / "text.jsonl"
     file.write_text('{"content": "a b c", "text": 3}\n' * 3, encoding="utf-8")
-    data = with_text(load_split(str(file), "train", streaming=streaming), "content", "here")
+    data = load_split(str(file), "train", streaming=streaming)
+    data = with_text(data, "content", "here") if streaming else pretraining_rows(data, "here", "content")
     stream = PretrainingStream(data, tokenizer, 4, seed=0)
     assert tokenizer.decode(next(stream)) == "a b c <eos>"
     resumed = PretrainingStream(data, tokenizer, 4, seed=0)
@@ -216,6 +219,15 @@ class TestRows:
         with pytest.raises(InstructGPTError, match=r"pretraining: missing column 'text' \(did you mean 'texts'\?\)"):
             pretraining_rows(Dataset.from_list([{"texts": "a"}]), "pretraining")
 
-    def test_empty_document(self):
-        with pytest.raises(InstructGPTError, match="row 1: text: found ''"):
-            pretraining_rows(Dataset.from_dict({"text": ["a", ""]}), "pretraining")
+    @pytest.mark.parametrize("make", [Dataset.from_list, list], ids=["table", "rows"])
+    def test_blank_documents_are_left_out(self, make):
+        rows = make([{"text": text} for text in ("a", "", None, " \n", "b")])
+        assert pretraining_rows(rows, "pretraining").to_list() == [{"text": "a"}, {"text": "b"}]
+
+    def test_only_blank_documents(self):
+        with pytest.raises(InstructGPTError, match="pretraining: no row holds text in its column 'text'"):
+            pretraining_rows(Dataset.from_dict({"text": ["", " "]}), "pretraining")
+
+    def test_something_else_than_text(self):
+        with pytest.raises(InstructGPTError, match=r"row 1: text: found \['a'\], expected text"):
+            pretraining_rows([{"text": "a"}, {"text": ["a"]}], "pretraining")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, ranking_rows, tokenize_rankings
@@ -17,7 +17,11 @@ def read(name, *rows):
     """The rows in the canonical form, after checking that they are recognised as `name`."""
     data = Dataset.from_list(list(rows))
     assert recognise(data, "here")[0].name == name
-    return ranking_rows(data, "here").to_list()
+    return places_left_out(ranking_rows(data, "here"))
+
+
+def places_left_out(rows):
+    return [{name: value for name, value in row.items() if name != "row"} for row in rows]
 
 
 def one(name, *rows):
@@ -212,7 +216,7 @@ class TestPairs:
         ]
         data = ranking_rows(Dataset.from_list(rows), "here")
         made = PromptFormat.create("raw", tokenizer)
-        kept, counts = tokenize_rankings(data, made, tokenizer, 20, "here")
+        kept, counts, _ = tokenize_rankings(data, made, tokenizer, 20, "here")
         assert len(kept) == 1 and counts["dropped_too_few"] == 5
         assert counts["dropped_contradictions"] == 2 and counts["dropped_unranked"] == 1 + 2 + 2 + 2
 
@@ -333,14 +337,15 @@ class TestFiles:
     @pytest.mark.parametrize("streaming", [False, True])
     def test_every_format_holds_the_same_rankings(self, tmp_path, suffix, streaming):
         source = self.write(tmp_path / f"rankings{suffix}")
-        found = list(ranking_rows(load_split(source, "train", streaming=streaming), "here"))
-        assert found == [{**row, "unranked": 0} for row in self.ROWS]
+        found = places_left_out(ranking_rows(load_split(source, "train", streaming=streaming), "here"))
+        prompts = [[user(row["prompt"])] if streaming else row["prompt"] for row in self.ROWS]
+        assert found == [{**row, "prompt": x, "unranked": 0} for row, x in zip(self.ROWS, prompts, strict=True)]
 
     def test_csv_in_long_form(self, tmp_path):
         path = tmp_path / "long.csv"
         path.write_text("prompt,completion,score\na,b,0.5\na,c,\na,d,1\n")
-        data = load_dataset("csv", data_files=str(path), split="train")
-        assert ranking_rows(data, "here").to_list() == [
+        data = load_split(str(path), "train")
+        assert places_left_out(ranking_rows(data, "here")) == [
             {"prompt": "a", "completions": ["b", "d"], "ranks": [2, 1], "unranked": 1}
         ]
 
@@ -348,7 +353,7 @@ class TestFiles:
         turns = [user("a, b")]
         rows = [{"prompt": json.dumps(turns), "completions": '["c", "d"]', "ranks": "[2, 1]"}]
         Dataset.from_list(rows).to_csv(str(tmp_path / "chat.csv"))
-        found = ranking_rows(load_split(str(tmp_path / "chat.csv"), "train"), "here").to_list()
+        found = places_left_out(ranking_rows(load_split(str(tmp_path / "chat.csv"), "train"), "here"))
         assert found == [{"prompt": turns, "completions": ["c", "d"], "ranks": [2, 1], "unranked": 0}]
 
     def test_pairs_of_conversations_in_csv(self, tmp_path):
@@ -357,20 +362,19 @@ class TestFiles:
         (found,) = ranking_rows(load_split(str(tmp_path / "chat.csv"), "train"), "here").to_list()
         assert found["prompt"] == [user("a")] and found["completions"] == ["chosen", "rejected"]
 
-    def test_messages_that_python_wrote_are_no_prompt_in_long_form_either(self):
-        rows = [{"prompt": prompt, "completion": "b", "rank": 1} for prompt in ("a", str([user("a")]))]
-        with pytest.raises(InstructGPTError, match="row 1: prompt: holds messages that are not JSON"):
-            read("long-ranks", *rows)
+    def test_messages_that_python_wrote_in_long_form(self):
+        rows = [{"prompt": str([user("a")]), "completion": text, "rank": rank} for text, rank in [("b", 1), ("c", 2)]]
+        assert one("long-ranks", *rows)["prompt"] == [user("a")]
 
-    def test_messages_that_python_wrote_are_no_prompt(self):
-        with pytest.raises(InstructGPTError, match="row 0: is not a row of the format 'rankings'"):
-            read("rankings", {"prompt": str([user("a")]), "completions": ["b", "c"], "ranks": [1, 2]})
+    def test_lists_that_python_wrote(self):
+        row = {"prompt": str([user("a")]), "completions": "['b', 'it\\'s c']", "ranks": "[1, 2]"}
+        assert one("rankings", row)["completions"] == ["b", "it's c"]
 
     def test_csv_whose_lists_are_not_json(self, tmp_path):
         path = tmp_path / "wrong.csv"
         path.write_text("prompt,completions,ranks\na,b;c,1;2\n")
-        data = load_dataset("csv", data_files=str(path), split="train")
-        with pytest.raises(InstructGPTError, match="row 0: is not a row of the format 'rankings'"):
+        data = load_split(str(path), "train")
+        with pytest.raises(InstructGPTError, match="row 0: ranks: found '1;2', which is neither JSON nor"):
             ranking_rows(data, "here")
 
 
@@ -384,7 +388,7 @@ def test_unknown_schema_lists_the_known_ones():
     with pytest.raises(InstructGPTError) as caught:
         recognise(Dataset.from_list([{"prompt": "a", "answer": "b"}]), "my data")
     message = str(caught.value)
-    assert message.startswith("my data: missing column 'completions' (choose from answer, prompt), 'ranks'")
+    assert message.startswith("my data: missing column 'rank' (choose from answer, prompt); it has 'prompt', 'answer'")
     assert "\n  - nectar: prompt, answers (berkeley-nest/Nectar)\n" in message
     assert message.count("long-ranks") == 1 and all(f"\n  - {schema.name}: " in message for schema in SCHEMAS)
 

@@ -82,7 +82,7 @@ def test_says_what_the_trainer_gets(tokenizer):
     ]
     data, made = rows_of(*rows), PromptFormat.create("raw", tokenizer)
     limits = {"max_length": 9, "max_prompt_length": 5}
-    left, counts = tokenize_rankings(data, made, tokenizer, where="here", **limits)
+    left, counts, _ = tokenize_rankings(data, made, tokenizer, where="here", **limits)
     summary = summarize_rankings(data, lambda row: encode_ranking(row, made, tokenizer), **limits)
     assert summary["dropped"] == counts and min(counts["dropped_completions"], counts["dropped_too_few"]) > 20
     assert summary["prompts"] == len(left) and summary["completions"] == sum(map(len, left["ranks"]))

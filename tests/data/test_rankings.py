@@ -3,11 +3,13 @@
 import json
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 
+from instructgpt_hf.data.messages import to_messages
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import ranking_rows, tokenize_rankings
 from instructgpt_hf.data.rankings.schemas import ranks_from_scores
+from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
 
 COMPLETIONS = ("dropped_unranked", "dropped_duplicates", "dropped_contradictions", "dropped_completions")
@@ -15,7 +17,7 @@ NOTHING = dict.fromkeys([*COMPLETIONS, "dropped_too_few", "dropped_ties"], 0)
 
 
 def rows_of(*rows):
-    return ranking_rows(Dataset.from_list(list(rows)), "rankings")
+    return ranking_rows(Dataset.from_list(list(rows)), "rankings").remove_columns("row")
 
 
 def problem_of(*rows):
@@ -77,12 +79,14 @@ class TestForms:
         (found,) = rows_of({"prompt": question, "completions": completions, "ranks": [1, 2]}).to_list()
         assert found == {"prompt": question, "completions": ["b", "c"], "ranks": [1, 2], "unranked": 0}
 
-    def test_text_among_chat_prompts_is_a_message(self, tmp_path):
+    @pytest.mark.parametrize("first", ["text", "messages"])
+    def test_text_among_chat_prompts_is_a_message(self, tmp_path, first):
         question = {"role": "user", "content": "a"}
-        rows = [{"prompt": prompt, "completions": ["b", "c"], "ranks": [1, 2]} for prompt in ([question], "a")]
+        prompts = ["a", [question]] if first == "text" else [[question], "a"]
+        rows = [{"prompt": prompt, "completions": ["b", "c"], "ranks": [1, 2]} for prompt in prompts]
         path = tmp_path / "mixed.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-        data = load_dataset("json", data_files=str(path), split="train")
+        data = load_split(str(path), "train")
         assert ranking_rows(data, "rankings")["prompt"][:] == [[question], [question]]
 
     def test_pair_with_prompt(self):
@@ -96,10 +100,14 @@ class TestForms:
         found = rows_of({"chosen": [question, completions[0]], "rejected": [question, completions[1]]})
         assert found.to_list() == [{"prompt": [question], "completions": ["b", "c"], "ranks": [1, 2], "unranked": 0}]
 
-    def test_pair_of_texts_without_prompt(self):
-        (found,) = rows_of({"chosen": "a b c d", "rejected": "a b c e"}).to_list()
-        assert found["prompt"] == "a b c"
-        assert [text.strip() for text in found["completions"]] == ["d", "e"]
+    @pytest.mark.parametrize(
+        "pair",
+        [("Q: sky? A: Blue", "Q: sky? A: Blueish"), ("Answer: Paris.", "Answer: Parma."), ("a b c d", "a b c e")],
+    )
+    def test_pair_of_texts_without_prompt(self, pair):
+        """A prompt is never cut out of what two answers begin with."""
+        found = problem_of(dict(zip(("chosen", "rejected"), pair, strict=True)))
+        assert "rankings: missing column 'prompt'; it has 'chosen', 'rejected'. Pairs of text need" in found
 
 
 class TestWrongRows:
@@ -122,18 +130,18 @@ class TestWrongRows:
                 {"ranks": [1, 1, 3, 4, 4, 5], "completions": list("bcdefg")},
                 "ranks: found [1, 1, 3, 4, 4, 5], which skip a rank",
             ),
-            ({"completions": ["b", " "]}, "completions: number 1 is ' ', expected non-empty text"),
-            ({"completions": ["b", None]}, "completions: number 1 is None, expected non-empty text"),
+            ({"completions": ["b", " "]}, "completions: number 1: found ' ', expected non-empty text"),
+            ({"completions": ["b", None]}, "completions: number 1: found None, expected non-empty text"),
             ({"completions": ["b", " b\n"]}, "completions: numbers 0 and 1 are the same text, ranked 1 and 2"),
             (
                 {"completions": [[{"role": "user", "content": "b"}]] * 2},
-                "completions: number 0 is [{'role': 'user', 'content': 'b'}], expected non-empty text or one",
+                "completions: number 0: turn 0: found role 'user' ('b'), expected 'assistant'",
             ),
-            ({"completions": "b"}, "is not a row of the format 'rankings'"),
+            ({"completions": "b"}, "completions: found 'b', which is neither JSON nor a Python list"),
             ({"prompt": ""}, "prompt: found '', expected non-empty text"),
             (
                 {"prompt": [{"role": "user", "content": None}]},
-                "prompt: found [{'role': 'user', 'content': None}], expected",
+                "prompt: turn 0 (user): content is null",
             ),
         ],
     )
@@ -157,28 +165,19 @@ class TestWrongRows:
         found = problem_of({"prompt": "a", "completions": ["b", "c", "b"], "scores": [1.0, 2.0, 3.0]})
         assert "row 0: completions: numbers 0 and 2 are the same text, ranked 1.0 and 3.0" in found
 
-    def test_messages_among_text_prompts(self, tmp_path):
-        prompts = ["a", [{"role": "user", "content": "a"}]]
-        path = tmp_path / "mixed.jsonl"
-        path.write_text("\n".join(json.dumps({"prompt": x, "chosen": "b", "rejected": "c"}) for x in prompts))
-        with pytest.raises(
-            InstructGPTError, match="row 1: prompt: found messages, but the first row's prompt is text"
-        ):
-            ranking_rows(load_dataset("json", data_files=str(path), split="train"), "here")
-
     def test_only_the_first_row_is_wrong(self):
         turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": text}] for text in "bc"]
         found = problem_of({"chosen": None, "rejected": turns[0]}, {"chosen": turns[0], "rejected": turns[1]})
         assert "row 0: " in found and "row 1" not in found
 
     def test_a_column_that_is_missing_in_a_row(self):
-        rows = [{"chosen": "a b", "rejected": "a c"}, {"chosen": "a d", "rejected": None}]
-        assert "row 1: is not a row of the format 'pairs' (" in problem_of(*rows)
+        rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "d", "rejected": None}]
+        assert "row 1: completions: number 1: found None, expected non-empty text" in problem_of(*rows)
 
     def test_pair_of_two_conversations(self):
         turns = [[{"role": "user", "content": word}, {"role": "assistant", "content": "b"}] for word in "ac"]
         found = problem_of({"chosen": turns[0], "rejected": turns[1]})
-        assert "row 0: is not a row of the format 'pairs'" in found and "the same conversation" in found
+        assert "row 0: chosen and rejected do not continue the same conversation" in found
 
     def test_wrong_column_names_the_nearest(self):
         found = problem_of({"prompt": "a", "completion": ["b", "c"], "ranks": [1, 2]})
@@ -192,7 +191,7 @@ class TestTokens:
             [{"prompt": prompt, "completions": texts, "ranks": ranks} for prompt, texts, ranks in rows]
         )
         made = PromptFormat.create("raw", tokenizer)
-        return tokenize_rankings(data, made, tokenizer, max_length, "rankings", max_prompt_length)
+        return tokenize_rankings(data, made, tokenizer, max_length, "rankings", max_prompt_length)[:2]
 
     def test_ids(self, tokenizer):
         rows, counts = self.tokenize(tokenizer, ("a b", ["c", "d e"], [2, 1]))
@@ -233,7 +232,7 @@ class TestTokens:
             ),
             "rankings",
         )
-        rows, counts = tokenize_rankings(data, PromptFormat.create("raw", tokenizer), tokenizer, 20, "rankings")
+        rows, counts = tokenize_rankings(data, PromptFormat.create("raw", tokenizer), tokenizer, 20, "rankings")[:2]
         assert rows["ranks"][:] == [[1, 2]]
         assert counts == {**NOTHING, "dropped_unranked": 6, "dropped_too_few": 2}
 
@@ -273,14 +272,19 @@ class TestStreams:
     def stream(self, tmp_path, *rows):
         path = tmp_path / "rankings.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
-        return load_dataset("json", data_files=str(path), split="train", streaming=True)
+        return load_split(str(path), "train", streaming=True)
+
+    def messages(self, rows):
+        """The rows with prompts as messages, and without their places."""
+        dropped = [{name: value for name, value in row.items() if name != "row"} for row in rows]
+        return [{**row, "prompt": to_messages(row["prompt"])} for row in dropped]
 
     def test_equals_the_table(self, tokenizer, tmp_path):
         made = PromptFormat.create("raw", tokenizer)
-        table, expected = tokenize_rankings(rows_of(*self.ROWS), made, tokenizer, 4, "rankings")
+        table, expected = tokenize_rankings(rows_of(*self.ROWS), made, tokenizer, 4, "rankings")[:2]
         read = ranking_rows(self.stream(tmp_path, *self.ROWS), "rankings")
-        assert list(read) == rows_of(*self.ROWS).to_list()
-        stream, counts = tokenize_rankings(read, made, tokenizer, 4, "rankings")
+        assert self.messages(read) == self.messages(rows_of(*self.ROWS))
+        stream, counts, _ = tokenize_rankings(read, made, tokenizer, 4, "rankings")
         assert counts == NOTHING  # nothing has been read yet
         assert list(stream) == table.to_list() and len(table) == 2
         assert (
@@ -305,7 +309,7 @@ class TestStreams:
 
     def test_row_numbers_count_from_the_start_of_the_stream(self, tmp_path):
         right = self.ROWS[0]
-        read = ranking_rows(self.stream(tmp_path, right, right, {**right, "prompt": ""}), "here").skip(1)
+        read = ranking_rows(self.stream(tmp_path, right, right, {**right, "prompt": 7}), "here").skip(1)
         with pytest.raises(InstructGPTError, match="row 2: prompt"):
             list(read)
 

@@ -165,7 +165,7 @@ class TestRankings:
 
     def test_all_ties(self, refused, after, tmp_path):
         message = self.attempt(refused, after, tmp_path, ranks=[1, 1, 1])
-        assert "no ranking is left to learn from: of 9 prompts" in message and "9 have only ties" in message
+        assert "no ranking is left to learn from: of 10 prompts" in message and "10 have only ties" in message
 
 
 class TestLengths:
@@ -184,7 +184,7 @@ class TestLengths:
 
     def test_demonstrations_longer_than_the_reward_models_limit(self, refused, tmp_path, place):
         """Then there is nothing to centre the scores on, which must show before training, not after."""
-        long = [{"prompt": "a", "completion": "b c d e f g h i j"}] * 10
+        long = [{"prompt": prompt, "completion": "b c d e f g h i j"} for prompt in "abcdefghij"]
         write_rows(tmp_path / "long.jsonl", long)
         recipe = write_recipe(
             tmp_path / "recipe", place, place / "base", sft={"dataset_name": f"{tmp_path}/long.jsonl"}
@@ -200,7 +200,7 @@ class TestLengths:
         assert message.count("max_completion_length = 2048") == 3, "policy, reward model, value model"
 
     def test_pretraining_text_beyond_the_models_positions(self, refused, after, place, tmp_path):
-        text = write_rows(tmp_path / "text.jsonl", [{"text": "a b c d e f g h"}] * 400)
+        text = write_rows(tmp_path / "text.jsonl", [{"text": f"a b c d e f g {number}"} for number in range(400)])
         message = refused(
             "ppo", *after["ppo"], "--ptx_coef", 1, "--pretraining_dataset_name", text, "--ptx_max_length", 2049
         )

@@ -14,7 +14,7 @@ from instructgpt_hf.config.data import RewardArguments
 from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.data.sources import Sources
-from instructgpt_hf.data.splits import read_rankings
+from instructgpt_hf.data.splits import hold_back, prompt_keys, read_rankings
 from instructgpt_hf.errors import InstructGPTError
 
 
@@ -34,13 +34,17 @@ def read(tmp_path):
             return tmp_path / "lab"
 
         sources = Sources(lab_folder)
-        return sources.records, *read_rankings(sources, RewardArguments(dataset_name=str(name), **arguments))
+        train, test = read_rankings(sources, RewardArguments(dataset_name=str(name), **arguments))
+        if test is None:
+            train, test = hold_back(train, prompt_keys(train["prompt"]), f"rankings: {name}")
+        return sources.records, train, test
 
     return build
 
 
 def prompts(rows):
-    return [row["prompt"] for row in rows]
+    """Text of the prompts, which are messages in a stream."""
+    return [row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["content"] for row in rows]
 
 
 class TestTables:
@@ -48,7 +52,7 @@ class TestTables:
         path = write_rows(tmp_path / "data.jsonl", rankings(40))
         records, train, test = read(path)
         assert len(test) == 4 and len(train) == 36 and not set(prompts(train)) & set(prompts(test))
-        assert records["rankings"]["schema"] == "rankings" and records["rankings"]["held_back"] == 4
+        assert records["rankings"]["schema"] == "rankings"
         assert records["rankings"]["rows"] == 40
 
     def test_rankings_of_a_prompt_stay_together(self, read, tmp_path):
@@ -93,6 +97,16 @@ class TestStreams:
         assert ranking_rows(train, "again") is train
         noted = records["rankings"]
         assert noted["streaming"] is True and noted["rows"] is None and noted["held_back"] == 200
+
+    def test_a_prompt_that_comes_back_is_not_trained_on(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", [*rankings(230), *rankings(10)])
+        _, train, test = read(path, streaming=True)
+        assert len(list(train)) == 30 and not set(prompts(train)) & set(prompts(test))
+
+    def test_only_prompts_that_come_back(self, read, tmp_path):
+        path = write_rows(tmp_path / "data.jsonl", [*rankings(200), *rankings(10)])
+        with pytest.raises(InstructGPTError, match="every prompt is among those of its first 200 rows"):
+            read(path, streaming=True)
 
     def test_test_split_is_read_whole(self, read, tmp_path):
         write_rows(tmp_path / "train.jsonl", rankings(3))
@@ -142,7 +156,11 @@ def test_a_stage_on_a_stream(tmp_path, tokenizer):
     write_model(tmp_path / "base", tokenizer)
     demonstrations = [{"prompt": f"a {word}", "completion": word} for word in "bcdefghijk"]
     rows = [
-        {"prompt": f"a w{index % 30}", "completions": ["b", "c d", "e f g"], "ranks": [2, 1, 1 if index % 2 else None]}
+        {
+            "prompt": f"a w{index % 30}" if index < 200 else f"{'b' * (index - 199)} a",
+            "completions": ["b", "c d", "e f g"],
+            "ranks": [2, 1, 1 if index % 2 else None],
+        }
         for index in range(230)
     ]
     common = {"use_cpu": True, "max_length": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}

@@ -248,9 +248,9 @@ def test_columns_are_checked_at_construction(tmp_path, make, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     monkeypatch.setattr(AutoModelForSequenceClassification, "from_pretrained", None)
     with pytest.raises(InstructGPTError) as error:
-        make(tmp_path, rows({"question": QUESTION, "answer": GOOD}))
+        make(tmp_path, rows({"question": QUESTION, "verdict": GOOD}))
     message = str(error.value)
-    assert message.startswith("train_dataset: ") and "'question'" in message and "'answer'" in message
+    assert message.startswith("train_dataset: ") and "'question'" in message and "'verdict'" in message
     assert "completion" in message
     with pytest.raises(InstructGPTError, match=r"eval_dataset\['held'\]: "):
         make(tmp_path, eval_dataset={"held": rows({"question": QUESTION})})

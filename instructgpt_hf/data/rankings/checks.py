@@ -6,23 +6,25 @@ import math
 from collections import Counter
 from typing import Any
 
+from instructgpt_hf.data.messages import Prompt, as_completion, as_prompt
 from instructgpt_hf.data.rankings.schemas import Schema, ranks_from_scores
-from instructgpt_hf.data.rows import is_messages, is_text, short
-
-
-def is_prompt(prompt: Any) -> bool:
-    """Whether a prompt is non-empty text, or chat messages with text that is not empty in all of them."""
-    if not is_messages(prompt):
-        return is_text(prompt)
-    texts = [turn["content"] for turn in prompt]
-    return all(isinstance(text, str) for text in texts) and any(map(is_text, texts))
+from instructgpt_hf.data.values import WrongRow, short
 
 
 def _text(completion: Any) -> str:
     """The text of a completion given as text or as one assistant message; "" if it is neither or blank."""
-    if isinstance(completion, list) and len(completion) == 1 and isinstance(completion[0], dict):
-        completion = completion[0].get("content") if completion[0].get("role") == "assistant" else None
-    return completion if is_text(completion) else ""
+    try:
+        return as_completion(completion, "completions")
+    except WrongRow:
+        return ""
+
+
+def usable_prompt(raw: dict[str, Any]) -> Prompt | None:
+    """The prompt of a row that a schema has read, or None if it cannot be used."""
+    try:
+        return as_prompt(raw["prompt"])
+    except WrongRow:
+        return None
 
 
 def canonical(raw: dict[str, Any]) -> dict[str, Any]:
@@ -30,10 +32,10 @@ def canonical(raw: dict[str, Any]) -> dict[str, Any]:
     values = raw["ranks"] if "ranks" in raw else raw["scores"]
     texts = map(_text, raw["completions"])
     ranked = [(text, value) for text, value in zip(texts, values, strict=True) if value is not None and text]
+    prompt = usable_prompt(raw)
+    if prompt is None:
+        ranked = []
     numbers = [value for _, value in ranked]
-    prompt = raw["prompt"]
-    if isinstance(prompt, list):
-        prompt = [{"role": turn["role"], "content": turn["content"]} for turn in prompt]
     return {
         "prompt": prompt,
         "completions": [text for text, _ in ranked],
@@ -43,27 +45,29 @@ def canonical(raw: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def row_problem(raw: dict[str, Any], schema: Schema) -> str | None:
-    """What is wrong with a row that `schema` has read, or None."""
+def check_ranking(raw: dict[str, Any], schema: Schema) -> None:
+    """Raise `WrongRow` if a row that `schema` has read cannot be used, or not in full where the schema is strict."""
     column = "ranks" if "ranks" in raw else "scores"
-    prompt, completions, values = raw["prompt"], raw["completions"], raw[column]
-    if schema.strict and not is_prompt(prompt):
-        return f"prompt: found {short(prompt)}, expected non-empty text or chat messages"
+    completions, values = raw["completions"], raw[column]
     if not isinstance(completions, list):
-        return f"completions: found {short(completions)}, expected a list"
+        raise WrongRow(f"completions: found {short(completions)}, expected a list")
     if len(completions) < 2 and schema.strict and schema.group is None:
-        return f"completions: found {len(completions)}, a ranking needs at least 2"
+        raise WrongRow(f"completions: found {len(completions)}, a ranking needs at least 2")
     if not isinstance(values, list) or len(values) != len(completions):
         count = len(values) if isinstance(values, list) else 0
-        return f"{column}: found {count} for {len(completions)} completions, expected as many"
+        raise WrongRow(f"{column}: found {count} for {len(completions)} completions, expected as many")
     given = [value for value in values if value is not None]
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in given):
-        return f"{column}: found {values}, expected numbers"
+        raise WrongRow(f"{column}: found {values}, expected numbers")
     if column == "ranks" and any(value < 1 or value != int(value) for value in given):
-        return f"ranks: found {values}, expected whole numbers from 1 (the best)"
+        raise WrongRow(f"ranks: found {values}, expected whole numbers from 1 (the best)")
     if column == "ranks" and _skips(given):
-        return f"ranks: found {values}, which skip a rank; ranks run 1, 2, 3, and with a tie 1, 1, 3 or 1, 1, 2"
-    return _completion_problem(completions, values) if schema.strict else None
+        raise WrongRow(
+            f"ranks: found {values}, which skip a rank; ranks run 1, 2, 3, and with a tie 1, 1, 3 or 1, 1, 2"
+        )
+    if schema.strict:
+        as_prompt(raw["prompt"])
+        _check_completions(completions, values)
 
 
 def _skips(ranks: list[int | float]) -> bool:
@@ -74,17 +78,16 @@ def _skips(ranks: list[int | float]) -> bool:
     return levels not in (places, list(range(1, len(levels) + 1)))
 
 
-def _completion_problem(completions: list[Any], values: list[Any]) -> str | None:
-    """What is wrong with the ranked completions of a row that its author can correct, or None."""
+def _check_completions(completions: list[Any], values: list[Any]) -> None:
+    """Raise `WrongRow` for a ranked completion that is none, or that has two ranks."""
     first: dict[str, tuple[int, Any]] = {}
     for number, (completion, value) in enumerate(zip(completions, values, strict=True)):
         if value is None:
             continue
-        text = _text(completion).strip()
-        if not text:
-            shown = short(completion)
-            return f"completions: number {number} is {shown}, expected non-empty text or one assistant message"
+        text = as_completion(completion, f"completions: number {number}").strip()
         before, other = first.setdefault(text, (number, value))
         if other != value:
-            return f"completions: numbers {before} and {number} are the same text, ranked {other} and {value}"
-    return None
+            raise WrongRow(
+                f"completions: numbers {before} and {number} are the same text, ranked {other} and {value}",
+                tolerable=True,
+            )

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
 from transformers import PreTrainedTokenizerBase
 
+from instructgpt_hf.data.files import Row, Rows, is_part, numbered
+from instructgpt_hf.data.messages import to_messages
 from instructgpt_hf.data.prompts import PromptFormat
-from instructgpt_hf.data.rankings.checks import canonical, is_prompt, row_problem
-from instructgpt_hf.data.rankings.schemas import UNREADABLE, Row, Schema, recognise
-from instructgpt_hf.data.rows import raise_wrong_rows
+from instructgpt_hf.data.rankings.checks import canonical, check_ranking
+from instructgpt_hf.data.rankings.schemas import UNREADABLE, Schema, recognise
+from instructgpt_hf.data.rows import (
+    MESSAGES,
+    Tokenized,
+    WrongRows,
+    prompt_feature,
+    raise_unrendered,
+    rendering,
+    uniform_prompts,
+)
+from instructgpt_hf.data.values import WrongRow
 from instructgpt_hf.errors import InstructGPTError
-
-Rows: TypeAlias = Dataset | IterableDataset
 
 # Counts of what is dropped on the way to the trainer: completions, then prompts.
 DROPPED = {
@@ -25,96 +34,114 @@ DROPPED = {
     "dropped_too_few": "prompts left with fewer than two completions",
     "dropped_ties": "prompts with only ties",
 }
+CANONICAL = {"prompt", "completions", "ranks", "unranked"}
 _COUNTED = ("dropped_duplicates", "dropped_contradictions", "dropped_completions")  # by `limit_ranking`
 
 
-def ranking_rows(dataset: Rows, where: str, recognised: tuple[Schema, Row] | None = None) -> Rows:
+def ranking_rows(rows: Rows, where: str, recognised: tuple[Schema, Row] | None = None) -> Dataset | IterableDataset:
     """Convert a dataset of rankings from any known schema (`data.rankings.schemas.SCHEMAS`) to the canonical form.
 
     Args:
-        dataset: rows of any known schema; a dataset in the canonical form is returned unchanged.
+        rows: rows of any known schema; a dataset in the canonical form is returned unchanged.
         where: name of the dataset in errors.
         recognised: what `recognise` returned, where the caller has called it; a stream opens again for each call.
 
     Returns:
         Columns `prompt` (text or messages), `completions` [K] (text), `ranks` [K] (whole numbers, 1 = best, equal =
-        tied), `unranked` (number of completions dropped because they had no rank) and, if the source names the
-        labeler, `labeler` (text). A stream is converted and checked row by row as it is read.
+        tied), `unranked` (number of completions dropped because they had no rank or no text), `row` (its place in the
+        source) and, if the source names the labeler, `labeler` (text). A stream is converted and checked row by row as
+        it is read, and its prompts are messages.
 
     Raises:
         InstructGPTError: if the schema is not known, or naming every wrong row; a stream raises at the first wrong
             row that is read.
     """
-    if {"prompt", "completions", "ranks", "unranked"} <= set(dataset.column_names or ()):
-        return dataset
-    schema, first = recognised or recognise(dataset, where)
-    streamed = isinstance(dataset, IterableDataset)
-    if schema.group is not None and streamed:
+    if isinstance(rows, (Dataset, IterableDataset)) and set(rows.column_names or ()) >= CANONICAL:
+        return rows
+    schema, first = recognised or recognise(rows, where)
+    if isinstance(rows, IterableDataset):
+        return _streamed(rows, where, schema, first)
+    converted, wrong = list[Row](), WrongRows(where, is_part(rows))
+    for place, raw in _read(schema, rows, where):
+        wrong.read += 1
+        try:
+            converted.append({**_convert(schema, raw), "row": place})
+        except WrongRow as problem:
+            wrong.add(place, problem)
+            if problem.tolerable:
+                converted.append({**_leave_out(raw), "row": place})
+    if not wrong.read:
+        raise InstructGPTError(f"{where}: no prompt has two ranked completions.")
+    wrong.raise_unless_tolerable()
+    converted = uniform_prompts(converted)
+    features = _features(prompt_feature(converted), any("labeler" in row for row in converted))
+    return Dataset.from_list([{name: row.get(name) for name in features} for row in converted], features=features)
+
+
+def _streamed(rows: IterableDataset, where: str, schema: Schema, first: Row) -> IterableDataset:
+    if schema.group is not None:
         raise InstructGPTError(
             f"{where}: rows of the format {schema.name!r} cannot be streamed: the completions of a prompt are in "
             "several rows, and a stream does not tell which one is the last. Set streaming: false."
         )
-    grouped = list(schema.group(dataset)) if schema.group is not None else None
-    if grouped == []:
-        raise InstructGPTError(f"{where}: no prompt has two ranked completions.")
-    converter = _Converter(schema, grouped[0][1] if grouped else first)
 
-    def convert(source: dict[str, Any], number: int) -> dict[str, Any]:
-        row = converter.row(source)
-        if streamed and row["problem"]:
-            raise InstructGPTError(f"{where}: row {number}: {row['problem']}")
-        return {**row, "row": number}
-
-    if grouped:
-        converted = Dataset.from_list([convert(raw, number) for number, raw in grouped], features=converter.features)
-    else:
-        # A cached result would outlive a change of this package's rules.
-        options = {} if streamed else {"load_from_cache_file": False, "desc": "Reading rankings"}
-        options |= {"remove_columns": list(first), "features": converter.features}
-        converted = dataset.map(convert, with_indices=True, **options)
-    if not streamed:
-        raise_wrong_rows(where, zip(converted["row"], converted["problem"], strict=True))
-    return converted.remove_columns(["row", "problem"])
-
-
-class _Converter:
-    """Converts the rows of one schema to the canonical form. Wrong rows become empty rows with a `problem`."""
-
-    def __init__(self, schema: Schema, first: dict[str, Any]) -> None:
-        self.schema = schema
-        raw = self._read(first)
-        # Where the first prompt is wrong itself, its type says nothing about the other rows.
-        self.readable = is_prompt(raw.get("prompt")) or not schema.strict
-        self.chat = isinstance(raw.get("prompt"), list)
-        text, number, messages = Value("string"), Value("int64"), {"role": Value("string"), "content": Value("string")}
-        columns = {"prompt": [messages] if self.chat else text, "completions": [text], "ranks": [number]}
-        columns |= {"unranked": number, **({"labeler": text} if "labeler" in raw else {})}
-        self.features = Features({**columns, "problem": text, "row": number})
-
-    def row(self, source: dict[str, Any]) -> dict[str, Any]:
-        """Convert one row; `problem` is None if it is right."""
-        raw = self._read(source)
-        problem = raw.get("problem") or row_problem(raw, self.schema)
-        empty = dict[str, Any](dict.fromkeys(self.features), completions=[], ranks=[], unranked=0, problem=problem)
-        if problem is not None:
-            return empty
-        if not is_prompt(raw["prompt"]):
-            return empty | {"unranked": len(raw["completions"])}
-        converted = empty | canonical(raw)
-        if self.chat and isinstance(raw["prompt"], str):
-            converted["prompt"] = [{"role": "user", "content": raw["prompt"]}]
-        elif not self.chat and isinstance(raw["prompt"], list):
-            other = "prompt: found messages, but the first row's prompt is text"
-            converted |= {"prompt": None, "problem": other if self.readable else None}
-        return converted
-
-    def _read(self, source: dict[str, Any]) -> dict[str, Any]:
-        if self.schema.read is None:
-            return source
+    def convert(source: Row, number: int) -> Row:
+        raw = _read_row(schema, source)
         try:
-            return self.schema.read(source)
-        except UNREADABLE as error:
-            return {"problem": f"is not a row of the format {self.schema.name!r} ({type(error).__name__}: {error})"}
+            row = _convert(schema, raw)
+        except WrongRow as problem:
+            if not problem.tolerable:
+                raise InstructGPTError(f"{where}: row {number}: {problem}") from problem
+            row = _leave_out(raw)
+        messages = None if row["prompt"] is None else to_messages(row["prompt"])
+        row |= {"prompt": messages, "row": f"row {number}"}
+        return {name: row.get(name) for name in features}
+
+    features = _features(MESSAGES, "labeler" in _read_row(schema, first))
+    return rows.map(convert, with_indices=True, remove_columns=list(first), features=features)
+
+
+def _features(prompt: Any, labeler: bool) -> Features:
+    text, number = Value("string"), Value("int64")
+    columns = {"prompt": prompt, "completions": [text], "ranks": [number], "unranked": number}
+    return Features({**columns, **({"labeler": text} if labeler else {}), "row": text})
+
+
+def _read(schema: Schema, rows: Rows, where: str) -> list[tuple[str, Row]]:
+    """What the schema's reader makes of the rows, each with its place in the source."""
+    if schema.group is None:
+        return [(place, _read_row(schema, row)) for place, row in numbered(rows)]
+    try:
+        return list(schema.group(numbered(rows)))
+    except UNREADABLE as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise InstructGPTError(f"{where}: a row is not one of the format {schema.name!r} ({problem})") from error
+
+
+def _read_row(schema: Schema, row: Row) -> Row:
+    """What the schema's reader makes of a row, or its `problem`."""
+    try:
+        return schema.read(row) if schema.read is not None else row
+    except WrongRow as problem:
+        return {"problem": problem}
+    except UNREADABLE as error:
+        message = f"is not a row of the format {schema.name!r} ({type(error).__name__}: {error})"
+        return {"problem": WrongRow(message)}
+
+
+def _convert(schema: Schema, raw: Row) -> Row:
+    """The canonical form of what a reader returned; raises `WrongRow`."""
+    if "problem" in raw:
+        raise raw["problem"]
+    check_ranking(raw, schema)
+    return canonical(raw)
+
+
+def _leave_out(raw: Row) -> Row:
+    """The canonical form of a row that lacks something to learn from: what it has, or nothing."""
+    if "problem" in raw:
+        return {"prompt": None, "completions": [], "ranks": [], "unranked": 0}
+    return canonical(raw)
 
 
 def encode_ranking(
@@ -179,13 +206,13 @@ def count_dropped(counts: dict[str, int], unranked: int, ranking: dict[str, Any]
 
 
 def tokenize_rankings(
-    dataset: Rows,
+    dataset: Dataset | IterableDataset,
     prompt_format: PromptFormat,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     where: str,
     max_prompt_length: int | None = None,
-) -> tuple[Rows, dict[str, int]]:
+) -> Tokenized:
     """Tokenize rankings and drop what cannot be learned from.
 
     Args:
@@ -200,7 +227,8 @@ def tokenize_rankings(
         rank. The counts of a stream start at 0 and grow as this process reads it; rows read twice count twice.
 
     Raises:
-        InstructGPTError: if no ranking is left; not for a stream, whose end is not known.
+        InstructGPTError: naming every row that the prompt format cannot render; or if no ranking is left, which of a
+            stream is not known.
     """
 
     def encode(row: dict[str, Any]) -> dict[str, Any]:
@@ -214,8 +242,13 @@ def tokenize_rankings(
 
     columns, counted = dataset.column_names, ["dropped_unranked", *_COUNTED]
     if isinstance(dataset, IterableDataset):
-        return dataset.map(encode, remove_columns=columns).filter(keep).remove_columns(counted), counts
-    encoded = dataset.map(encode, remove_columns=columns, desc="Tokenizing rankings")
+        rows = dataset.map(encode, remove_columns=columns).filter(keep).remove_columns(counted)
+        return Tokenized(rows, counts, [])
+    nothing = {"prompt_ids": [], "completion_ids": [], "ranks": [], **dict.fromkeys(counted, 0)}
+    encoded = dataset.map(
+        rendering(encode, nothing), with_indices=True, remove_columns=columns, desc="Tokenizing rankings"
+    )
+    raise_unrendered(encoded["problem"], where)
     # Not by `filter`: a result from its cache would count nothing.
     kept = [index for index, row in enumerate(encoded.select_columns(["ranks", *counted])) if keep(row)]
     if not kept:
@@ -224,4 +257,4 @@ def tokenize_rankings(
             f"fewer than two completions within max_length={max_length} tokens and {counts['dropped_ties']} have only "
             "ties."
         )
-    return encoded.select(kept).remove_columns(counted), counts
+    return Tokenized(encoded.select(kept).remove_columns([*counted, "problem"]), counts, kept)

@@ -7,6 +7,8 @@ who ranked. `data.rankings.checks` checks what it returns.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import math
 import re
@@ -14,19 +16,25 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset
-from trl import extract_prompt
+from instructgpt_hf.data.files import Row, Rows
+from instructgpt_hf.data.rankings.pairs import (
+    check_prompts,
+    is_transcript,
+    read_pair,
+    read_transcripts,
+    repeats_prompt,
+    transcript_turns,
+)
+from instructgpt_hf.data.rows import missing_columns
+from instructgpt_hf.data.schemas import PROMPTS, has_prompt, read_prompt
+from instructgpt_hf.data.values import WrongRow, as_list, as_number
+from instructgpt_hf.errors import InstructGPTError
 
-from instructgpt_hf.errors import InstructGPTError, nearest
-
-Row = dict[str, Any]
-GroupReader = Callable[[Iterable[Row]], Iterator[tuple[int, Row]]]
+GroupReader = Callable[[Iterable[tuple[str, Row]]], Iterator[tuple[str, Row]]]
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # from a reader whose row has another shape
+HEAD = 20  # rows that tell how a dataset is written
 
-_HUMAN, _ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
-_TURNS = re.compile(r"\n\n(Human|Assistant):")
 _HELPSTEER_TURNS = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
-_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
 _RATED = ("overall_score", "fine-grained_score")
 
 
@@ -43,6 +51,7 @@ class Schema(NamedTuple):
         matches: further condition on the first row.
         strict: whether an empty or contradictory completion is an error. Published datasets have such rows, which
             their users cannot correct: there the completion is dropped and counted.
+        any_prompt: whether `prompt` may be any of the columns that `data.schemas` knows.
     """
 
     name: str
@@ -52,30 +61,37 @@ class Schema(NamedTuple):
     group: GroupReader | None = None
     matches: Callable[[Row], bool] = lambda row: True
     strict: bool = False
+    any_prompt: bool = False
 
 
-def recognise(dataset: Dataset | IterableDataset, where: str) -> tuple[Schema, Row]:
+def recognise(rows: Rows, where: str) -> tuple[Schema, Row]:
     """Find the schema of a dataset by its columns; returns the schema and the first row.
 
     Raises:
         InstructGPTError: if no schema has these columns. Lists all known schemas and the columns missing from the
             closest one that is not of a published dataset.
     """
-    first = next(iter(dataset), None)
-    if first is None:
+    head = list(itertools.islice(rows, HEAD))
+    if not head:
         raise InstructGPTError(f"{where}: has no rows.")
-    columns = set(first)
+    first = head[0]
+    named = set(first)
+    columns = named | ({"prompt"} if has_prompt(first) else set())
     for schema in SCHEMAS:
-        if columns.issuperset(schema.columns) and schema.matches(first):
+        if (columns if schema.any_prompt else named).issuperset(schema.columns) and schema.matches(first):
+            if schema.name == "pairs":
+                check_prompts(head, where)
+                if repeats_prompt(head):
+                    schema = schema._replace(read=functools.partial(read_pair, repeated=True))
             return schema, first
     own = [schema for schema in SCHEMAS if schema.strict]
     closest = max(own, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
-    hints = ", ".join(f"{name!r} ({nearest(name, columns)})" for name in closest.columns if name not in columns)
+    missing = [name for name in closest.columns if name not in columns]
     formats = {schema.name: schema for schema in reversed(SCHEMAS)}  # the first of a name
     known = [f"{x.name}: {', '.join(x.columns)} ({x.source})" for x in reversed(formats.values())]
     raise InstructGPTError(
-        f"{where}: missing column {hints}; it has {', '.join(map(repr, first))}. Rankings are read in these "
-        f"formats:\n  - " + "\n  - ".join(known)
+        f"{missing_columns(first, missing, where)} Rankings are read in these formats, the prompt also from "
+        f"{', '.join(PROMPTS[1:])}:\n  - " + "\n  - ".join(known)
     )
 
 
@@ -84,17 +100,13 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
     return [1 + sum(other > score for other in scores) for score in scores]
 
 
-def _parsed(value: Any) -> Any:
-    """Messages that are written as JSON, as in CSV files, which have no lists; other values unchanged."""
-    return json.loads(value) if isinstance(value, str) and _WRITTEN_MESSAGES.match(value) else value
-
-
 def _listed(row: Row) -> Row:
-    raw: Row = {name: row[name] for name in ("prompt", "completions", "ranks", "scores", "labeler") if name in row}
-    for name in ("completions", "ranks", "scores"):
-        if isinstance(raw.get(name), str):
-            raw[name] = json.loads(raw[name])
-    return raw | {"prompt": _parsed(row["prompt"])}
+    raw: Row = {name: row[name] for name in ("ranks", "scores", "labeler") if name in row}
+    for name in ("ranks", "scores"):
+        values = as_list(raw[name], name) if name in raw else None
+        if isinstance(values, list):
+            raw[name] = [as_number(value) for value in values]
+    return {"prompt": read_prompt(row), "completions": as_list(row["completions"], "completions"), **raw}
 
 
 def _number(value: Any, sign: int = 1) -> float | None:
@@ -106,59 +118,19 @@ def _number(value: Any, sign: int = 1) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _pair(row: Row) -> Row:
-    """TRL's preference pairs. A conversation holds its prompt; the column `prompt` may then be missing or shorter."""
-    row = {name: _parsed(row[name]) for name in ("prompt", "chosen", "rejected") if name in row}
-    if "prompt" not in row and isinstance(row["chosen"], str):
-        row = extract_prompt(row)
-    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
-    if isinstance(chosen, list):
-        if chosen[:-1] != rejected[:-1]:
-            raise ValueError("chosen and rejected do not continue the same conversation")
-        prompt = chosen[:-1] or prompt
-        chosen, rejected = chosen[-1:], rejected[-1:]
-    return {"prompt": prompt, "completions": [chosen, rejected], "ranks": [1, 2]}
-
-
 def _scored_pair(row: Row) -> Row:
-    pair, scores = _pair(row), [row["score_chosen"], row["score_rejected"]]
+    pair, scores = read_pair(row), [as_number(row["score_chosen"]), as_number(row["score_rejected"])]
     if None in scores:
         return pair
     if scores[0] < scores[1]:
-        raise ValueError(f"score_chosen {scores[0]} is below score_rejected {scores[1]}")
+        raise WrongRow(f"score_chosen {scores[0]} is below score_rejected {scores[1]}")
     return {"prompt": pair["prompt"], "completions": pair["completions"], "scores": scores}
-
-
-def _turns(text: str) -> list[dict[str, str]]:
-    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without an empty last turn."""
-    parts = _TURNS.split(text)
-    if parts[0].strip():
-        return []
-    roles = {"Human": "user", "Assistant": "assistant"}
-    spoken = zip(parts[1::2], parts[2::2], strict=True)
-    turns = [{"role": roles[role], "content": text.strip()} for role, text in spoken]
-    return turns[:-1] if turns and not turns[-1]["content"] else turns
-
-
-def _transcripts(row: Row) -> Row:
-    """HH-RLHF: two transcripts that share all turns but the assistant's last one."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    start = chosen.rfind(_ASSISTANT)
-    while start >= 0 and not rejected.startswith(chosen[: start + len(_ASSISTANT)]):
-        start = chosen.rfind(_ASSISTANT, 0, start)
-    completions = [text[start + len(_ASSISTANT) :].strip() for text in (chosen, rejected)]
-    single = start >= 0 and not any(_HUMAN in completion for completion in completions)
-    return {
-        "prompt": _turns(chosen[: max(start, 0)]),
-        "completions": completions,
-        "ranks": [1, 2] if single else [None, None],  # None: the conversations differ before their last turn
-    }
 
 
 def _nectar(row: Row) -> Row:
     completions = [item["answer"] for item in row["answers"]]
     scores = [_number(item["rank"], -1) for item in row["answers"]]
-    return {"prompt": _turns(row["prompt"]) or row["prompt"], "completions": completions, "scores": scores}
+    return {"prompt": transcript_turns(row["prompt"]) or row["prompt"], "completions": completions, "scores": scores}
 
 
 def _ultrafeedback(row: Row) -> Row:
@@ -202,31 +174,32 @@ def _annotation(row: Row) -> Row:
     return {"prompt": row["instruction"], "completions": [row["output_1"], row["output_2"]], "scores": scores}
 
 
-def _long(prompt: str, completion: str, value: str) -> GroupReader:
+def _long(completion: str, value: str, read: Callable[[Row], Any] = read_prompt) -> GroupReader:
     """Reader of one completion per row; the rows of a prompt, or of a prompt and a labeler, make a ranking."""
     form = "ranks" if value == "rank" else "scores"
 
-    def group(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
-        rankings: dict[str, tuple[int, Row]] = {}
-        for number, row in enumerate(rows):
-            key = json.dumps([row[prompt], row.get("labeler")])
+    def group(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+        rankings: dict[str, tuple[str, Row]] = {}
+        for place, row in rows:
             labeler = {"labeler": row["labeler"]} if "labeler" in row else {}
-            empty = {"prompt": row[prompt], "completions": [], form: [], **labeler}
-            _, ranking = rankings.setdefault(key, (number, empty))
-            ranking["completions"].append(row[completion])
-            ranking[form].append(row[value])
-        for number, ranking in rankings.values():
             try:
-                yield number, ranking | {"prompt": _parsed(ranking["prompt"])}
-            except ValueError as error:
-                yield number, ranking | {"problem": f"prompt: holds messages that are not JSON ({error})"}
+                prompt: Any = read(row)
+            except WrongRow as problem:
+                yield place, {"problem": problem}
+                continue
+            key = json.dumps([prompt, row.get("labeler")], default=str)
+            empty = {"prompt": prompt, "completions": [], form: [], **labeler}
+            _, ranking = rankings.setdefault(key, (place, empty))
+            ranking["completions"].append(row.get(completion))
+            ranking[form].append(as_number(row.get(value)))
+        yield from rankings.values()
 
     return group
 
 
-def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+def _helpsteer(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """HelpSteer and HelpSteer2: ranked by `helpfulness`, 0 to 4; equal ratings tie."""
-    for number, ranking in _long("prompt", "response", "helpfulness")(rows):
+    for place, ranking in _long("response", "helpfulness", lambda row: row["prompt"])(rows):
         first, *rest = _HELPSTEER_TURNS.split(ranking["prompt"] or "")
         if rest:
             spoken = [("User", first), *zip(rest[::2], rest[1::2], strict=True)]
@@ -234,19 +207,19 @@ def _helpsteer(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
             ranking["prompt"] = turns[:-1] if not turns[-1]["content"] else turns
         else:
             ranking["prompt"] = [{"role": "user", "content": first}]
-        yield number, ranking
+        yield place, ranking
 
 
-def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+def _oasst(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
     """OpenAssistant: message trees, in which the replies to a prompter's message are ranked from 0 (the best)."""
-    messages: dict[str, tuple[int, Row]] = {}
+    messages: dict[str, tuple[str, Row]] = {}
     replies: dict[str, list[Row]] = {}
-    for number, row in enumerate(rows):
-        messages[row["message_id"]] = (number, row)
+    for place, row in rows:
+        messages[row["message_id"]] = (place, row)
         if row["role"] == "assistant" and not row.get("deleted") and not row.get("synthetic"):
             replies.setdefault(row["parent_id"], []).append(row)
     for parent, children in replies.items():
-        if parent not in messages or sum(child["rank"] is not None for child in children) < 2:
+        if parent not in messages or sum(child.get("rank") is not None for child in children) < 2:
             continue
         path, node = [], parent
         while node in messages:
@@ -256,8 +229,42 @@ def _oasst(rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
             continue  # the beginning of the conversation is missing
         roles = {"prompter": "user"}
         prompt = [{"role": roles.get(turn["role"], turn["role"]), "content": turn["text"]} for turn in reversed(path)]
-        scores = [_number(child["rank"], -1) for child in children]
+        scores = [_number(child.get("rank"), -1) for child in children]
         yield messages[parent][0], {"prompt": prompt, "completions": [x["text"] for x in children], "scores": scores}
+
+
+def _oasst_trees(rows: Iterable[tuple[str, Row]]) -> Iterator[tuple[str, Row]]:
+    """OpenAssistant's export, one conversation tree per row."""
+    for place, row in rows:
+        yield from _oasst((place, message) for message in _tree_messages(row["prompt"], None))
+
+
+def _tree_messages(message: Row, parent: str | None) -> Iterator[Row]:
+    yield {**message, "parent_id": parent}
+    for reply in message.get("replies") or []:
+        yield from _tree_messages(reply, message["message_id"])
+
+
+def _alternatives(row: Row) -> Row:
+    """LLaMA-Factory's former format: `output` holds the better answer, then the worse one."""
+    return {"prompt": read_prompt(row), "completions": row["output"], "ranks": [*range(1, len(row["output"]) + 1)]}
+
+
+def _shp(row: Row) -> Row:
+    """Stanford Human Preferences: `labels` is 1 where answer A got more votes than B, else 0."""
+    better = as_number(row["labels"])
+    ranks = {1: [1, 2], 0: [2, 1]}.get(better, [None, None])
+    return {"prompt": row["history"], "completions": [row["human_ref_A"], row["human_ref_B"]], "ranks": ranks}
+
+
+def _webgpt(row: Row) -> Row:
+    """WebGPT comparisons: scores of -1 to 1; equal scores tie."""
+    question = row["question"]
+    return {
+        "prompt": question["full_text"] if isinstance(question, dict) else question,
+        "completions": [row["answer_0"], row["answer_1"]],
+        "scores": [_number(row["score_0"]), _number(row["score_1"])],
+    }
 
 
 def _is_dicts(name: str, key: str) -> Callable[[Row], bool]:
@@ -265,15 +272,26 @@ def _is_dicts(name: str, key: str) -> Callable[[Row], bool]:
     return lambda row: bool(row[name]) and isinstance(row[name], list) and key in dict(row[name][0])
 
 
-def _is_transcript(row: Row) -> bool:
-    return "prompt" not in row and str(row["chosen"]).startswith(_HUMAN)
+def _is_transcripts(row: Row) -> bool:
+    return not has_prompt(row) and is_transcript(row["chosen"])
+
+
+def _is_tree(row: Row) -> bool:
+    return isinstance(row["prompt"], dict) and "message_id" in row["prompt"]
+
+
+def _is_list(name: str) -> Callable[[Row], bool]:
+    """Whether the first row's column `name` is a list of several values."""
+    return lambda row: isinstance(row[name], list) and len(row[name]) > 1
 
 
 def _long_schemas() -> Iterator[Schema]:
-    texts = (("prompt", "completion"), ("prompt", "response"), ("instruction", "output"))
-    for value, (prompt, completion) in product(("rank", "score"), texts):
-        columns = (prompt, completion, value)
-        yield Schema(f"long-{value}s", columns, "your own, one completion per row", group=_long(*columns), strict=True)
+    for value, completion in product(("rank", "score"), ("completion", "response", "output", "answer")):
+        columns = ("prompt", completion, value)
+        reader = _long(completion, value)
+        yield Schema(
+            f"long-{value}s", columns, "your own, one completion per row", group=reader, strict=True, any_prompt=True
+        )
 
 
 # The first schema that matches is used.
@@ -285,17 +303,33 @@ SCHEMAS: tuple[Schema, ...] = (
         _ultrafeedback,
         matches=_is_dicts("completions", "response"),
     ),
-    Schema("rankings", ("prompt", "completions", "ranks"), "your own", _listed, strict=True),
-    Schema("scores", ("prompt", "completions", "scores"), "your own", _listed, strict=True),
+    Schema("rankings", ("prompt", "completions", "ranks"), "your own", _listed, strict=True, any_prompt=True),
+    Schema("scores", ("prompt", "completions", "scores"), "your own", _listed, strict=True, any_prompt=True),
     Schema("nectar", ("prompt", "answers"), "berkeley-nest/Nectar", _nectar, matches=_is_dicts("answers", "rank")),
-    Schema("hh-rlhf", ("chosen", "rejected"), "Anthropic/hh-rlhf", _transcripts, matches=_is_transcript),
+    Schema("hh-rlhf", ("chosen", "rejected"), "Anthropic/hh-rlhf", read_transcripts, matches=_is_transcripts),
     Schema(
         "scored-pairs",
         ("chosen", "rejected", "score_chosen", "score_rejected"),
         "binarised UltraFeedback, such as trl-lib/ultrafeedback_binarized",
         _scored_pair,
     ),
-    Schema("pairs", ("chosen", "rejected"), "TRL's preference pairs", _pair, strict=True),
+    Schema("pairs", ("chosen", "rejected"), "TRL's preference pairs", read_pair, strict=True),
+    Schema(
+        "llama-factory",
+        ("prompt", "output"),
+        "LLaMA-Factory's lists",
+        _alternatives,
+        matches=_is_list("output"),
+        strict=True,
+        any_prompt=True,
+    ),
+    Schema("shp", ("history", "human_ref_A", "human_ref_B", "labels"), "stanfordnlp/SHP", _shp),
+    Schema(
+        "webgpt",
+        ("question", "answer_0", "answer_1", "score_0", "score_1"),
+        "openai/webgpt_comparisons",
+        _webgpt,
+    ),
     Schema(
         "summarize-from-feedback",
         ("info", "summaries", "choice"),
@@ -312,5 +346,12 @@ SCHEMAS: tuple[Schema, ...] = (
         "alpaca-eval", ("instruction", "output_1", "output_2", "preference"), "AlpacaEval annotations", _annotation
     ),
     Schema("oasst", ("message_id", "parent_id", "role", "text", "rank"), "OpenAssistant/oasst1, oasst2", group=_oasst),
+    Schema(
+        "oasst-trees",
+        ("message_tree_id", "prompt"),
+        "OpenAssistant's files of trees",
+        group=_oasst_trees,
+        matches=_is_tree,
+    ),
     *_long_schemas(),
 )

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from datasets import Dataset
 from datasets import config as libraries
 
 from instructgpt_hf.data.demonstrations import demonstration_rows
-from instructgpt_hf.data.pretraining import pretraining_rows, with_text
+from instructgpt_hf.data.files import Head
+from instructgpt_hf.data.pretraining import pretraining_rows
+from instructgpt_hf.data.prompt_rows import read_prompts, to_dataset
 from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.data.rankings.schemas import recognise
-from instructgpt_hf.data.rows import check_texts
-from instructgpt_hf.data.sources import Sources, load_split, local_file
+from instructgpt_hf.data.sources import Sources, load_split, local_files
 from instructgpt_hf.data.splits import HELD_BACK_LIMIT, SHARE, test_split
 from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.lab import LAB_PREFIX
@@ -23,66 +23,66 @@ from instructgpt_hf.stages.checks.report import Report
 from instructgpt_hf.stages.run import StageRun
 
 ROWS = 20  # looked at of each dataset
+SMALL = 4 * 2**20  # bytes of local files that are read whole, which takes less than a second
 ROLES = {"sft": "demonstrations", "reward": "rankings", "ppo": "prompts"}
 
 
-class Head(NamedTuple):
-    """The first rows of a split, and whether there are more."""
-
-    rows: Dataset
-    more: bool
-
-    def described(self, what: str) -> str:
-        """For the table: how many rows were read, and as what."""
-        count = f"first {len(self.rows)} rows" if self.more else f"{len(self.rows)} rows"
-        return f"{count}: {what}"
-
-
 def read_head(source: str, split: str, config: str | None, role: str, count: int = ROWS) -> Head:
-    """The first rows of a split, read without the rest where that is possible.
+    """The first rows of a split, read without the rest where that is possible; of small local files, all rows.
 
     Raises:
         InstructGPTError: if it cannot be read or has no rows.
     """
     # Without a network, a Hub dataset is read from the cache, which holds it whole.
-    streaming = local_file(source, split, role) is not None or not libraries.HF_HUB_OFFLINE
-    dataset = load_split(source, split, config, role, streaming)
+    files = local_files(source, split, role, config)
+    streaming = not libraries.HF_HUB_OFFLINE and files is None
+    if files is not None and sum(file.stat().st_size for file in files) <= SMALL:
+        count = sys.maxsize - 1
+    rows = load_split(source, split, config, role, streaming)
     with loading_errors(f"{role}: {source} (split {split!r}) cannot be read", Exception):
-        rows = list(itertools.islice(iter(dataset), count + 1))
-        head = Dataset.from_list(rows[:count], features=dataset.features)
-    if not rows:
+        head = Head(rows, count)
+    if not head:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
-    return Head(head, len(rows) > count)
+    return head
+
+
+def described(head: Head, what: str) -> str:
+    """For the table: how many rows were read, and as what."""
+    count = f"first {len(head)} rows" if head.more else f"{len(head)} rows"
+    return f"{count}: {what}"
 
 
 def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) -> Dataset | None:
-    """The stage's dataset, its test split and its pretraining text; returns the first rows to train on."""
+    """The stage's dataset, its test split and its pretraining text; returns PPO's first prompts, with all columns."""
     stage, args = run.settings.stage, run.settings.data_args
     role, name, config = ROLES[stage], str(args.dataset_name), args.dataset_config
-    sources, test, train = Sources(lab_folder), test_split(args), None
+    sources, test, train = Sources(lab_folder), None, None
 
     def head(split: str, count: int) -> Head:
         return read_head(sources.resolve(name, split, role), split, config, role, count)
 
     with report.setting(stage, "dataset_name", name):
+        test = test_split(args, role)
         count = run.settings.training_args.generation_batch_size if stage == "ppo" else 0
         train = head(args.dataset_train_split, max(ROWS, 2 * count))
-        report.found(stage, role, name, train.described(_form(role, train.rows, f"{role}: {name}")))
+        report.found(stage, role, name, described(train, _form(role, train, f"{role}: {name}")))
         _check_number(run, train, test is None)
     if test is not None and train is not None:
         with report.setting(stage, "dataset_test_split", test):
             held_back = head(test, ROWS)
-            form = _form(role, held_back.rows, f"{role}: {name} (split {test!r})")
-            report.found(stage, f"{role}, {test}", name, held_back.described(form))
+            form = _form(role, held_back, f"{role}: {name} (split {test!r})")
+            report.found(stage, f"{role}, {test}", name, described(held_back, form))
     weight = {"sft": "pretraining_mix", "ppo": "ptx_coef"}.get(stage)
     if weight is not None and (value := getattr(run.settings.training_args, weight)):
         _check_pretraining(run, sources, weight, value, report)
-    return train.rows if train is not None else None
+    if train is None or stage != "ppo":
+        return None
+    return to_dataset(read_prompts(train, f"{role}: {name}")[0], with_columns=True)
 
 
 def _check_number(run: StageRun, train: Head, holds_back: bool) -> None:
     """Raise if there are too few rows to hold some back or, in PPO, to fill an iteration."""
-    role, name, count = ROLES[run.settings.stage], run.settings.data_args.dataset_name, len(train.rows)
+    role, name, count = ROLES[run.settings.stage], run.settings.data_args.dataset_name, len(train)
     if train.more:
         return
     if holds_back and count < 2:
@@ -97,18 +97,18 @@ def _check_number(run: StageRun, train: Head, holds_back: bool) -> None:
             )
 
 
-def _form(role: str, rows: Dataset, where: str) -> str:
+def _form(role: str, rows: Head, where: str) -> str:
     """What the rows are read as; raises if they have no known form."""
     if role == "demonstrations":
         demonstration_rows(rows, where)
     elif role == "prompts":
-        check_texts(rows, ["prompt"], where)
+        read_prompts(rows, where)
     else:
         schema, first = recognise(rows, where)
         if schema.group is None:  # else a ranking may go on behind the first rows
             ranking_rows(rows, where, (schema, first))
         return schema.name
-    return ", ".join(rows.column_names)
+    return ", ".join(rows[0])
 
 
 def _check_pretraining(run: StageRun, sources: Sources, setting: str, weight: float, report: Report) -> None:
@@ -121,7 +121,5 @@ def _check_pretraining(run: StageRun, sources: Sources, setting: str, weight: fl
         for split in splits:
             source = sources.resolve(name, split, "pretraining")
             head = read_head(source, split, args.pretraining_dataset_config, "pretraining")
-            text: Any = with_text(head.rows, column, f"pretraining: {name}")
-            if not args.pretraining_streaming:  # which leaves rows without text out
-                pretraining_rows(text, f"pretraining: {name}")
-        report.found(stage, "pretraining", name, head.described(column))
+            pretraining_rows(head, f"pretraining: {name}", column)
+        report.found(stage, "pretraining", name, described(head, column))

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from instructgpt_hf._compat.quirks import COMPLETION_COLUMN
-from instructgpt_hf.data.rows import short
+from instructgpt_hf.data.values import short
 from instructgpt_hf.errors import InstructGPTError, first_line
 
 # TRL's signature: prompts, completions and completion_ids by keyword, then the dataset's other columns; None where the

@@ -1,0 +1,194 @@
+"""Chat messages as datasets write them: the one place that reads roles, contents and turns.
+
+A prompt is text or messages; a message is `{"role", "content"}`, both text. ShareGPT's `from` and `value`, contents in
+parts, and messages written as JSON or Python text are converted; what cannot be trained on is a `WrongRow`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from instructgpt_hf.data.values import WrongRow, is_text, parsed, short
+from instructgpt_hf.errors import nearest
+
+Messages = list[dict[str, str]]
+Prompt = str | Messages
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+# Names that ShareGPT, OpenAssistant and LLaMA-Factory files use.
+ROLE_NAMES = {role: role for role in ROLES} | {
+    "human": "user",
+    "prompter": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "function": "tool",
+    "observation": "tool",
+}
+_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+
+
+def as_messages(value: Any, column: str) -> Messages | None:
+    """The messages that a value holds or writes as JSON or Python text, or None if it is something else.
+
+    Raises:
+        WrongRow: if a message is not one of text, naming its turn.
+    """
+    if isinstance(value, str) and _WRITTEN_MESSAGES.match(value):
+        value = parsed(value, column)
+    if isinstance(value, dict) and _is_message(value):
+        value = [value]
+    if not isinstance(value, list) or not any(map(_is_message, value)):
+        return None
+    return [_message(turn, f"{column}: turn {number}") for number, turn in enumerate(value)]
+
+
+def as_prompt(value: Any, column: str = "prompt") -> Prompt:
+    """Text, or messages that leave the next turn to the assistant.
+
+    Raises:
+        WrongRow: if it is neither, or blank.
+    """
+    messages = as_messages(value, column)
+    if messages is None:
+        if is_text(value):
+            return value
+        blank = value is None or value == [] or (isinstance(value, str) and not value.strip())
+        raise WrongRow(f"{column}: found {short(value)}, expected non-empty text or chat messages", tolerable=blank)
+    if not any(is_text(turn["content"]) for turn in messages):
+        raise WrongRow(f"{column}: found {short(value)}, whose messages are empty", tolerable=True)
+    if messages[-1]["role"] == "assistant":
+        said = short(messages[-1]["content"], 40)
+        raise WrongRow(f"{column}: the last turn, {said}, is the assistant's, so there is nothing to answer")
+    return messages
+
+
+def as_answer(value: Any, column: str) -> Messages:
+    """Turns that begin and end with the assistant's: text, one assistant message, or a part of a conversation.
+
+    Raises:
+        WrongRow: if it is something else, naming the turn.
+    """
+    turns = as_messages(value, column)
+    if turns is None:
+        if is_text(value):
+            return [{"role": "assistant", "content": value}]
+        blank = value is None or (isinstance(value, str) and not value.strip())
+        expected = "expected non-empty text or assistant messages"
+        raise WrongRow(f"{column}: found {short(value)}, {expected}", tolerable=blank)
+    for number in (0, len(turns) - 1):
+        if turns[number]["role"] != "assistant":
+            found = f"{turns[number]['role']!r} ({short(turns[number]['content'], 40)})"
+            raise WrongRow(f"{column}: turn {number}: found role {found}, expected 'assistant'")
+    _check_said(turns, column)
+    return turns
+
+
+def as_completion(value: Any, column: str) -> str:
+    """Text of a completion that is text or one assistant message; raises `WrongRow` if it is something else."""
+    turns = as_answer(value, column)
+    if len(turns) > 1:
+        raise WrongRow(f"{column}: found {len(turns)} turns, expected text or one assistant message")
+    return turns[0]["content"]
+
+
+def as_conversation(value: Any, column: str) -> Messages:
+    """Messages in which the assistant answers: its turns are neither blank nor the first, and one is the last.
+
+    Raises:
+        WrongRow: if it is something else, naming the turn.
+    """
+    turns = as_messages(value, column)
+    if turns is None:
+        raise WrongRow(f"{column}: found {short(value)}, expected a non-empty list of {{'role', 'content'}}")
+    if len(turns) < 2 or turns[-1]["role"] != "assistant":
+        raise WrongRow(f"{column}: the last of at least two turns must be the assistant's", tolerable=True)
+    if turns[0]["role"] == "assistant":
+        raise WrongRow(f"{column}: turn 0 is the assistant's, which answers nothing", tolerable=True)
+    _check_said(turns, column)
+    return turns
+
+
+def demonstrations_of(turns: Messages, answers_from: int = 0) -> list[dict[str, Any]]:
+    """One demonstration for every assistant turn from index `answers_from`: the turns before it are its prompt."""
+    return [
+        {"prompt": turns[:number], "completion": turn["content"]}
+        for number, turn in enumerate(turns)
+        if turn["role"] == "assistant" and number >= answers_from
+    ]
+
+
+def to_messages(prompt: Prompt) -> Messages:
+    """A prompt as messages; text is one turn of the user."""
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+def with_system(prompt: Prompt, system: Any, column: str) -> Prompt:
+    """A prompt behind the system's text, if there is any.
+
+    Raises:
+        WrongRow: if the text is none, or the messages begin with another system turn.
+    """
+    if system is None or system == "":
+        return prompt
+    if not isinstance(system, str):
+        raise WrongRow(f"{column}: found {short(system)}, expected text")
+    if not system.strip():
+        return prompt
+    turns = to_messages(prompt)
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if turns[0]["content"].strip() != system.strip():
+        said = short(turns[0]["content"], 40)
+        raise WrongRow(f"{column}: found {short(system, 40)}, but the messages begin with the system turn {said}")
+    return prompt
+
+
+def _check_said(turns: Messages, column: str) -> None:
+    """Raise `WrongRow` if an assistant turn is blank."""
+    for number, turn in enumerate(turns):
+        if turn["role"] == "assistant" and not turn["content"].strip():
+            raise WrongRow(f"{column}: turn {number}: the assistant's turn is empty", tolerable=True)
+
+
+def _either(turn: dict[str, Any], *names: str) -> Any:
+    return next((turn[name] for name in names if turn.get(name) is not None), None)
+
+
+def _is_message(turn: Any) -> bool:
+    return isinstance(turn, dict) and ({"role", "content"} <= set(turn) or {"from", "value"} <= set(turn))
+
+
+def _message(turn: Any, where: str) -> dict[str, str]:
+    if not _is_message(turn):
+        raise WrongRow(f"{where}: found {short(turn)}, expected {{'role', 'content'}}")
+    role = _either(turn, "role", "from")
+    if not isinstance(role, str) or role.lower() not in ROLE_NAMES:
+        raise WrongRow(f"{where}: role {role!r} is not known; {nearest(str(role), ROLES)}")
+    content = _either(turn, "content", "value")
+    if content is None:
+        calls = ", and calls tools" if turn.get("tool_calls") or turn.get("function_call") else ""
+        raise WrongRow(
+            f"{where} ({role}): content is null{calls}; only turns of text can be trained on", tolerable=not calls
+        )
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise WrongRow(f"{where} ({role}): it calls tools; only turns of text can be trained on")
+    return {"role": ROLE_NAMES[role.lower()], "content": _text(content, f"{where} ({role})")}
+
+
+def _text(content: Any, where: str) -> str:
+    """Text of a content: itself, or its parts of text joined."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise WrongRow(f"{where}: content is {short(content)}, expected text")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
+        if not isinstance(text, str):
+            raise WrongRow(f"{where}: content has the part {short(part)}; only parts of text can be trained on")
+        texts.append(text)
+    return "".join(texts)

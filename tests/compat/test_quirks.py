@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import huggingface_hub
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 from helpers.upstream import caught
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers.integrations import WandbCallback

@@ -1,13 +1,18 @@
 """The package as users get it: built, installed into an empty folder, used from outside the checkout."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from instructgpt_hf.config.rules import VLLM
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ["pythia-1.4b-6.9b", "qwen3-qlora-t4", "smollm2-135m", "tiny-cpu"]
@@ -90,3 +95,19 @@ def test_installed_command_lists_and_loads_the_recipes(installed, tmp_path):
     assert [line.split()[0] for line in listed.splitlines()] == RECIPES
     run(sys.executable, command, "recipes", "copy", "tiny-cpu", "mine", cwd=tmp_path, PYTHONPATH=str(installed))
     assert (tmp_path / "mine" / "ppo.yaml").is_file()
+
+
+def test_the_vllm_extra_is_one_that_trl_supports():
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["vllm"]
+    ours, trls = (
+        next(item.specifier for item in map(Requirement, items) if item.name == "vllm")
+        for items in (extra, importlib.metadata.requires("trl"))
+    )
+    assert VLLM in extra, "what an error tells to install"
+    versions = [f"0.{minor}.0" for minor in range(20, 40)]
+    assert list(ours.filter(versions)) == ["0.29.0", "0.30.0"] == list(trls.filter(["0.29.0", "0.30.0"]))
+
+
+def test_the_version_script_wants_to_know_which():
+    done = subprocess.run([ROOT / ".ci" / "versions"], capture_output=True, text=True)
+    assert done.returncode == 2 and "oldest|newest" in done.stdout

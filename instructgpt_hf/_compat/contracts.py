@@ -33,7 +33,6 @@ CONTRACTS: dict[str, tuple[Callable[..., object], tuple[str, ...]]] = {
         (Trainer, "_get_grad_norm", "self model grad_norm"),
         (Trainer, "_get_output_dir", "self trial"),
         (Trainer, "_push_from_checkpoint", "self checkpoint_folder"),
-        (Trainer, "init_hf_repo", "self token private"),
         (RewardTrainer, "_prepare_dataset", "self dataset processing_class args dataset_name"),
         (RewardTrainer, "_set_signature_columns_if_needed", "self"),
         (SFTTrainer, "_save_checkpoint", "self model trial"),

@@ -42,11 +42,11 @@ class CommonChanges(WholeCheckpoints):
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write nothing, at every checkpoint; the card is written from stage.json."""
 
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        """Create the repository to push to, private unless `hub_private_repo` is False."""
-        if private is None:
-            private = self.args.hub_private_repo is not False
-        super().init_hf_repo(token=token, private=private)  # type: ignore[misc]
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Create the repository to push to, private unless `hub_private_repo` or the call says otherwise."""
+        # Through the setting, because not every supported version has the parameter `private`.
+        self.args.hub_private_repo = self.args.hub_private_repo is not False
+        super().init_hf_repo(*args, **kwargs)  # type: ignore[misc]
 
     def end(self) -> None:
         """Release the wrapped model, then do what the Trainer does at the end."""

@@ -1,6 +1,6 @@
 """Upstream behaviour that is worked around, one function per quirk: messages, data, trainers, models, generation.
 
-Versions in which a cause was seen: transformers 5.23, TRL 1.16, PEFT 0.21.2, accelerate 1.15, datasets 5.2,
+Versions in which a cause was seen: transformers 5.23 and 5.24, TRL 1.16, PEFT 0.21.2, accelerate 1.15, datasets 5.2,
 bitsandbytes 0.50.2, huggingface_hub 2.4. Heavy libraries are imported inside the functions: `config`, `hub` and the
 command line import this file before they need any.
 """
@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -336,9 +336,21 @@ def next_inputs(model: PreTrainedModel, outputs: ModelOutput, inputs: dict[str, 
 
     Cause: under `generate(custom_generate=...)`, mask, positions and cache are updated by a private method only.
     Goes when: the method has a public name.
-    Relies on: the result holding `past_key_values` and an `attention_mask` one column wider.
+    Relies on: the result holding the cache (`cache_name`) and an `attention_mask` one column wider.
     """
     return model._update_model_kwargs_for_generation(outputs, inputs)
+
+
+def cache_name(inputs: Mapping[str, Any]) -> str | None:
+    """The name that a generating model's key-value cache has among its keyword arguments; None if there is no cache.
+
+    Cause: transformers 5.24 renames `past_key_values` to `cache`.
+    Goes when: the lower bound of transformers is 5.24.
+    Relies on: no other argument being a `Cache`.
+    """
+    from transformers import Cache
+
+    return next((name for name, value in inputs.items() if isinstance(value, Cache)), None)
 
 
 @contextlib.contextmanager

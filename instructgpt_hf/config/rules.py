@@ -171,10 +171,13 @@ def _whole_distribution(generation_kwargs: Mapping[str, Any] | None) -> str | No
     return None
 
 
+VLLM = "vllm>=0.29,<0.31"  # as in pyproject.toml's extra
+
+
 @_reads("use_vllm")
 def _vllm_installed(use_vllm: bool) -> str | None:
     missing = use_vllm and find_spec("vllm") is None
-    return "needs the package vllm, which is not installed: pip install 'trl[vllm]'" if missing else None
+    return f"needs the package vllm, which is not installed: pip install '{VLLM}'" if missing else None
 
 
 @_reads("use_vllm", "load_in_4bit", "load_in_8bit")

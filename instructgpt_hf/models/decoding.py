@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation import GenerationMode, logits_process
 
-from instructgpt_hf._compat.quirks import call_settings_only, has_sharded_weights, next_inputs
+from instructgpt_hf._compat.quirks import cache_name, call_settings_only, has_sharded_weights, next_inputs
 from instructgpt_hf.errors import InstructGPTError
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ DROPPED_SHARE = 0.125
 _MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
 # Cache layers whose whole state is rows of keys and values. Subclasses add other states, such as recurrent ones.
 _LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
-_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep"}
+_INPUTS = {"attention_mask", "position_ids", "use_cache", "logits_to_keep"}  # beside the cache
 # Logits processors that identify a row by its place in the batch.
 _PROCESSORS = (
     logits_process.PrefixConstrainedLogitsProcessor,
@@ -83,7 +83,7 @@ def _decode(
     **inputs: Any,
 ) -> Tensor:
     """The decoding loop, with the signature that `generate` expects of `custom_generate`."""
-    _check(model, logits_processor, generation_config, inputs)
+    key = _checked_cache(model, logits_processor, generation_config, inputs)
     batch, padding = len(input_ids), generation_config.pad_token_id
     rows = torch.arange(batch, device=input_ids.device)
     live = torch.ones_like(rows, dtype=torch.bool)
@@ -108,7 +108,7 @@ def _decode(
             ended.append((rows[~live], input_ids[~live]))
             kept = live.nonzero().squeeze(1)
             rows, input_ids, live = rows[kept], input_ids[kept], live[kept]
-            inputs["past_key_values"].batch_select_indices(kept)
+            inputs[key].batch_select_indices(kept)
             selected = ("attention_mask", "position_ids")
             inputs.update({name: inputs[name][kept] for name in selected if inputs.get(name) is not None})
     ended.append((rows, input_ids))
@@ -118,14 +118,15 @@ def _decode(
     return result
 
 
-def _check(
+def _checked_cache(
     model: PreTrainedModel, processors: LogitsProcessorList, config: GenerationConfig, inputs: dict[str, Any]
-) -> None:
-    """Raise `_PlainLoop` if a row has state that `_decode` does not take out with it."""
-    mode, cache = config.get_generation_mode(), inputs.get("past_key_values")
+) -> str:
+    """Name of the cache in `inputs`; `_PlainLoop` if a row has state that `_decode` does not take out with it."""
+    key = cache_name(inputs)
+    mode, cache = config.get_generation_mode(), None if key is None else inputs[key]
     settings = [name for name in ("return_dict_in_generate", "prefill_chunk_size") if getattr(config, name, None)]
     layers = sorted({type(layer).__name__ for layer in getattr(cache, "layers", ()) if type(layer) not in _LAYERS})
-    others = sorted(name for name, value in inputs.items() if value is not None and name not in _INPUTS)
+    others = sorted(name for name, value in inputs.items() if value is not None and name not in {*_INPUTS, key})
     placed = [type(processor).__name__ for processor in processors if isinstance(processor, _PROCESSORS)]
     reasons: dict[str, Any] = {
         f"the generation mode is {mode.value}": mode not in _MODES,
@@ -141,6 +142,8 @@ def _check(
     for reason, applies in reasons.items():
         if applies:
             raise _PlainLoop(reason)
+    assert key is not None, "a DynamicCache has a name"
+    return key
 
 
 def _draw(logits: Tensor, rows: Tensor, batch: int) -> Tensor:

@@ -49,7 +49,7 @@ class CompletionScorer:
         self._index: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
         getattr(self.classifier, HEAD).register_forward_pre_hook(self._read)
-        self.classifier.register_forward_hook(self._replace)
+        model.register_forward_hook(self._replace)  # before PEFT 0.21, a PEFT model calls the classifier without hooks
 
     def _read(self, head: nn.Linear, arguments: tuple[torch.Tensor, ...]) -> None:
         if self._index is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import threading
 from importlib.metadata import version
 
@@ -14,7 +16,7 @@ from bitsandbytes.nn import Linear4bit
 from helpers.upstream import quantised, tiny
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, GenerationMixin
 from trl.trainer.utils import disable_dropout_in_model
 
 from instructgpt_hf._compat import peft, quirks
@@ -92,12 +94,23 @@ class TestModels:
 
 class TestGeneration:
     def test_the_next_step_gets_the_cache_and_a_wider_mask(self, make_policy):
-        """`next_inputs`."""
+        """`next_inputs`, `cache_name`."""
         model, inputs = make_policy(), {"attention_mask": torch.ones_like(IDS), "use_cache": True}
+        assert quirks.cache_name(inputs) is None
         outputs = model(IDS, **inputs)
         updated = quirks.next_inputs(model, outputs, inputs)
-        assert updated["past_key_values"] is outputs.past_key_values
+        name = quirks.cache_name(updated)
+        assert name in inspect.signature(model.forward).parameters
+        assert name == quirks.cache_name(outputs) and updated[name] is outputs[name]
         assert updated["attention_mask"].shape == (1, IDS.shape[1] + 1)
+
+    def test_the_cache_is_renamed(self):
+        """`cache_name` need not know the spelling of the installed version; the quirk can go when only one is left."""
+        for name in ("past_key_values", "cache"):
+            inputs = {"use_cache": True, "position_ids": None, name: DynamicCache()}
+            assert quirks.cache_name(inputs) == name
+        name = "cache" if Version(transformers.__version__) >= Version("5.24") else "past_key_values"
+        assert name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
 
     def test_generate_fills_in_settings_of_the_models_files(self, make_policy):
         """`call_settings_only`."""
@@ -166,6 +179,19 @@ class TestPeft:
         model.add_adapter("third", LoraConfig(target_modules=["0"]))
         trained = {name.split(".")[-2] for name, item in model.named_parameters() if item.requires_grad}
         assert trained == ({"default", "other"} if Version(version("peft")) >= Version("0.21") else {"other"})
+
+    def test_plain_transformers_loads_an_adapter_although_it_asks_for_a_newer_peft(self, make_policy, tmp_path):
+        """From 5.24 on, transformers' own methods refuse PEFT before 0.22; PEFT's classes do not go through them."""
+        base = make_policy()
+        base.save_pretrained(tmp_path / "base")
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+        policy = get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)).eval()
+        policy.save_pretrained(tmp_path / "adapter")
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter")
+        torch.testing.assert_close(loaded(IDS).logits, policy(IDS).logits)
+        newer = Version(transformers.__version__) >= Version("5.24") and Version(version("peft")) < Version("0.22")
+        with pytest.raises(ValueError, match="PEFT") if newer else contextlib.nullcontext():
+            loaded.set_adapter("default")
 
     def test_a_saved_module_shows_the_weight_of_its_active_copy(self):
         """`instructgpt_hf.models.scoring` reads the dtype of a head so."""

@@ -17,7 +17,7 @@ import datasets
 import huggingface_hub
 import pytest
 from datasets import Dataset, load_dataset
-from helpers.upstream import caught
+from helpers.upstream import OLD_CHECKPOINTING, caught
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers.integrations import WandbCallback
 from trl.models.utils import disable_gradient_checkpointing
@@ -63,6 +63,7 @@ def test_behaviour_that_is_out_of_reach_here(name, reason):
 
 
 class TestMessages:
+    @OLD_CHECKPOINTING
     def test_trl_uses_a_deprecated_name(self, make_policy):
         """`quiet_environment`."""
 

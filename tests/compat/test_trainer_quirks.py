@@ -15,7 +15,7 @@ import transformers
 import trl
 from datasets import Dataset
 from helpers.tiny_models import tiny_config
-from helpers.upstream import caught, quantised, tiny
+from helpers.upstream import OLD_CHECKPOINTING, caught, quantised, tiny
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
@@ -180,6 +180,7 @@ class TestTrainers:
         quirks.use_one_device(trainer.args)
         assert trainer.args.n_gpu == 1 and Trainer._wrap_model(trainer, model) is model
 
+    @OLD_CHECKPOINTING
     def test_the_old_names_of_checkpointing_are_deprecated(self, tmp_path, make_policy):
         """`settle_checkpointing_names` and `enable_checkpointing`."""
 

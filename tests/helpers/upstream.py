@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import warnings
 
+import pytest
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 NF4 = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+
+OLD_CHECKPOINTING = pytest.mark.skipif(
+    not hasattr(PreTrainedModel, "activation_checkpointing_enable"),
+    reason="this version of transformers has the old names of activation checkpointing alone",
+)
 
 
 def caught(function):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 
+from instructgpt_hf._compat.quirks import cache_name
 from instructgpt_hf.functional import ppo_ptx_loss
 from instructgpt_hf.trainers.ppo.rollouts import Rollouts, Tokens
 
@@ -305,7 +306,7 @@ def test_each_role_reads_each_completion_once(make_trainer, models):
 
         def count(_module, _arguments, inputs, seen=passes[role]):
             # Generation keeps a cache, and the passes that score have none.
-            if inputs.get("past_key_values") is None:
+            if cache_name(inputs) is None:
                 seen.append(len(inputs["input_ids"]))
 
         model.model.register_forward_pre_hook(count, with_kwargs=True)

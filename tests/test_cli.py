@@ -154,6 +154,7 @@ class TestRecipes:
             "smollm2-135m",
             "tiny-cpu",
         ]
+        assert max(map(len, lines)) <= 80
 
     def test_show_readme(self, capsys):
         assert cli.main(["recipes", "show", "tiny-cpu"]) == 0

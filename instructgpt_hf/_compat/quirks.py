@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from datasets import Dataset, IterableDataset
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedConfig, PreTrainedModel, Trainer, TrainingArguments
     from transformers.utils import ModelOutput
     from trl import RLOOConfig
     from trl.generation.vllm_generation import VLLMGeneration
@@ -51,6 +51,21 @@ def quiet_environment() -> Iterator[None]:
             logger.setLevel(level)
         os.environ.pop(variable, None)
         os.environ.update({} if advisory is None else {variable: advisory})
+
+
+def remove_progress_displays(trainer: Trainer) -> None:
+    """Remove the Trainer's own bars and printed metrics from a trainer.
+
+    Cause: it chooses a display by the settings and by whether it runs in a notebook, where the chosen one raises a
+        TypeError when training is stopped before its first evaluation.
+    Goes when: the Trainer can be built without a display.
+    Relies on: `transformers.trainer.DEFAULT_PROGRESS_CALLBACK`, the display in a notebook.
+    """
+    from transformers import PrinterCallback, ProgressCallback
+    from transformers import trainer as module
+
+    for callback in (PrinterCallback, ProgressCallback, module.DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(callback)
 
 
 @contextlib.contextmanager

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import signal
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
-from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import has_length
 
+from instructgpt_hf._compat.quirks import remove_progress_displays
 from instructgpt_hf.metric_register import terminal_values
+from instructgpt_hf.models.inputs import watch_batches
 from instructgpt_hf.stages.lifecycle import IDENTITY_FILE
 from instructgpt_hf.stages.output import Phase
 from instructgpt_hf.stages.processes import any_process
@@ -157,9 +159,12 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
     _keep_events(trainer, run)
     # Each checkpoint says whose it is.
     trainer.checkpoint_files = {IDENTITY_FILE: (run.checkpoint_folder / IDENTITY_FILE).read_text(encoding="utf-8")}
-    for callback in (PrinterCallback, ProgressCallback):
-        trainer.remove_callback(callback)
-    with run.phase("training", unit="steps") as phase, StopAtCheckpoint(run, boundary) as stop:
+    remove_progress_displays(trainer)
+    with (
+        run.phase("training", unit="steps") as phase,
+        watch_batches(functools.partial(_show_sampling, phase)),
+        StopAtCheckpoint(run, boundary) as stop,
+    ):
         trainer.add_callback(ShowProgress(run, phase))
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -172,6 +177,11 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
         "seconds": next((record["train_runtime"] for record in reversed(history) if "train_runtime" in record), None),
         "log": history,
     }
+
+
+def _show_sampling(phase: Phase, done: int, total: int) -> None:
+    """Show how many of an iteration's completions are sampled: all that a trainer maps by length."""
+    phase.part = f"sampling {done}/{total}" if done < total else ""
 
 
 def _tracker_name(run: StageRun) -> str:

@@ -39,6 +39,7 @@ class Phase:
         self.started = self._counted_from = time.monotonic()
         self.done = self._first = 0
         self.latest = ""  # newest measurements, shown behind the counts
+        self.part = ""  # what it does at the moment, if that takes long itself
 
     def begin(self, done: int, total: int) -> None:
         """Begin to count; `done` were done before, by another process."""
@@ -65,7 +66,7 @@ class Phase:
         each = self._seconds_each()
         left = "" if each is None or not self.total else f"<{_clock(each * (self.total - self.done))}"
         count = f"{self.done}/{self.total}" if self.total else ""
-        return " ".join(part for part in (count, _rate(each), _clock(self.seconds) + left) if part)
+        return " ".join(part for part in (count, _rate(each), _clock(self.seconds) + left, self.part) if part)
 
     def long(self) -> str:
         """`training: 40 of 156 steps, 3.1/s, 0:13 elapsed, 0:37 left: loss 1.234`."""
@@ -77,6 +78,8 @@ class Phase:
         parts.append(f"{_clock(self.seconds)} elapsed")
         if each is not None and self.total:
             parts.append(f"{_clock(each * (self.total - self.done))} left")
+        if self.part:
+            parts.append(self.part)
         return f"{self.text}: {', '.join(parts)}" + (f": {self.latest}" if self.latest else "")
 
     def end(self) -> str:

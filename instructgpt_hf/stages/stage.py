@@ -127,7 +127,8 @@ def train_stage(stage: Stage[Any, Any, Any]) -> StageArtifact:
         models = stage.load(inputs)
     lifecycle.prepare_checkpoint_folder(run, identity, start.source, start.reason)
     resume.record_changes(run, start)
-    trainer = stage.trainer(inputs, rows, models)
+    with run.phase("preparing training", bar=False):
+        trainer = stage.trainer(inputs, rows, models)
     try:
         training = train(trainer, run, resume.open_checkpoint(run, start.step), stage.boundary())
     except InstructGPTError as stop:

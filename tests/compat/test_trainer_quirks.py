@@ -229,3 +229,21 @@ class TestTrainers:
             assert twin(IDS).logits.any()
             quirks.use_own_forward(twin)
             assert not twin(IDS).logits.any()
+
+
+def test_no_display_of_the_trainers_is_left_in_a_notebook(tmp_path, monkeypatch):
+    """In a notebook the Trainer adds a display that is no subclass of its bar."""
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import trainer as module
+
+    class NotebookDisplay(TrainerCallback):
+        pass
+
+    monkeypatch.setattr(module, "DEFAULT_PROGRESS_CALLBACK", NotebookDisplay)
+    arguments = TrainingArguments(str(tmp_path), report_to="none", use_cpu=True)
+    trainer = Trainer(torch.nn.Linear(1, 1), arguments, train_dataset=[{}])
+    shown = {type(callback) for callback in trainer.callback_handler.callbacks}
+    assert NotebookDisplay in shown
+    quirks.remove_progress_displays(trainer)
+    left = {type(callback) for callback in trainer.callback_handler.callbacks}
+    assert shown - left == {NotebookDisplay}

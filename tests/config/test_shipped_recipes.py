@@ -92,6 +92,31 @@ def test_the_paper_s_shape_has_the_paper_s_numbers():
     assert (ppo.value_learning_rate, ppo.ptx_episodes_ratio, ppo.warmup_iterations) == (9e-6, 8, 10)  # C.4
 
 
+def test_smollm2_fits_a_cpu_with_8_gb():
+    """Memory of a CPU run in GiB by what was measured with weights of that shape, without a GPU's half precision.
+
+    Everything but activations takes 2.6, activations of LoRA 1.4 MiB per token, and float32 logits over 49,152 tokens
+    are held about four times (logits, log-softmax, two gradients). Measured: SFT 4.5, reward model 5.4.
+    """
+    recipe = load_recipe("smollm2-135m")
+    sft, reward, ppo = (recipe.stages[stage].training_args for stage in STAGES)
+
+    def gib(tokens, logits):
+        return 2.6 + tokens * 1.4 / 2**10 + 4 * logits * 49_152 * 4 / 2**30
+
+    batch = sft.per_device_train_batch_size * sft.max_length
+    assert gib(batch, batch) < 6.5
+    assert gib(0, sft.per_device_eval_batch_size * sft.max_length) < 6.5
+    assert gib(reward.max_tokens_per_forward, 0) < 6.5
+    assert reward.max_tokens_per_forward >= 2 * reward.max_length  # else a pair is computed twice
+    episodes = ppo.per_device_train_batch_size
+    assert (
+        gib(episodes * (ppo.max_prompt_length + ppo.max_completion_length), episodes * ppo.max_completion_length) < 6.5
+    )
+    assert gib(episodes * ppo.ptx_max_length, episodes * ppo.ptx_max_length) < 6.5
+    assert sft.per_device_train_batch_size * sft.gradient_accumulation_steps == 32  # C.3
+
+
 def test_copy_and_load_the_copy(tmp_path):
     folder = copy_recipe("tiny-cpu", tmp_path / "mine")
     assert sorted(item.name for item in folder.iterdir()) == ["README.md", "ppo.yaml", "reward.yaml", "sft.yaml"]

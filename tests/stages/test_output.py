@@ -93,6 +93,10 @@ def test_log_lines_carry_elapsed_time_and_time_left(monkeypatch):
     phase.latest = "loss 1.250"
     assert phase.long() == "training: 60 of 150 steps, 30.0 s each, 5:10 elapsed, 45:00 left: loss 1.250"
     assert phase.short() == "60/150 30.0 s each 5:10<45:00"
+    phase.part = "sampling 32/64"
+    assert phase.long().endswith("45:00 left, sampling 32/64: loss 1.250") and phase.short().endswith(
+        " sampling 32/64"
+    )
     now += 7200
     phase.at(150)
     assert phase.end() == "training: 150 steps in 2:05:10: loss 1.250"

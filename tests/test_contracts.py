@@ -10,7 +10,7 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import RLOOTrainer
+from trl import RewardTrainer, RLOOTrainer, SFTTrainer
 
 from instructgpt_hf._compat import contracts, peft
 
@@ -28,6 +28,12 @@ def test_signature(name):
 def test_attribute_is_set_by_the_constructor(name):
     source = inspect.getsource(RLOOTrainer.__init__)
     assert f"self.{name}" in source, f"RLOOTrainer no longer sets {name}; see instructgpt_hf/_compat."
+
+
+@pytest.mark.parametrize("name", contracts.SUPERVISED_ATTRIBUTES)
+@pytest.mark.parametrize("trainer", [SFTTrainer, RewardTrainer])
+def test_supervised_attribute_is_set_by_the_constructor(trainer, name):
+    assert f"self.{name} = " in inspect.getsource(trainer.__init__), f"see {name} in instructgpt_hf/_compat"
 
 
 @pytest.mark.parametrize("name", contracts.LOOP_ATTRIBUTES)

@@ -56,6 +56,10 @@ class WholeCheckpoints:
     state: TrainerState
     accelerator: Accelerator
 
+    def files_of_checkpoint(self) -> dict[str, str]:
+        """Text files that each checkpoint gets beside the Trainer's; every process calls it."""
+        return dict(self.checkpoint_files)
+
     def _get_output_dir(self, trial: Any) -> str:
         folder = str(super()._get_output_dir(trial))  # type: ignore[misc]
         return os.path.join(folder, self.UNFINISHED) if self._unfinished else folder
@@ -76,8 +80,9 @@ class WholeCheckpoints:
         finally:
             self._unfinished = False
         self.accelerator.wait_for_everyone()
+        files = self.files_of_checkpoint()
         if self.args.should_save:
-            for file, text in self.checkpoint_files.items():
+            for file, text in files.items():
                 (unfinished / name / file).write_text(text, encoding="utf-8")
         if self.state.best_model_checkpoint == str(unfinished / name):
             self.state.best_model_checkpoint = str(folder / name)

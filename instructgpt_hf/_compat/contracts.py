@@ -50,3 +50,5 @@ _LOGS = ("_metrics", "_logs", "_pending_extra_logs", "_pending_metrics", "reward
 RLOO_ATTRIBUTES = (*_LOGS, "_step", "_current_train_step_time", "_buffered_inputs", "ref_model", "eos_token_ids")
 # Attributes that the Trainer's training loop sets and this package reads or writes.
 LOOP_ATTRIBUTES = ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged")
+# Attributes that the constructors of SFTTrainer and RewardTrainer set and this package reads or writes.
+SUPERVISED_ATTRIBUTES = ("_metrics", "_total_train_tokens")

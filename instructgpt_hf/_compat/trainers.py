@@ -199,11 +199,6 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
         options = {"scale_wrt_gas": False} if self.is_deepspeed_enabled else {}
         self.accelerator.backward(loss, **options)
 
-    def unlogged(self) -> dict[str, Any]:
-        """Metrics since the last log and sums of the losses, plain JSON; `save_models` keeps them in a checkpoint."""
-        loss = {"sum": self._tr_loss.item(), "total": self._total_loss_scalar, "step": self._globalstep_last_logged}
-        return {"metrics": dict(self._metrics["train"]), "loss": loss}
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the models for use, or where the Trainer calls it for a checkpoint, the files for resuming."""
         if _internal_call and output_dir is not None:  # without a folder it is about to push the models
@@ -213,18 +208,6 @@ class OnPolicyTrainer(CommonChanges, SeveralBackwards, RLOOTrainer, ABC, Generic
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Push nothing: a checkpoint holds no model for use; `push_to_hub` writes and pushes one."""
-
-    def restore_unlogged(self, state: dict[str, Any]) -> None:
-        """Add what `unlogged` returned to the next log; called after the Trainer has set its own sums to zero."""
-        for name, values in state["metrics"].items():
-            self._metrics["train"][name] = list(values)
-        self._tr_loss += state["loss"]["sum"]
-        self._total_loss_scalar, self._globalstep_last_logged = state["loss"]["total"], state["loss"]["step"]
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean loss of all steps; the Trainer's own `train_loss` counts the steps since the run was resumed."""
-        return float(self._total_loss_scalar / max(self.state.global_step, 1))
 
     def generate(self, prompts: list[Any]) -> tuple[TokenLists, TokenLists, list[Any]]:
         """Sample one completion for each prompt.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.artifacts import VALUE_FOLDER
 from instructgpt_hf.models.actor_critic import ActorCritic
@@ -37,14 +36,12 @@ class PPOState:
     Attributes:
         pretraining: position in the pretraining text; None for plain PPO.
         samples: lines of `rollouts.jsonl` so far.
-        unlogged: metrics and losses since the last log (`OnPolicyTrainer.unlogged`).
         beta: weight of the KL penalty: `setting`, and `current` as adapted to `kl_target`.
         warnings: state of the early warnings.
     """
 
     pretraining: dict[str, Any] | None
     samples: list[dict[str, Any]]
-    unlogged: dict[str, Any]
     beta: dict[str, float]
     warnings: dict[str, Any]
 
@@ -110,16 +107,3 @@ def write_models(
 def _save_policy(policy: PreTrainedModel | PeftModel, folder: Path) -> None:
     adapters = {"selected_adapters": ["default"]} if hasattr(policy, "peft_config") else {}
     policy.save_pretrained(folder, **adapters)
-
-
-@dataclass(eq=False)
-class ContinueLog(TrainerCallback):
-    """Callback of a resumed run that restores metrics not yet logged, after the Trainer has set its sums to zero."""
-
-    restore: Callable[[], None] | None
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Restore at the first call."""
-        if self.restore is not None:
-            self.restore()
-        self.restore = None

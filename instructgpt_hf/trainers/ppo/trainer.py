@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,8 +300,6 @@ class PPOTrainer(PPOOptimization):
         iteration = self.state.global_step / self.args.optimizer_steps_per_iteration
         logs["iteration"] = iteration
         logs["episode"] = round(iteration * self.args.generation_batch_size)
-        if "train_loss" in logs:
-            logs["train_loss"] = self.mean_loss
         super().log(logs, start_time)
 
     # Saving
@@ -314,7 +311,6 @@ class PPOTrainer(PPOOptimization):
         state.PPOState(
             pretraining=self.pretraining.state_dict() if self.pretraining is not None else None,
             samples=self.samples,
-            unlogged=self.unlogged(),
             beta={"setting": self.args.beta, "current": self.beta},
             warnings=vars(self.guard.warnings),
         ).write(folder)
@@ -331,7 +327,6 @@ class PPOTrainer(PPOOptimization):
             state.read_average(folder, self.average)
         saved = state.PPOState.read(folder)
         self.samples = saved.samples
-        self.add_callback(state.ContinueLog(partial(self.restore_unlogged, saved.unlogged)))
         self.guard.warnings = EarlyWarnings(**saved.warnings)
         if self.args.kl_target is not None and saved.beta["setting"] == self.args.beta:
             self.beta = saved.beta["current"]

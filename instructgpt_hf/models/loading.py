@@ -103,13 +103,14 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER_FILE).is_file()
 
 
-def _adapter_config(folder: Path) -> dict[str, Any]:
+def adapter_values(folder: Path) -> dict[str, Any]:
+    """What PEFT's `adapter_config.json` of an adapter folder holds."""
     return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
 
 
 def adapter_source(folder: Path) -> tuple[str, str | None]:
     """Source and revision of the base model of an adapter folder."""
-    config = _adapter_config(folder)
+    config = adapter_values(folder)
     return config["base_model_name_or_path"], config.get("revision")
 
 
@@ -132,9 +133,16 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
         InstructGPTError: listing every setting without effect, and the adapter's value.
     """
     folders = list(folders)
-    if not all(map(is_adapter, folders)):
-        return
-    shown, adapters = " and ".join(map(str, folders)), list(map(_adapter_config, folders))
+    if all(map(is_adapter, folders)):
+        compare_adapter_settings(list(map(adapter_values, folders)), given, where, " and ".join(map(str, folders)))
+
+
+def compare_adapter_settings(adapters: list[dict[str, Any]], given: dict[str, Any], where: str, shown: str) -> None:
+    """As `check_adapter_settings`, for adapters by their values in `adapter_config.json`.
+
+    Args:
+        shown: what the message calls them.
+    """
     problems = Problems(
         f"{where}: this stage continues to train the adapter of {shown} as it is. These settings would have no "
         "effect; remove them, or start from a whole model (`instructgpt-hf merge` makes one of an adapter):"
@@ -143,14 +151,14 @@ def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where
         problems.add("use_peft = False: only the adapter can be trained")
     for key in (key for key in _ADAPTER_SETTINGS if key in given and given[key] != "all-linear"):
         trained = [_comparable(adapter.get(_PEFT_NAMES.get(key, key))) for adapter in adapters]
-        if _comparable(given[key]) not in trained:
+        if "all-linear" not in trained and _comparable(given[key]) not in trained:
             problems.add(f"{key} = {given[key]!r}: the adapter has {' or '.join(map(repr, trained))}")
     problems.raise_if_any()
 
 
 def _comparable(value: Any) -> Any:
     """A value for comparison: a list of modules becomes the last parts of their names, as recipes list them."""
-    return sorted({name.rsplit(".", 1)[-1] for name in value}) if isinstance(value, list) else value
+    return sorted({name.rsplit(".", 1)[-1] for name in value}) if isinstance(value, (list, set)) else value
 
 
 def load_config(folder: Path) -> PreTrainedConfig:

@@ -70,13 +70,15 @@ def finished(run: StageRun, identity: dict[str, Any]) -> StageArtifact | None:
 
 
 def check_folder(run: StageRun) -> None:
-    """Raise unless the stage's folder can be written; nothing is written for that.
+    """Raise unless the stage's folders can be written; nothing is written for that.
 
     Raises:
         InstructGPTError: if there is no permission, or a file has its name.
     """
-    if run.folder.exists() and not run.folder.is_dir():
-        raise InstructGPTError(f"{run.folder}: is a file where the stage's folder goes; choose another --output_dir.")
+    names = (run.folder, run.checkpoint_folder.parent, run.checkpoint_folder, run.lab_path)
+    for folder in (*names, *([run.run_folder / "evaluation"] if run.settings.stage == "ppo" else [])):
+        if os.path.exists(folder) and not folder.is_dir():
+            raise InstructGPTError(f"{folder}: is a file where a folder of the run goes; choose another --output_dir.")
     # `os.path.exists`, because `Path.exists` raises inside a folder that may not be searched.
     parents = (run.run_folder, *run.run_folder.absolute().parents)
     existing = next(path for path in parents if os.path.exists(path))

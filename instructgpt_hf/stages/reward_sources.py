@@ -106,11 +106,7 @@ def find_rewards(
             check_value_start(first, sft.base_model, prompt_format)
     else:
         value = resolve_source(data_args.value_model_path, role="value model")
-        if vocabulary_fingerprint(load_tokenizer(value)) != vocabulary_fingerprint(tokenizer):
-            raise InstructGPTError(
-                f"value_model_path: {data_args.value_model_path}: has another tokenizer than the policy, whose token "
-                "ids the value model reads. Name a reward or value model of the policy's tokenizer."
-            )
+        check_value_vocabulary(data_args.value_model_path, load_tokenizer(value), tokenizer)
     return Rewards(models, find_functions(data_args.reward_functions or []), value, data_args.value_model_path)
 
 
@@ -128,6 +124,21 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
         reads_ids = same_words and PromptFormat.from_dict(stage.record.prompt_format) == prompt_format
         sources.append(RewardSource(**vars(stage), reads_ids=reads_ids))
     return sources
+
+
+def check_value_vocabulary(
+    source: str, tokenizer: PreTrainedTokenizerBase, of_policy: PreTrainedTokenizerBase
+) -> None:
+    """Raise unless the value model that `value_model_path` names reads the policy's token ids.
+
+    Raises:
+        InstructGPTError: if its tokenizer is another one.
+    """
+    if vocabulary_fingerprint(tokenizer) != vocabulary_fingerprint(of_policy):
+        raise InstructGPTError(
+            f"value_model_path: {source}: has another tokenizer than the policy, whose token ids the value model "
+            "reads. Name a reward or value model of the policy's tokenizer."
+        )
 
 
 def check_value_start(source: FinishedStage, base: dict[str, Any], prompt_format: PromptFormat) -> None:

@@ -128,6 +128,15 @@ def test_problems_of_all_stages_come_at_once(run, place, tmp_path):
         assert problem in message
 
 
+def test_wrong_columns_of_all_stages(run, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [{"prmpt": "a", "cmpletion": "b"}] * 9)
+    words = [f"--{stage}.dataset_name={path}" for stage in ("sft", "reward", "ppo")]
+    message = run(*words, "--ppo.reward_functions", "early_rewards:later").message
+    for stage in ("sft", "reward", "ppo"):
+        assert f"{stage}.yaml: dataset_name: " in message
+    assert message.count("did you mean") >= 2
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "problem"),
     [
@@ -242,6 +251,40 @@ class TestModels:
         return lambda: models.find_model("some/model", None, "model")
 
     @pytest.mark.parametrize(
+        ("words", "problems"),
+        [
+            (["--use_peft"], []),
+            (["--sft.use_peft", "--reward.use_peft=false"], ["reward.yaml: use_peft: this stage continues to train"]),
+            (
+                ["--use_peft", "--sft.lora_r=4", "--ppo.lora_r=8"],
+                ["ppo.yaml: use_peft", "lora_r = 8: the adapter has 4"],
+            ),
+            # Which modules are linear is known once the adapter is there.
+            (["--sft.use_peft", "--reward.lora_target_modules", "q_proj"], []),
+            (["--reward.use_peft", "--ppo.lora_r=3"], []),  # the policy is whole
+        ],
+    )
+    def test_adapters_that_the_run_will_leave(self, run, words, problems):
+        message = run(*words, "--check", code=2 if problems else 0).message
+        assert all(problem in message for problem in problems)
+
+    def test_a_value_model_of_another_tokenizer(self, run, place, tokenizer, tmp_path):
+        from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+        AutoModelForSequenceClassification.from_pretrained(place / "base", num_labels=1).save_pretrained(
+            tmp_path / "v"
+        )
+        tokenizer.save_pretrained(tmp_path / "v")
+        run("--ppo.value_model_path", tmp_path / "v", "--check", code=0)
+        text = tokenizer._tokenizer.to_str().replace('"w3"', '"other"')
+        changed = type(tokenizer._tokenizer).from_str(text)
+        PreTrainedTokenizerFast(tokenizer_object=changed, pad_token="<pad>", eos_token="<eos>").save_pretrained(
+            tmp_path / "v"
+        )
+        message = run("--ppo.value_model_path", tmp_path / "v", "--check").message
+        assert f"ppo.yaml: value_model_path: {tmp_path}/v: has another tokenizer than the policy" in message
+
+    @pytest.mark.parametrize(
         ("architecture", "sizes", "problem"),
         [
             ("bert", dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=4), None),
@@ -269,11 +312,14 @@ class TestModels:
 
 
 class TestPlaces:
-    def test_a_file_where_a_stage_folder_goes(self, run, tmp_path):
+    @pytest.mark.parametrize(
+        ("name", "stage"), [("ppo-ptx", "ppo"), ("reward", "reward"), (".work", "sft"), ("evaluation", "ppo")]
+    )
+    def test_a_file_where_a_folder_goes(self, run, tmp_path, name, stage):
         (tmp_path / "run").mkdir()
-        (tmp_path / "run" / "ppo-ptx").touch()
+        (tmp_path / "run" / name).touch()
         message = run().message
-        assert f"ppo: --output_dir: {tmp_path}/run/ppo-ptx: is a file where the stage's folder goes" in message
+        assert f"{stage}: --output_dir: {tmp_path}/run/{name}: is a file where a folder of the run goes" in message
 
     def test_a_disk_without_room_for_the_models(self, run, place, monkeypatch):
         size = (place / "base" / "model.safetensors").stat().st_size

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_models_are_loaded(mak
     stage = make()
     stage.run.run_folder.mkdir()
     (stage.run.run_folder / "sft").write_text("a file")
-    with pytest.raises(InstructGPTError, match="is a file where the stage's folder goes"):
+    with pytest.raises(InstructGPTError, match="is a file where a folder of the run goes"):
         train_stage(stage)
     assert [name for name, _ in stage.calls] == ["read", "fingerprints", "prepare"]
 

@@ -56,7 +56,7 @@ def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) ->
     """The stage's dataset, its test split and its pretraining text; returns PPO's first prompts, with all columns."""
     stage, args = run.settings.stage, run.settings.data_args
     role, name, config = ROLES[stage], str(args.dataset_name), args.dataset_config
-    sources, test, train = Sources(lab_folder), None, None
+    sources, test, train, prompts = Sources(lab_folder), None, None, None
 
     def head(split: str, count: int) -> Head:
         return read_head(sources.resolve(name, split, role), split, config, role, count)
@@ -66,6 +66,8 @@ def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) ->
         count = run.settings.training_args.generation_batch_size if stage == "ppo" else 0
         train = head(args.dataset_train_split, max(ROWS, 2 * count))
         report.found(stage, role, name, described(train, _form(role, train, f"{role}: {name}")))
+        if stage == "ppo":
+            prompts = to_dataset(read_prompts(train, f"{role}: {name}")[0][:ROWS], with_columns=True)
         _check_number(run, train, test is None)
     if test is not None and train is not None:
         with report.setting(stage, "dataset_test_split", test):
@@ -75,9 +77,7 @@ def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) ->
     weight = {"sft": "pretraining_mix", "ppo": "ptx_coef"}.get(stage)
     if weight is not None and (value := getattr(run.settings.training_args, weight)):
         _check_pretraining(run, sources, weight, value, report)
-    if train is None or stage != "ppo":
-        return None
-    return to_dataset(read_prompts(train, f"{role}: {name}")[0], with_columns=True)
+    return prompts
 
 
 def _check_number(run: StageRun, train: Head, holds_back: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from huggingface_hub import HfApi
 from transformers import (
@@ -14,11 +15,14 @@ from transformers import (
 )
 
 from instructgpt_hf.artifacts import vocabulary_fingerprint
+from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     adapter_source,
+    adapter_values,
     base_model_folder,
+    compare_adapter_settings,
     is_adapter,
     load_config,
     load_tokenizer,
@@ -26,7 +30,7 @@ from instructgpt_hf.models.loading import (
 )
 from instructgpt_hf.stages.checks.report import Report
 from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
-from instructgpt_hf.stages.reward_sources import check_value_start
+from instructgpt_hf.stages.reward_sources import check_value_start, check_value_vocabulary
 from instructgpt_hf.stages.run import StageRun
 
 WEIGHTS = (".safetensors", ".bin")
@@ -163,7 +167,36 @@ def check_rewards(run: StageRun, policy: Policy | None, part_of_run: bool, repor
     if data_args.value_model_path is not None:
         with report.setting("ppo", "value_model_path", data_args.value_model_path):
             model = find_model(data_args.value_model_path, None, "value model")
+            if policy is not None:
+                check_value_vocabulary(data_args.value_model_path, model.tokenizer, policy.model.tokenizer)
             report.found("ppo", "value model", data_args.value_model_path, model.described())
+
+
+def check_adapters(stages: Mapping[str, StageRun], base: FoundModel, report: Report) -> None:
+    """LoRA settings of later stages against the adapters that the run's own earlier ones will leave."""
+    first, reward, ppo = (stages.get(stage) for stage in ("sft", "reward", "ppo"))
+    sft_adapter = adapter_values(base.folder) if base.adapter else _fresh_adapter(first)
+    if sft_adapter is None:
+        return
+    starts = {"reward": reward} if _starts_from(reward, "sft_model_path") else {}
+    # PPO goes on with two adapters; where the reward model's is another one, the stage itself compares them.
+    if starts and _starts_from(ppo, "sft_model_path", "reward_model_path", "value_model_path"):
+        starts["ppo"] = ppo
+    for stage, run in starts.items():
+        with report.setting(stage, "use_peft"):
+            compare_adapter_settings([sft_adapter], run.settings.values, f"{stage}.yaml", "the SFT stage")
+
+
+def _fresh_adapter(run: StageRun | None) -> dict[str, Any] | None:
+    config = None if run is None else peft_config(run.settings.model_args, "CAUSAL_LM")
+    return None if config is None else config.to_dict()
+
+
+def _starts_from(run: StageRun | None, *paths: str) -> TypeGuard[StageRun]:
+    """Whether a stage starts from what the run trains: none of the settings names another model."""
+    return run is not None and not any(
+        [run.settings.model_args.model_name_or_path, *(getattr(run.settings.data_args, path) for path in paths)]
+    )
 
 
 def check_positions(run: StageRun, policy: Policy | None, report: Report) -> None:

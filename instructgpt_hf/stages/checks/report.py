@@ -45,7 +45,7 @@ class Report:
         try:
             yield
         except InstructGPTError as error:
-            text = str(error).removeprefix(f"{name}: ").replace("\n", "\n    ")
+            text = str(error).removeprefix(f"{stage}.yaml: ").removeprefix(f"{name}: ").replace("\n", "\n    ")
             shown = f"{name} = {value!r}" if value is not None and str(value) not in text else name
             place = f"{stage}.yaml" if name in stage_settings(stage) else stage
             problem = f"{place}: {shown}: {text}"

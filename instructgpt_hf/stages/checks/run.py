@@ -18,6 +18,7 @@ from instructgpt_hf.stages.checks.disk import check_disk
 from instructgpt_hf.stages.checks.hub import hub_or_cache
 from instructgpt_hf.stages.checks.models import (
     Policy,
+    check_adapters,
     check_base,
     check_positions,
     check_previous_sft,
@@ -53,6 +54,8 @@ def check_run(runs: Sequence[StageRun]) -> Report:
             named = None if stage == "sft" else run.settings.data_args.sft_model_path
             if stage == "sft":
                 policy = own = check_base(run, report)
+                if own is not None:
+                    check_adapters(stages, own.model, report)
             else:
                 policy = own if named is None and "sft" in stages else check_previous_sft(run, report)
             rows = check_data(run, functools.partial(_lab_folder, run, Path(temporary)), report)

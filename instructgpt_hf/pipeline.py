@@ -28,6 +28,8 @@ from instructgpt_hf.stages.run import StageRun
 from instructgpt_hf.stages.sft import SFTStage
 from instructgpt_hf.stages.stage import Stage, train_stage
 
+LONG_CHECK = 30  # seconds after which a run that is still being checked begins its log file
+
 _STAGE: dict[str, type[Stage[Any, Any, Any]]] = {"sft": SFTStage, "reward": RewardStage, "ppo": PPOStage}
 
 
@@ -74,6 +76,7 @@ def run(
     """
     started, folder = time.monotonic(), Path(output_dir)
     with Output(console, quiet) as output, hold(folder, output.console):
+        output.open_log(folder, after=LONG_CHECK)
         _check(recipe, list(recipe.stages), folder, output)
         for stage in recipe.stages:
             _train(recipe, stage, folder, output)
@@ -110,6 +113,7 @@ def run_stage(
     folder = Path(output_dir)
     with Output(console, quiet) as output, hold(folder, output.console):
         if not part_of_run:
+            output.open_log(folder, after=LONG_CHECK)
             _check(recipe, [stage], folder, output)
         artifacts = _train(recipe, stage, folder, output)
         if part_of_run:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from instructgpt_hf.errors import InstructGPTError
@@ -37,6 +38,18 @@ def _with_underscores(word: str) -> str:
     """`--output-dir=my-run` as `--output_dir=my-run`."""
     name, equals, value = word.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}" if name.startswith("--") else word
+
+
+@contextlib.contextmanager
+def importing(quiet: bool) -> Iterator[None]:
+    """Tell a terminal that the libraries are being imported, which takes seconds."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    from instructgpt_hf.stages.output import Output, Phase
+
+    with Output() as output, output.phase(Phase("loading libraries")):
+        yield
 
 
 def add_quiet(parser: Parser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from instructgpt_hf.cli.command import Verbs, add_quiet
+from instructgpt_hf.cli.command import Verbs, add_quiet, importing
 
 _SETTINGS_NOTE = """\
 Every key of the recipe's YAML files can be set here: --ppo.beta 0.05 for one
@@ -48,8 +48,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
     verb, output_dir = arguments.verb, arguments.output_dir
     stages = [verb] if verb in _STAGES else _STAGES
-    recipe = load_recipe(arguments.recipe, arguments.settings, stages, output_dir)
-    from instructgpt_hf import pipeline  # imports torch: a wrong recipe is refused before
+    with importing(arguments.quiet):
+        recipe = load_recipe(arguments.recipe, arguments.settings, stages, output_dir)
+        from instructgpt_hf import pipeline  # imports torch: a wrong recipe is refused before
 
     folder = run_folder(recipe.name, output_dir or None)
     if arguments.check:

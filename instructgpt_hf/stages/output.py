@@ -107,6 +107,7 @@ class Output:
         self.console, self.results = console or Console(stderr=True), console or Console()
         self.quiet = quiet
         self._folder: Path | None = None
+        self._opens = 0.0
         self._unwritten: list[str] = []
         self._lock = threading.RLock()
         self._phases: list[Phase] = []
@@ -126,9 +127,13 @@ class Output:
         if error is not None:
             self._write(f"ended: {str(error).strip() or type(error).__name__}")
 
-    def open_log(self, folder: Path) -> None:
-        """Append all lines, earlier ones too, to the log file in `folder` as soon as the folder exists."""
-        self._folder = folder
+    def open_log(self, folder: Path, after: float = 0) -> None:
+        """Append all lines, earlier ones too, to the log file in `folder` as soon as the folder exists.
+
+        Args:
+            after: seconds to wait first, so that a run that is refused at once leaves no file.
+        """
+        self._folder, self._opens = folder, time.monotonic() + after
 
     def log(self, text: str, stage: str = "") -> None:
         """Print a line on standard error, marked with the stage."""
@@ -204,7 +209,7 @@ class Output:
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         with self._lock:
             self._unwritten += [f"{now}  {line}\n" for line in text.split("\n")]
-            if self._folder is None or not self._folder.is_dir():
+            if self._folder is None or time.monotonic() < self._opens or not self._folder.is_dir():
                 return
             # What the models need more than this log is checked where it is written.
             with contextlib.suppress(OSError), (self._folder / LOG_FILE).open("a", encoding="utf-8") as stream:

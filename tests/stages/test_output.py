@@ -65,6 +65,19 @@ def test_a_log_begins_with_its_folder_and_is_appended_to(tmp_path):
     assert log_of(folder) == ["before", "after", "again"]
 
 
+def test_a_log_that_waits_leaves_nothing_of_a_run_that_is_refused_at_once(tmp_path, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    for seconds in (29, 31):
+        with pytest.raises(ValueError), Output(quiet=True) as output:
+            output.open_log(tmp_path, after=30)
+            output.log("checking data")
+            now += seconds
+            raise ValueError("no such file")
+        assert (tmp_path / LOG_FILE).exists() == (seconds > 30)
+    assert log_of(tmp_path) == ["checking data", "ended: no such file"]
+
+
 def test_an_error_ends_the_log(tmp_path):
     with pytest.raises(ValueError), Output(quiet=True) as output:
         output.open_log(tmp_path)

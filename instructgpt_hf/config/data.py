@@ -21,6 +21,7 @@ PLAIN_TEMPLATES: dict[str, tuple[str, str]] = {
     "user-assistant": ("User: {prompt}\nAssistant:", " "),
 }
 PROMPT_TEMPLATES: tuple[str, ...] = ("chat", *PLAIN_TEMPLATES)
+TEMPLATE_NAMES = (*PROMPT_TEMPLATES, "chat:<name>")  # some tokenizers have several chat templates with names
 LONG_PROMPTS = "App C: prompts over 1k tokens are dropped"
 
 
@@ -51,7 +52,7 @@ class LaterStageArguments(DataArguments):
 
     sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
     prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", choices=PROMPT_TEMPLATES
+        None, "Taken from the SFT stage; another value is an error.", "ours", choices=TEMPLATE_NAMES
     )
 
 
@@ -63,7 +64,7 @@ class SFTArguments(PretrainingArguments):
         "chat",
         "How a prompt becomes tokens: by the tokenizer's chat template, or as in PLAIN_TEMPLATES; for every stage.",
         "ours: the paper does not state its separator",
-        choices=PROMPT_TEMPLATES,
+        choices=TEMPLATE_NAMES,
     )
     max_prompt_length: int | None = setting(1024, "Longer prompts are left out.", LONG_PROMPTS, AT_LEAST_ONE)
 

@@ -37,7 +37,7 @@ def setting(
         help: what the setting does, with its unit.
         source: section of the paper (Ouyang et al. 2022) that states the default, or `"ours"` with the reason.
         valid: the allowed range. None (not set) is always allowed.
-        choices: the allowed values, if they are few.
+        choices: the allowed values, if they are few; `<name>` at the end of one stands for any text.
         neutral: changes only what is logged, saved or published, so a finished stage stays valid.
         adjustable: may be changed when a stopped run continues from its checkpoint.
     """
@@ -114,9 +114,14 @@ class Setting(NamedTuple):
             return "must be a finite number"
         if self.valid is not None and not self.valid.holds(value):
             return self.valid.rule
-        if self.choices and value not in self.choices:
+        if self.choices and not any(_is_choice(value, choice) for choice in self.choices):
             return not_a_choice(value, self.choices)
         return None
+
+
+def _is_choice(value: Any, choice: Any) -> bool:
+    start, name, _ = str(choice).partition("<name>")
+    return bool(value == choice or (name and str(value).startswith(start) and value != start))
 
 
 def not_a_choice(value: Any, choices: Sequence[Any]) -> str:

@@ -12,6 +12,7 @@ from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
 from instructgpt_hf.data.files import Rows, is_part, numbered
 from instructgpt_hf.data.prompts import framing_ids
 from instructgpt_hf.data.rows import missing_columns
+from instructgpt_hf.data.special_text import encode_text
 from instructgpt_hf.data.values import short
 from instructgpt_hf.errors import InstructGPTError, Problems
 
@@ -62,8 +63,7 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 def document_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a document between the tokenizer's beginning-of-text token, if it puts one, and EOS."""
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return [*leading_ids(tokenizer), *ids, tokenizer.eos_token_id]
+    return [*leading_ids(tokenizer), *encode_text(text, tokenizer), tokenizer.eos_token_id]
 
 
 class PretrainingStream(Iterator[list[int]]):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.pretraining import leading_ids
+from instructgpt_hf.data.special_text import encode_text
 from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from instructgpt_hf.functional import kl_estimate, token_log_probs
@@ -71,7 +72,7 @@ def text_loss(
     Raises:
         InstructGPTError: if no text has two tokens.
     """
-    rows = [(leading_ids(tokenizer) + _encode(tokenizer, text))[:max_length] for text in texts]
+    rows = [(leading_ids(tokenizer) + encode_text(text, tokenizer))[:max_length] for text in texts]
     rows = [row for row in rows if len(row) > 1]
     if not rows:
         raise InstructGPTError(f"pretraining loss: none of {len(texts)} texts has two tokens to predict one from.")
@@ -88,7 +89,7 @@ def _summary(tasks: Sequence[Mapping[str, Any]], hits: Sequence[bool], numbers: 
 
 def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, option: str) -> tuple[list[int], list[int]]:
     """Token ids of `prompt + option`, tokenized as one and split; a token across the border belongs to the option."""
-    prompt_ids, whole = _encode(tokenizer, prompt), _encode(tokenizer, prompt + option)
+    prompt_ids, whole = encode_text(prompt, tokenizer), encode_text(prompt + option, tokenizer)
     shared = 0
     while shared < min(len(prompt_ids), len(whole) - 1) and prompt_ids[shared] == whole[shared]:
         shared += 1
@@ -97,11 +98,6 @@ def _split(tokenizer: PreTrainedTokenizerBase, prompt: str, option: str) -> tupl
         # The first token has no predecessor, thus no log-probability; it is the same for (almost) every option.
         shared = 1
     return lead + whole[:shared], whole[shared:]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _check_tasks(tasks: Sequence[Mapping[str, Any]]) -> None:

@@ -112,7 +112,10 @@ class PolicyEvaluation:
             batch_size=BATCH_SIZE,
             min_new_tokens=self.args.min_completion_length,
         )
-        texts = [self.prompt_format.completion_text(item, self.tokenizer) for item in ids]
+        texts = [
+            self.prompt_format.completion_text(prompt, item, self.tokenizer)
+            for prompt, item in zip(self.prompts, ids, strict=True)
+        ]
         return SampledCompletions(self.prompts, self.prompt_ids, ids, texts, is_finished(ids, eos))
 
     def notes(self) -> dict[str, str]:

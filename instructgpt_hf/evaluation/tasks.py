@@ -8,6 +8,7 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from instructgpt_hf.data.special_text import encode_text
 from instructgpt_hf.evaluation.intervals import Estimate, wilson
 from instructgpt_hf.models.sampling import sample_completions
 
@@ -29,7 +30,7 @@ def exact_match(
     Returns:
         The accuracy with Wilson's 95 % interval, the same by task, and one bool per question.
     """
-    prompts = [tokenizer(item["prompt"], add_special_tokens=False)["input_ids"] for item in tasks]
+    prompts = [encode_text(item["prompt"], tokenizer) for item in tasks]
     completions = sample_completions(
         model, tokenizer, prompts, [tokenizer.eos_token_id], max_new_tokens, temperature=0.0, batch_size=batch_size
     )

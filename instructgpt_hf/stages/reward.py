@@ -210,7 +210,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
 
         def save(folder: Path) -> None:
             save_reward_model(model, folder)
-            tokenizer.save_pretrained(folder)
+            inputs.prompt_format.save_tokenizer(tokenizer, folder)
             numbers, picture = (folder / name for name in EVALUATION_FILES)
             text = json.dumps(measured, indent=2, allow_nan=False) + "\n"
             numbers.write_text(text, encoding="utf-8")

@@ -143,6 +143,6 @@ class SFTStage(Stage[SFTInputs, Split, SFTModel]):
 
         def save(folder: Path) -> None:
             model.save_pretrained(folder, **({} if weights is None else {"state_dict": weights}))
-            inputs.tokenizer.save_pretrained(folder)
+            inputs.prompt_format.save_tokenizer(inputs.tokenizer, folder)
 
         return Outcome(record, save, f"held-back demonstrations: loss {metrics['eval_loss']:.3f} nats per token")

@@ -12,7 +12,7 @@ from transformers import BitsAndBytesConfig
 from instructgpt_hf.config.data import PROMPT_TEMPLATES
 from instructgpt_hf.config.model import ModelConfig, peft_config, quantization_config
 from instructgpt_hf.config.ppo import PPOConfig
-from instructgpt_hf.config.settings import stage_classes
+from instructgpt_hf.config.settings import stage_classes, stage_settings
 from instructgpt_hf.config.training import RewardConfig, SFTConfig
 from instructgpt_hf.errors import InstructGPTError
 
@@ -329,6 +329,9 @@ class TestModel:
 
 def test_prompt_templates():
     assert PROMPT_TEMPLATES == ("chat", "raw", "instruction", "user-assistant")
+    setting = stage_settings("sft")["prompt_template"]
+    accepted = [*PROMPT_TEMPLATES, "chat:rag", None]
+    assert [setting.violation(value) for value in accepted] == [None] * len(accepted)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 import copy
 
 import pytest
+from helpers.text_tokenizers import KINDS, text_tokenizer
 
+from instructgpt_hf.config.data import PLAIN_TEMPLATES
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 
@@ -41,7 +43,7 @@ class TestPlain:
         made = PromptFormat.create("instruction", tokenizer)
         assert "### Instruction:\n{x} {prompt}{\n" in made.prompt_text("{x} {prompt}{", tokenizer)
 
-    @pytest.mark.parametrize("answer", ["c d", "c d<eos>", "c d <eos> e f", "c d <eos><eos>"])
+    @pytest.mark.parametrize("answer", ["c d", "c d<eos>", "c d <eos>\n", "c d <eos><eos>", "c d <eos> <eos>"])
     def test_completion_ends_with_exactly_one_eos(self, tokenizer, answer):
         ids = PromptFormat.create("raw", tokenizer).completion_ids("a", answer, tokenizer)
         assert ids == words(tokenizer, "c d <eos>")
@@ -81,6 +83,19 @@ class TestPlain:
         message = [{"role": "assistant", "content": "e"}]
         assert made.completion_ids(several, message, tokenizer) == words(tokenizer, "e <eos>")
 
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("raw", "System: s\nUser: a\nAssistant: b\nUser: c"),
+            ("user-assistant", "System: s\nUser: a\nAssistant: b\nUser: c\nAssistant:"),
+            ("instruction", "### Instruction:\nSystem: s\nUser: a\nAssistant: b\nUser: c\n\n### Response:\n"),
+        ],
+    )
+    def test_every_turn_is_named_once(self, tokenizer, name, text):
+        turns = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        assert PromptFormat.create(name, tokenizer).prompt_text(messages, tokenizer) == text
+
     def test_unfinished_completion_has_no_eos(self, tokenizer):
         made = PromptFormat.create("user-assistant", tokenizer)
         assert made.completion_ids("a b", "c d", tokenizer, finished=False) == words(tokenizer, "c d")
@@ -88,7 +103,7 @@ class TestPlain:
 
     def test_text_of_a_completion(self, tokenizer):
         made = PromptFormat.create("raw", tokenizer)
-        assert made.completion_text(words(tokenizer, "c d <eos> <pad>"), tokenizer) == "c d"
+        assert made.completion_text("a", words(tokenizer, "c d <eos> <pad>"), tokenizer) == "c d"
 
 
 class TestChat:
@@ -133,6 +148,60 @@ class TestChat:
         with pytest.raises(InstructGPTError, match="continuation of its prompt"):
             made.completion_ids("a", "b", changed)
 
+    @pytest.mark.parametrize(
+        ("template", "sentence"),
+        [
+            ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+            ("{{ messages[7]['content'] | trim + 1 }}", ".*"),
+        ],
+    )
+    def test_template_that_refuses_a_conversation(self, tokenizer, template, sentence):
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = template
+        turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "a"}]
+        with pytest.raises(
+            InstructGPTError, match=f"refuses a conversation with the roles system, user: {sentence}. Change its turns"
+        ):
+            PromptFormat.create("chat", changed).prompt_ids(turns, changed)
+
+
+class TestCompletionText:
+    """The inverse of `completion_ids`: what the format writes goes, what the completion holds stays."""
+
+    TEXTS = ("  if x:\n    y\n", "\n\nSo it is. ", "it", " it", "", "  ")
+
+    @pytest.mark.parametrize("text", TEXTS)
+    @pytest.mark.parametrize("finished", [True, False])
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("name", PLAIN_TEMPLATES)
+    def test_plain(self, name, kind, finished, text):
+        tokenizer = text_tokenizer(kind)
+        made = PromptFormat.create(name, tokenizer)
+        ids = made.completion_ids("a", text, tokenizer, finished=finished)
+        read = made.completion_text("a", [*ids, tokenizer.pad_token_id], tokenizer)
+        # These tokenizers give one space at the start and none the same ids.
+        joined = kind in ("always", "first") and name != "user-assistant"
+        assert read == (text.removeprefix(" ") if joined and not text.startswith("  ") else text)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("end", ["<end>", " <end>", "<turn>\n<end>", "<turn>\n"])
+    @pytest.mark.parametrize("start", ["", "<turn>think\n\n"])
+    def test_chat(self, kind, start, end):
+        tokenizer = text_tokenizer(kind)
+        tokenizer.chat_template = (
+            "{% for turn in messages %}{% if turn['role'] == 'user' %}<turn>{{ turn['content'] }}\n{% else %}"
+            f"{start}{{{{ turn['content'] }}}}{end}{{% endif %}}{{% endfor %}}"
+        )
+        made, text = PromptFormat.create("chat", tokenizer), "So:\n  if x:\n    y\n "
+        ids = made.completion_ids("a", text, tokenizer)
+        assert made.completion_text("a", ids, tokenizer) == text
+
+    def test_template_that_renders_prompts_only(self, tokenizer):
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = "{{ messages | length }}"
+        made = PromptFormat.create("chat", changed)
+        assert made.completion_text("a", words(tokenizer, "c d"), changed) == "c d"
+
 
 class TestCreate:
     def test_padding_equal_to_eos(self, tokenizer):
@@ -149,6 +218,22 @@ class TestCreate:
         setattr(changed, missing, None)
         with pytest.raises(InstructGPTError, match=f"{missing} None"):
             PromptFormat.create("raw", changed)
+
+    @pytest.mark.parametrize(("name", "text"), [("chat", "default a"), ("chat:rag", "rag a")])
+    def test_one_of_several_chat_templates(self, tokenizer, name, text):
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = {key: f"{key} {{{{ messages[0]['content'] }}}}" for key in ("default", "rag")}
+        made = PromptFormat.create(name, changed)
+        assert made.prompt_text("a", changed) == text
+        assert PromptFormat.from_dict(made.to_dict()) == made and made.name == "chat"
+
+    def test_unknown_names_of_chat_templates(self, tokenizer):
+        changed = copy.deepcopy(tokenizer)
+        changed.chat_template = {"tool_use": "a", "rag": "b"}
+        with pytest.raises(InstructGPTError, match="has no default one; choose chat:rag, chat:tool_use, or a plain"):
+            PromptFormat.create("chat", changed)
+        with pytest.raises(InstructGPTError, match="'chat:tools' is not known; did you mean 'chat:tool_use'"):
+            PromptFormat.create("chat:tools", changed)
 
     def test_unknown_name(self, tokenizer):
         with pytest.raises(InstructGPTError, match="'user_assistant' is not known; did you mean 'user-assistant'"):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from datasets import Dataset
 from helpers.ppo_trainer import PROMPTS, count_c
+from helpers.text_tokenizers import text_tokenizer
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.functional import gae, token_rewards
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.trainers.ppo import rewards as rewards_module
-from instructgpt_hf.trainers.ppo.rewards import combined_scores, distinct
+from instructgpt_hf.trainers.ppo.rewards import OwnTokens, SampledIds, combined_scores, distinct
 
 PAD, EOS, SECOND_EOS = 0, 1, 2
 # Finished, empty, cut short, ended by a second EOS id, with a padding id inside, cut short behind a padding id.
@@ -179,6 +180,21 @@ def test_completions_of_every_shape(make_trainer, make_policy, monkeypatch, corr
         assert not returns[len(completion) :].any()
 
 
+@pytest.mark.parametrize("messages", [False, True])
+def test_functions_read_what_the_prompt_format_did_not_write(make_trainer, chat_tokenizer, monkeypatch, messages):
+    seen = []
+
+    def keep(completions, **_):
+        seen.extend(completions)
+        return [0.0] * len(completions)
+
+    trainer = make_trainer(reward=keep, tokenizer=chat_tokenizer, template="chat")
+    monkeypatch.setattr(PromptFormat, "completion_text", lambda *_: "  x\n")
+    rows = [{"prompt": [{"role": "user", "content": "a"}] if messages else "a"}] * 4
+    trainer.rollout(rows)
+    assert seen == [[{"role": "assistant", "content": "  x\n"}] if messages else "  x\n"] * 4
+
+
 def test_score_is_shifted(make_trainer, make_scorer):
     reward_model = make_scorer(seed=5)
     reward_model.config.reward_shift = 0.25
@@ -239,6 +255,20 @@ class TestAnotherTokenizer:
         trainer = make_trainer(reward=TextRewardModel(make_scorer(), other_tokenizer, made))
         trainer.reward_funcs[0](prompts=["a b"], completion_ids=[[6, EOS]])
         assert seen == [other_tokenizer("User: a b\nAssistant: d </s>")["input_ids"]]
+
+    @pytest.mark.parametrize("text", ["    return x\n", "\n\nSo. ", "It says <end>.", ""])
+    def test_white_space_stays(self, make_scorer, text):
+        """Only what the policy's prompt format wrote is left out, and the model's own format writes what it writes."""
+        ours, own = text_tokenizer("bytes"), text_tokenizer("legacy")
+        policy = SampledIds(PromptFormat.create("user-assistant", ours), ours, [ours.eos_token_id])
+        made = PromptFormat.create("instruction", own)
+        reader = OwnTokens(policy, TextRewardModel(make_scorer(), own, made))
+        ids = [policy.prompt_format.completion_ids("Why?", text, ours, finished=end) for end in (True, False)]
+        assert policy.texts(["Why?"] * 2, ids) == [text] * 2
+        whole, mask, _ = reader(["Why?"] * 2, ids).joined()
+        seen = [row[kept].tolist() for row, kept in zip(whole, mask.bool(), strict=True)]
+        prompt = made.prompt_ids("Why?", own)
+        assert seen == [prompt + made.completion_ids("Why?", text, own, finished=end) for end in (True, False)]
 
     def test_messages(self, make_trainer, make_scorer, chat_tokenizer, other_tokenizer, seen):
         trainer = make_trainer(

@@ -37,6 +37,13 @@ class SampledIds:
         rendered = [self.prompt_format.prompt_ids(prompt, self.tokenizer) for prompt in prompts]
         return Tokens.pad(rendered, completion_ids, self.tokenizer.pad_token_id)
 
+    def texts(self, prompts: list[Prompt], completion_ids: TokenLists) -> list[str]:
+        """The text of each completion, without what the prompt format writes around it."""
+        return [
+            self.prompt_format.completion_text(prompt, ids, self.tokenizer)
+            for prompt, ids in zip(prompts, completion_ids, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class OwnTokens:
@@ -47,7 +54,7 @@ class OwnTokens:
 
     def __call__(self, prompts: list[Prompt], completion_ids: TokenLists) -> Tokens:
         policy, tokenizer = self.policy, self.model.tokenizer
-        texts = [policy.prompt_format.completion_text(ids, policy.tokenizer) for ids in completion_ids]
+        texts = policy.texts(prompts, completion_ids)
         whole = self.model.token_lists(prompts, texts, is_finished(completion_ids, policy.eos_token_ids))
         # Known only now, and beyond the limit some architectures fail with an obscure error.
         longest, limit = max(map(len, whole)), positions(self.model.model.config)

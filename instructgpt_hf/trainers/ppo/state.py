@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from instructgpt_hf.artifacts import VALUE_FOLDER
 from instructgpt_hf.models.actor_critic import ActorCritic
@@ -81,14 +82,14 @@ def write_models(
     folder: Path,
     actor_critic: ActorCritic,
     average: WeightAverage | None,
-    tokenizer: PreTrainedTokenizerBase,
+    save_tokenizer: Callable[[Path], None],
     samples: list[dict[str, Any]],
     publish_weights: str,
 ) -> None:
     """Write the models for use, and `samples` as `rollouts.jsonl`.
 
     The folder itself gets the policy of `publish_weights`, `"raw"` or `"ema"`; its subfolder `ema` or `raw` the other
-    one, if there is an average; `value_model` the value model.
+    one, if there is an average; `value_model` the value model. `save_tokenizer` writes the tokenizer into a folder.
     """
     save_reward_model(actor_critic.value_model, folder / VALUE_FOLDER)
     if average is None:
@@ -99,7 +100,7 @@ def write_models(
         with average.applied():
             _save_policy(actor_critic.policy, folder / averaged)
     for path in (folder, folder / VALUE_FOLDER):
-        tokenizer.save_pretrained(path)
+        save_tokenizer(path)
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     (folder / SAMPLES_FILE).write_text("".join(lines), encoding="utf-8")
 

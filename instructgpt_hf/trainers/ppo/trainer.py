@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +136,9 @@ class PPOTrainer(PPOOptimization):
 
     def _set_rewards(self, rewards: list[Reward]) -> None:
         """Put the rewards in the place of their placeholders, and freeze the reward models."""
-        sampled = SampledIds(self.prompt_format, self.tokenizer, self.eos_token_ids)
+        self.sampled = SampledIds(self.prompt_format, self.tokenizer, self.eos_token_ids)
         batch_size = self.args.per_device_eval_batch_size
-        self.reward_funcs = as_reward_functions(rewards, sampled, self.accelerator, batch_size)
+        self.reward_funcs = as_reward_functions(rewards, self.sampled, self.accelerator, batch_size)
         self.reward_func_names = distinct(self.reward_func_names)
         for function in self.reward_funcs:
             if isinstance(function, RewardModelFunction):
@@ -246,13 +247,22 @@ class PPOTrainer(PPOOptimization):
         ]
 
     def _sample(self, prompts: list[Prompt]) -> tuple[TokenLists, TokenLists, list[Any]]:
-        """`generate`; in training, logits that are not finite become a clean stop."""
+        """`generate`, with the completions as the prompt format has them, text for text and a message for messages.
+
+        In training, logits that are not finite become a clean stop.
+        """
         try:
-            return self.generate(prompts)
+            prompt_ids, completion_ids, _ = self.generate(prompts)
         except LogitsNotFinite as error:
             if not self.model.training:
                 raise
             raise self.guard.unusable_rollouts(self.state.global_step, str(error).rstrip(".")) from None
+        texts = self.sampled.texts(prompts, completion_ids)
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        return prompt_ids, completion_ids, completions
 
     def _scores(self, rewards: Tensor, finished: Tensor) -> Tensor:
         """Score [B] of this process's completions from the rewards of all; logs the mean of every reward."""
@@ -335,8 +345,9 @@ class PPOTrainer(PPOOptimization):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write policy, value model and the rollouts noted during training, as `state.write_models` describes."""
+        save_tokenizer = partial(self.prompt_format.save_tokenizer, self.tokenizer)
         state.write_models(
-            folder, self.actor_critic, self.average, self.tokenizer, self.samples, self.args.publish_weights
+            folder, self.actor_critic, self.average, save_tokenizer, self.samples, self.args.publish_weights
         )
 
 

@@ -217,7 +217,7 @@ class TestProblems:
             ("ppo", "warmup_steps: 2\n", "set warmup_iterations"),
             ("ppo", "prompt_template: chat\n", "must be that of sft.yaml, 'raw'"),
             ("reward", "prompt_template: user-asistant\n", "did you mean 'user-assistant'?"),
-            ("reward", "prompt_template: 'chat:'\n", "must be one of chat, raw, instruction, user-assistant, chat:<name>"),
+            ("reward", "prompt_template: 'chat:'\n", "must be one of chat, raw, instruction, user-assistant, chat:<"),
             ("reward", "learning_rate: .inf\n", "must be a number"),
             ("reward", "hub_token: abc\n", "does not belong in a recipe"),
             ("reward", "dataset_name: x\n", "dataset_name: duplicate key, also on line 2"),

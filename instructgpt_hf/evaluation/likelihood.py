@@ -15,6 +15,7 @@ from instructgpt_hf.errors import InstructGPTError, Problems
 from instructgpt_hf.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from instructgpt_hf.functional import kl_estimate, token_log_probs
 from instructgpt_hf.models.inputs import evaluation_mode, map_by_length, model_device, padded
+from instructgpt_hf.models.vocabulary import Vocabulary
 
 _KEYS = ("task", "prompt", "options", "answer")
 # Logits of one forward pass, half a gigabyte in float32: 64 rows of 384 tokens over a vocabulary of 50k have ten times
@@ -131,6 +132,7 @@ def continuation_log_probs(
     completion_ids: Sequence[Sequence[int]],
     batch_size: int,
     temperature: float = 1.0,
+    vocabulary: Vocabulary | None = None,
 ) -> list[Tensor]:
     """Log-probability of every completion token, given its prompt and the tokens before it.
 
@@ -143,6 +145,7 @@ def continuation_log_probs(
         completion_ids: N lists of at least one token.
         batch_size: sequences per forward pass, at most; fewer where they are long and the vocabulary is large.
         temperature: divides the logits.
+        vocabulary: of the tokenizer; ids that are no token's have probability 0. None allows every id.
 
     Returns:
         N float32 vectors on the CPU, one number per token, in nats.
@@ -161,6 +164,8 @@ def continuation_log_probs(
     def log_probs(batch: Sequence[Sequence[int]]) -> list[Tensor]:
         ids, mask = padded(batch, 0, device)
         logits = model(input_ids=ids, attention_mask=mask).logits
+        if vocabulary is not None:
+            logits = vocabulary.exclude_others(logits)
         logps = token_log_probs(logits[:, :-1], ids[:, 1:], temperature).cpu()
         return [values[: len(row) - 1] for values, row in zip(logps, batch, strict=True)]
 
@@ -178,6 +183,7 @@ def sequence_kl(
     batch_size: int = 16,
     temperature: float = 1.0,
     seed: int = 0,
+    vocabulary: Vocabulary | None = None,
 ) -> Estimate:
     """KL(policy, reference) per completion: the mean of the log ratio of equation 2, summed over tokens.
 
@@ -195,7 +201,7 @@ def sequence_kl(
         ValueError: if the numbers of prompts and completions differ or one of them is empty.
     """
     logps, ref_logps = (
-        continuation_log_probs(model, prompt_ids, completion_ids, batch_size, temperature)
+        continuation_log_probs(model, prompt_ids, completion_ids, batch_size, temperature, vocabulary)
         for model in (policy, reference)
     )
     sums = [kl_estimate(a, b, "k1").sum().item() for a, b in zip(logps, ref_logps, strict=True)]

@@ -19,6 +19,7 @@ from instructgpt_hf.evaluation.likelihood import option_accuracy, sequence_kl, t
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.evaluation.tasks import exact_match
 from instructgpt_hf.models.sampling import is_finished, sample_completions
+from instructgpt_hf.models.vocabulary import Vocabulary
 
 BATCH_SIZE = 64
 
@@ -83,8 +84,9 @@ class PolicyEvaluation:
         if sft_judged is not None:
             rate = win_rate(judged, sft_judged)
             row.win_rate = Estimate(rate["win_rate"], rate["win_rate_low"], rate["win_rate_high"])
+            completions, vocabulary = (sampled.prompt_ids, sampled.completion_ids), Vocabulary(self.tokenizer)
             with self.watch(f"measuring {name}: KL to SFT"):
-                row.kl = sequence_kl(policy, self.reference, sampled.prompt_ids, sampled.completion_ids, BATCH_SIZE)
+                row.kl = sequence_kl(policy, self.reference, *completions, BATCH_SIZE, vocabulary=vocabulary)
         row.extra["eos_rate"] = sum(sampled.finished) / len(sampled.finished)
         row.extra["mean_length"] = sum(map(len, sampled.completion_ids)) / len(sampled.completion_ids)
         hits: list[bool] = []

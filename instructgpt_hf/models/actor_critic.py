@@ -19,6 +19,7 @@ from instructgpt_hf.models.inputs import model_inputs
 from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import token_scores
 from instructgpt_hf.models.unpadding import Completions, completion_logits
+from instructgpt_hf.models.vocabulary import Vocabulary
 
 
 class ActorCriticOutput(NamedTuple):
@@ -47,6 +48,7 @@ class ActorCritic(nn.Module):
         temperature: of the rollouts; divides the logits wherever log-probabilities are taken.
         min_length: of the rollouts; EOS has probability 0 in this many first tokens of a completion.
         eos_token_ids: tokens that end a completion.
+        vocabulary: of the policy's tokenizer; ids that are no token's have probability 0. None allows every id.
     """
 
     def __init__(
@@ -56,10 +58,11 @@ class ActorCritic(nn.Module):
         temperature: float = 1.0,
         min_length: int = 0,
         eos_token_ids: Sequence[int] = (),
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         super().__init__()
         self.policy, self.value_model, self.temperature = policy, value_model, temperature
-        self.min_length, self.eos_token_ids = min_length, tuple(eos_token_ids)
+        self.min_length, self.eos_token_ids, self.vocabulary = min_length, tuple(eos_token_ids), vocabulary
 
     def forward(
         self,
@@ -83,7 +86,7 @@ class ActorCritic(nn.Module):
                 wait for.
         """
         if completion_length is None:
-            logits = self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits
+            logits = self._allowed(self.policy(**model_inputs(self.policy, input_ids, attention_mask)).logits)
             loss = lm_loss(logits, input_ids, attention_mask, denominator=1.0)
             return ActorCriticOutput(lm_loss=loss + self._zero_of("value_model") if complete else loss)
         logps = entropy = values = None
@@ -117,7 +120,7 @@ class ActorCritic(nn.Module):
             logps [B, T] and, with `with_entropy`, entropy [B, T] without gradient; float32, 0 at padding.
         """
         batch = Completions.of(input_ids, attention_mask, completion_length)
-        logits, ids = completion_logits(policy, batch), batch.ids[None]
+        logits, ids = self._allowed(completion_logits(policy, batch)), batch.ids[None]
         if self.min_length and self.eos_token_ids:
             early = (batch.steps < self.min_length).nonzero()
             excluded = torch.tensor(self.eos_token_ids, device=logits.device)
@@ -127,6 +130,10 @@ class ActorCritic(nn.Module):
             return batch.spread(token_log_probs(logits, ids, self.temperature)[0]), None
         logps, entropy = log_probs_and_entropy(logits, ids, self.temperature)
         return batch.spread(logps[0]), batch.spread(entropy[0])
+
+    def _allowed(self, logits: Tensor) -> Tensor:
+        """Logits [..., V] that are minus infinity for ids that are no token's."""
+        return logits if self.vocabulary is None else self.vocabulary.exclude_others(logits)
 
     def values(self, input_ids: Tensor, attention_mask: Tensor, completion_length: int) -> Tensor:
         """Value [B, T] of the state before each completion token; 0 at padding."""

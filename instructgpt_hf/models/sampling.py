@@ -10,6 +10,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from instructgpt_hf.models.decoding import generate
 from instructgpt_hf.models.inputs import evaluation_mode, map_by_length, model_device, padded
+from instructgpt_hf.models.vocabulary import Vocabulary
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def sample_completions(
 
     Args:
         model: causal language model, whole or PEFT.
-        tokenizer: for its padding id.
+        tokenizer: for its padding id, and for the ids that have tokens; others have probability 0.
         prompt_ids: N lists of at least one token.
         eos_token_ids: each of them ends a completion.
         max_new_tokens: length of the longest completion.
@@ -56,6 +57,7 @@ def sample_completions(
         min_new_tokens=min_new_tokens or None,
         eos_token_id=list(eos_token_ids),
         pad_token_id=tokenizer.pad_token_id,
+        suppress_tokens=Vocabulary(tokenizer).others(model.config.get_text_config().vocab_size) or None,
         **({"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}),
     )
     device = model_device(model)

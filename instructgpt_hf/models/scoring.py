@@ -11,6 +11,7 @@ from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
 from instructgpt_hf.models.inputs import evaluation_mode, last_token_index, map_by_length, model_inputs, padded
 from instructgpt_hf.models.reward_model import HEAD, Scorer, head_scores
+from instructgpt_hf.models.vocabulary import Vocabulary
 
 
 def reward_shift(model: Scorer) -> float:
@@ -62,7 +63,8 @@ class TextRewardModel:
         prompt_format: how the model was trained to read prompts; its tokenizer's chat template by default.
 
     Raises:
-        InstructGPTError: if there is no chat template to default to, or the tokenizer's EOS and padding are unusable.
+        InstructGPTError: if there is no chat template to default to, the tokenizer's EOS and padding are unusable, or
+            the model has fewer embeddings than the tokenizer has tokens.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class TextRewardModel:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.prompt_format = prompt_format or PromptFormat.create("chat", tokenizer)
+        Vocabulary(tokenizer).check_reader(model, "reward model with a tokenizer of its own")
 
     def token_lists(
         self, prompts: Sequence[Prompt], completions: Sequence[str], finished: Sequence[bool]

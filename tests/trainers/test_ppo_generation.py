@@ -318,3 +318,66 @@ def test_the_contract_of_vllm_weights():
 
     assert "self._iter_named_params()" in inspect.getsource(VLLMGeneration.sync_weights)
     assert "VLLMGeneration._iter_named_params" in CONTRACTS
+
+
+class TestRowsWithoutToken:
+    """A policy with more embeddings than its tokenizer has tokens, as padded vocabularies are."""
+
+    @pytest.fixture
+    def policy(self, make_policy):
+        """Of its 72 rows the tokenizer has 64; the others are by far the likeliest."""
+        model = make_policy(vocab_size=72)
+        with torch.no_grad():
+            model.lm_head.weight[64:] = 20 * model.lm_head.weight[3:11]
+        return model
+
+    @pytest.mark.parametrize("continuous", [False, True], ids=["generate", "continuous batching"])
+    @pytest.mark.parametrize("kind", ["full", "lora"])
+    def test_they_are_never_sampled(self, make_trainer, make_scorer, policy, kind, continuous):
+        """Rollout, update and reference leave them out alike; the reward model has no rows for them."""
+        batching = {"transformers_continuous_batching_config": SMALL_CACHE} if continuous else {}
+        trainer = make_trainer(
+            lora(policy) if kind == "lora" else policy,
+            use_transformers_continuous_batching=continuous,
+            reward=make_scorer(),
+            ptx_coef=0.1,
+            per_device_train_batch_size=16,
+            **batching,
+        )
+        seen = []
+        rollout = trainer.rollout
+        trainer.rollout = lambda inputs: seen.append(rollout(inputs)) or seen[-1]
+        trainer.train()
+        assert int(seen[0].tokens.completion_ids.max()) < 64 and seen[0].logps.isfinite().all()
+        record = trainer.state.log_history[0]
+        assert record["policy/ratio"] == pytest.approx(1.0, abs=1e-4) and 0 < record["loss/ptx"] < 10
+        assert record["objective/kl"] == pytest.approx(0.0, abs=1e-4)
+
+    def test_their_probability_is_0(self, make_trainer, policy, make_policy):
+        """In log-probabilities and entropy, of a reference with other rows too."""
+        other = make_policy(seed=3, vocab_size=80)
+        trainer = make_trainer(policy, ref_model=other)
+        ids = torch.tensor([[3, 4, 5, 6, 7, 1]])
+        mask = torch.ones_like(ids)
+        output = trainer.actor_critic(ids, mask, 4, with_entropy=True)
+        for model, actual in ((policy, output.logps), (other, trainer.actor_critic.log_probs(other, ids, mask, 4)[0])):
+            expected = model(ids).logits[:, 1:-1, :64].log_softmax(-1)
+            torch.testing.assert_close(actual[0], expected[0, torch.arange(4), ids[0, 2:]])
+        probabilities = policy(ids).logits[:, 1:-1, :64].softmax(-1)
+        torch.testing.assert_close(output.entropy, -(probabilities * probabilities.log()).sum(-1))
+
+    def test_vllm_is_told(self, make_trainer, policy, vllm):
+        engine = make_trainer(policy, use_vllm=True).vllm_generation
+        assert engine.generation_kwargs["logit_bias"] == dict.fromkeys(range(64, 72), -100.0)
+
+    @pytest.mark.parametrize("role", ["reward model", "value model", "policy", "KL reference"])
+    def test_a_model_with_fewer_rows_than_the_tokenizer(self, make_trainer, make_policy, make_scorer, role):
+        small = {"vocab_size": 60}
+        models = {
+            "reward model": lambda: {"reward": make_scorer(**small)},
+            "value model": lambda: {"value_model": make_scorer(**small)},
+            "policy": lambda: {"policy": make_policy(**small)},
+            "KL reference": lambda: {"ref_model": make_policy(**small)},
+        }
+        with pytest.raises(InstructGPTError, match=f"{role}: has embeddings for 60 token ids, and .* reads has 64"):
+            make_trainer(**models[role]())

@@ -262,7 +262,7 @@ class TestAnotherTokenizer:
         ours, own = text_tokenizer("bytes"), text_tokenizer("legacy")
         policy = SampledIds(PromptFormat.create("user-assistant", ours), ours, [ours.eos_token_id])
         made = PromptFormat.create("instruction", own)
-        reader = OwnTokens(policy, TextRewardModel(make_scorer(), own, made))
+        reader = OwnTokens(policy, TextRewardModel(make_scorer(vocab_size=len(own)), own, made))
         ids = [policy.prompt_format.completion_ids("Why?", text, ours, finished=end) for end in (True, False)]
         assert policy.texts(["Why?"] * 2, ids) == [text] * 2
         whole, mask, _ = reader(["Why?"] * 2, ids).joined()

@@ -26,6 +26,7 @@ def prepare_vllm(
     policy: PreTrainedModel | PeftModel,
     min_completion_length: int,
     eos_token_ids: Sequence[int],
+    excluded_ids: Sequence[int],
     sharded: bool,
 ) -> None:
     """Let vLLM stop at `eos_token_ids` only, and send it the policy's weights, with LoRA merged.
@@ -35,12 +36,15 @@ def prepare_vllm(
         policy: without the value model.
         min_completion_length: tokens before EOS may come.
         eos_token_ids: tokens that end a completion.
+        excluded_ids: ids that are no token's.
         sharded: whether the Trainer shards weights over processes; an adapter is then an InstructGPTError.
     """
     # The engine would also stop at every EOS that the files of the policy's base declare.
     limits: dict[str, object] = {"stop_token_ids": list(eos_token_ids), "ignore_eos": True}
     if min_completion_length:
         limits["min_tokens"] = min_completion_length
+    if excluded_ids:  # the lowest that vLLM takes, e**-100 times as likely
+        limits["logit_bias"] = dict.fromkeys(excluded_ids, -100.0)
     engine.generation_kwargs = {**limits, **engine.generation_kwargs}
     engine.model = policy
     if not isinstance(policy, PeftModel):

@@ -27,6 +27,7 @@ from instructgpt_hf.functional import adapted_kl_weight, kl_estimate
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.decoding import LogitsNotFinite
 from instructgpt_hf.models.sampling import is_finished
+from instructgpt_hf.models.vocabulary import Vocabulary
 from instructgpt_hf.trainers.ppo import generation, reference, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.functions import check_columns
@@ -91,7 +92,8 @@ class PPOTrainer(PPOOptimization):
         kwargs: for `trl.RLOOTrainer`: callbacks, eval_dataset, ...
 
     Raises:
-        ValueError: if there are fewer prompts than episodes in an iteration, or `ptx_coef > 0` without text.
+        ValueError: if there are fewer prompts than episodes in an iteration, `ptx_coef > 0` without text, or a model
+            has fewer embeddings than the tokenizer whose ids it reads.
     """
 
     _tag_names = ("trl", "ppo")
@@ -113,6 +115,11 @@ class PPOTrainer(PPOOptimization):
         _check_sizes(args, train_dataset, pretraining_dataset)
         self.prompt_format = prompt_format
         rewards = reward_model if isinstance(reward_model, (list, tuple)) else [reward_model]
+        self.vocabulary = Vocabulary(processing_class)
+        readers = [("policy", model), ("KL reference", ref_model), ("value model", value_model)]
+        readers += [("reward model", item) for item in rewards if isinstance(item, nn.Module)]
+        for role, reader in readers:
+            self.vocabulary.check_reader(reader, role)
         ref_model = reference.reference_of(model, ref_model)
         with no_reference_from_disk(args), keep_trained_weights(model):
             super().__init__(
@@ -154,7 +161,9 @@ class PPOTrainer(PPOOptimization):
         freeze_reference_adapter(policy)
         value_model = value_model.to(self.accelerator.device).train()
         shortest = self.args.min_completion_length
-        self.actor_critic = ActorCritic(policy, value_model, self.temperature, shortest, self.eos_token_ids)
+        self.actor_critic = ActorCritic(
+            policy, value_model, self.temperature, shortest, self.eos_token_ids, self.vocabulary
+        )
         self.model = self.model_wrapped = self.actor_critic
 
     def _add_callbacks(self) -> None:
@@ -169,12 +178,20 @@ class PPOTrainer(PPOOptimization):
         self.add_callback(self.clock)
 
     def _prepare_generation(self, policy: PreTrainedModel | PeftModel) -> None:
-        """Let generation respect `min_completion_length`, and vLLM use the policy's weights."""
+        """Let generation respect `min_completion_length` and sample tokens only; let vLLM use the policy's weights."""
+        limits: dict[str, Any] = {}
         shortest = self.args.min_completion_length
+        excluded = self.vocabulary.others(policy.config.get_text_config().vocab_size)
         if self.use_vllm:
-            generation.prepare_vllm(self.vllm_generation, policy, shortest, self.eos_token_ids, self.is_fsdp_enabled)
-        elif shortest:
-            self.generation_config.min_new_tokens = self.generation_kwargs["min_new_tokens"] = shortest
+            engine = self.vllm_generation
+            generation.prepare_vllm(engine, policy, shortest, self.eos_token_ids, excluded, self.is_fsdp_enabled)
+            return
+        if shortest:
+            limits["min_new_tokens"] = shortest
+        if excluded:
+            limits["suppress_tokens"] = excluded
+        self.generation_config.update(**limits)
+        self.generation_kwargs.update(limits)
 
     # Rollouts
 

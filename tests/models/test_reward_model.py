@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from instructgpt_hf.models.reward_model import create_reward_model, load_reward_
 from instructgpt_hf.models.scoring import reward_shift, score_token_lists, sequence_scores, token_scores
 
 ARCHITECTURES = ["llama", "gpt2", "gpt_neox"]
+REWARD_PAGE = Path(__file__).parents[2] / "docs" / "reward.md"
 SEQUENCES = [[5, 6, 7, 1], [8, 9, 10, 11, 12, 13, 1], [14, 1], [5, 6, 20, 21, 1]]
 
 
@@ -378,13 +381,14 @@ class TestAdapter:
         again = score_token_lists(load_reward_model(tmp_path / "reward"), SEQUENCES, 0, 4)
         assert again == pytest.approx(score_token_lists(model, SEQUENCES, 0, 4), abs=1e-5)
 
-    def test_base_without_a_padding_token(self, make_policy, tokenizer, tmp_path):
+    @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+    def test_base_without_a_padding_token(self, make_policy, tokenizer, tmp_path, architecture):
         """A new padding token has an embedding of its own, which the base lacks; the adapter's scores survive."""
         changed = copy.deepcopy(tokenizer)
         changed.pad_token = None
         vocabulary = changed.get_vocab()
         assert max(vocabulary.values()) == 63
-        make_policy(pad_token_id=None).save_pretrained(tmp_path / "base")
+        make_policy(architecture, pad_token_id=None).save_pretrained(tmp_path / "base")
         changed.save_pretrained(tmp_path / "base")
         grown = load_tokenizer(tmp_path / "base")
         grown.add_special_tokens({"pad_token": "<|pad|>"})
@@ -395,11 +399,17 @@ class TestAdapter:
         grown.save_pretrained(tmp_path / "sft")
         model = create_reward_model(tmp_path / "sft", load_tokenizer(tmp_path / "sft"), seed=0)
         _train(model)
-        _write(model, grown, tmp_path / "reward", shift=0.0)
+        _write(model, grown, tmp_path / "reward", shift=0.25)
         again = load_reward_model(tmp_path / "reward")
-        assert score_token_lists(again, SEQUENCES, 64, 4) == pytest.approx(
-            score_token_lists(model, SEQUENCES, 64, 4), abs=1e-5
-        )
+        expected = pytest.approx(score_token_lists(model, SEQUENCES, 64, 4), abs=1e-5)
+        assert score_token_lists(again, SEQUENCES, 64, 4) == expected
+        documented = re.search(r"```python\n(from peft import AutoPeftModelForS.*?)```", REWARD_PAGE.read_text(), re.S)
+        names = {}
+        exec(documented[1].replace("runs/tiny-cpu/reward", str(tmp_path / "reward")), names)
+        ids, mask = padded(SEQUENCES, pad=64)
+        with torch.no_grad():
+            raw = names["reward_model"](input_ids=ids, attention_mask=mask).logits.squeeze(-1)
+        assert (raw - names["shift"]).tolist() == expected
 
 
 def _head(model):

@@ -96,7 +96,10 @@ class Bench(ABC):
         completions = sample_completions(
             policy, self.tokenizer, ids, [eos], settings["max_completion_length"], batch_size=BATCH
         )
-        texts = [self.format.completion_text(item, self.tokenizer) for item in completions]
+        texts = [
+            self.format.completion_text(prompt, item, self.tokenizer)
+            for prompt, item in zip(self.held_out_prompts, completions, strict=True)
+        ]
         if self._start is None:
             self._start = self.policy().eval()
         return {

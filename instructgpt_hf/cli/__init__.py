@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -15,7 +16,8 @@ from instructgpt_hf import __version__
 from instructgpt_hf.cli import data, lab, merge, push, recipes, run
 from instructgpt_hf.cli.command import Parser, Verbs
 from instructgpt_hf.cli.encoding import settle_encoding
-from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.cli.interruption import lost_peer, resume_command, speaks, terminable
+from instructgpt_hf.errors import InstructGPTError, first_line, full_disk
 
 __all__ = ["build_parser", "main"]
 
@@ -36,21 +38,38 @@ def build_parser() -> Parser:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for a mistake of the user, 130 after Ctrl-C."""
+    """Run the command line and return its exit code.
+
+    It is 0, 2 for a mistake of the user or a full disk, 130 after Ctrl-C, 143 after SIGTERM, and 1 where another
+    training process has ended.
+    """
     words = list(sys.argv[1:] if words is None else words)
     settle_encoding()
     try:
-        _run_verb(build_parser(), words)
+        with terminable():
+            _run_verb(build_parser(), words)
     except InstructGPTError as error:
         _print_error(str(error))
         return 2
-    except KeyboardInterrupt:
-        again = " ".join(["instructgpt-hf", *words])
-        _print_error(f"Interrupted. What is finished stays; the same command resumes: {again}")
-        return 130
+    except KeyboardInterrupt as stop:
+        if speaks():
+            _print(f"Interrupted. What is finished stays; the same command resumes: {resume_command(words)}")
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; closing stderr keeps Python from complaining at exit.
         sys.stderr.close()
+    except Exception as error:
+        if (text := full_disk(error, ".")) is not None:
+            _print_error(f"{text}.")
+            return 2
+        if not lost_peer(error):
+            raise
+        if speaks():
+            _print(
+                f"Another training process has ended, perhaps killed for lack of memory ({first_line(error)}). The "
+                f"same command resumes from the last checkpoint: {resume_command(words)}"
+            )
+        return 1
     return 0
 
 
@@ -73,5 +92,9 @@ def _print_error(message: str) -> None:
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)
+    _print(message)
+
+
+def _print(message: str) -> None:
     red, reset = ("\033[31m", "\033[0m") if sys.stderr.isatty() else ("", "")
     print(f"{red}{message}{reset}", file=sys.stderr)

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transformers.integrations import TensorBoardCallback
 from transformers.trainer_utils import has_length
 
 from instructgpt_hf._compat.quirks import remove_progress_displays
+from instructgpt_hf.config.device import world_size
+from instructgpt_hf.errors import Interrupted
 from instructgpt_hf.metric_register import terminal_values
 from instructgpt_hf.models.inputs import watch_batches
 from instructgpt_hf.stages.lifecycle import IDENTITY_FILE
@@ -22,9 +25,7 @@ from instructgpt_hf.stages.output import Phase
 from instructgpt_hf.stages.processes import any_process
 from instructgpt_hf.stages.run import StageRun
 
-
-class Interrupted(KeyboardInterrupt):
-    """Raised when the user stopped a stage; a checkpoint to resume from is on disk."""
+SECONDS_OF_AN_ECHO = 5  # between a signal and the same one from the launcher
 
 
 class ShowProgress(TrainerCallback):
@@ -91,7 +92,7 @@ class ShowProgress(TrainerCallback):
 
 
 class StopAtCheckpoint(TrainerCallback):
-    """Turns the first Ctrl-C inside its block into a checkpoint and a clean end; the second one stops at once.
+    """Turns the first Ctrl-C or SIGTERM inside its block into a checkpoint and a clean end; a second stops at once.
 
     Args:
         boundary: optimizer steps between the points at which the stage can resume.
@@ -99,23 +100,30 @@ class StopAtCheckpoint(TrainerCallback):
 
     def __init__(self, run: StageRun, boundary: int) -> None:
         self.run, self.boundary = run, boundary
-        self.requested = False
+        self.requested, self.signal, self.since = False, signal.SIGINT, 0.0
 
     def __enter__(self) -> StopAtCheckpoint:
-        self.previous: Any = None
+        self.previous: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread, which alone may handle signals
-            self.previous = signal.signal(signal.SIGINT, self._request)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._request)
         return self
 
     def __exit__(self, *_: Any) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
-    def _request(self, *_: Any) -> None:
+    def _request(self, number: int, _frame: Any) -> None:
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self.run.log("stopping at the next point it can resume from; Ctrl-C again stops at once")
+            # A launcher passes on what a terminal or scheduler has sent to all processes.
+            if world_size() == 1 or time.monotonic() - self.since > SECONDS_OF_AN_ECHO:
+                raise Interrupted(number)
+            return
+        self.requested, self.signal, self.since = True, signal.Signals(number), time.monotonic()
+        self.run.log(
+            f"{self.signal.name}: stopping at the next point it can resume from; a second one, such as Ctrl-C again, "
+            "stops at once, and the same command resumes either way"
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -150,7 +158,7 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
         `steps`, `epochs`, `seconds` and the log, for stage.json.
 
     Raises:
-        Interrupted: if the user pressed Ctrl-C; the stage can be resumed.
+        Interrupted: after Ctrl-C or SIGTERM; the stage can be resumed.
     """
     if checkpoint is not None:
         run.log(f"resuming the interrupted stage from step {checkpoint.name.rsplit('-', 1)[1]}")
@@ -169,7 +177,7 @@ def train(trainer: Trainer, run: StageRun, checkpoint: Path | None = None, bound
         trainer.add_callback(stop)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.requested and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted
+        raise Interrupted(stop.signal)
     history = trainer.state.log_history
     return {
         "steps": trainer.state.global_step,

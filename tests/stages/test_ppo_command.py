@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from helpers.stage_files import write_model, write_recipe, write_rows
 
@@ -122,6 +124,27 @@ def test_a_killed_stage_that_is_run_again_equals_the_uninterrupted_one(root, tmp
     logs = [StageArtifact.load(folder).training["log"] for folder in (first, second)]
     logs = [[{k: v for k, v in record.items() if not CLOCK.search(k)} for record in log] for log in logs]
     assert logs[0] == logs[1] and len(logs[0]) == 21
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+def test_a_killed_process_of_several_is_said_with_the_command_that_resumes(root, tmp_path):
+    """As where the kernel kills one for lack of memory; the launcher then ends the others."""
+    folder, more = tmp_path / "lost", ["--per_device_train_batch_size", "2"]
+    process = start(root, folder, TORCHRUN, more)
+    deadline = time.monotonic() + 200
+    while not list(folder.glob(".work/ppo-ptx/checkpoint-*")):
+        assert process.poll() is None, process.communicate()[1][-3000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = {int(child.environ()["LOCAL_RANK"]): child for child in psutil.Process(process.pid).children()}
+    ranks[1].kill()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    words = shlex.join(["python", *TORCHRUN, "-m", "instructgpt_hf.cli", "ppo", "--config", str(root / "recipe")])
+    assert errors.count(f"resumes from the last checkpoint: {words}") + errors.count(f"resumes: {words}") == 1, errors
+    assert "Traceback" not in errors.split("ChildFailedError")[0].split("torch/distributed")[0], errors
 
 
 def test_two_processes_write_one_stage(root, tmp_path):

@@ -195,7 +195,7 @@ def _find_function(name: str) -> RewardFunction:
         sys.path.append(here)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises
+    except (Exception, SystemExit) as error:  # whatever the user's module raises
         if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
             raise InstructGPTError(f"there is no module {module_name!r} in {here} or in the environment") from None
         raise InstructGPTError(

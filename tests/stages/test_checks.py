@@ -1,12 +1,16 @@
 """What is found before any model is loaded: every problem of every stage at once, by stage, setting and value."""
 
+import random
 import shutil
 import types
 
 import datasets
+import numpy as np
 import pytest
+import torch
 from helpers.stage_files import write_model, write_recipe, write_rows
 from rich.console import Console
+from transformers import set_seed
 
 from instructgpt_hf import cli, pipeline
 from instructgpt_hf.config.recipe import load_recipe
@@ -14,6 +18,7 @@ from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.stages import stage as stage_module
 from instructgpt_hf.stages.checks import disk, hub, models
 from instructgpt_hf.stages.checks import run as checks
+from instructgpt_hf.stages.checks.rewards import try_function
 
 COMMON = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1, "use_cpu": True}
 LETTERS = "efghijklmn"
@@ -214,6 +219,21 @@ def test_a_trial_is_a_call_as_in_training(run, tmp_path):
         assert {"prompts", "completion_ids", "trainer_state", "log_extra", "log_metric"} == set(others)
         assert others["prompts"] == [row["prompt"] for row in rows[:2]]
         others["log_metric"]("name", 1.0), others["log_extra"]("name", [1, 2])
+
+
+def test_a_trial_leaves_the_random_states_alone():
+    def draws(completions, **_):
+        return [torch.rand(()) + np.random.rand() + random.random() for _ in completions]
+
+    set_seed(0)
+    expected = _drawn()
+    set_seed(0)
+    try_function(draws, datasets.Dataset.from_dict({"prompt": ["a", "b"]}), None)
+    assert _drawn() == expected
+
+
+def _drawn():
+    return torch.rand(()).item(), np.random.rand(), random.random()
 
 
 def test_a_column_whose_name_is_taken(run, tmp_path):

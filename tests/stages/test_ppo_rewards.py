@@ -195,10 +195,12 @@ class TestRefused:
             ("no_such_module:close", "there is no module 'no_such_module' in"),
             ("own_rewards.inner:close", "module 'own_rewards.inner' cannot be imported: ModuleNotFoundError"),
             ("broken_rewards:close", "module 'broken_rewards' cannot be imported: ValueError: wrong"),
+            ("ending_rewards:close", "module 'ending_rewards' cannot be imported: SystemExit: no key"),
         ],
     )
     def test_functions(self, refused, place, name, rule):
         (place / "broken_rewards.py").write_text("raise ValueError('wrong')")
+        (place / "ending_rewards.py").write_text("raise SystemExit('no key')")
         message = refused("--reward_functions", name)
         assert (
             "these cannot be used:" in message

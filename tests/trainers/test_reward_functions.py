@@ -107,6 +107,20 @@ def test_an_exception_inside_a_library_names_the_line_that_called_it():
         call(own)
 
 
+def test_what_a_generator_or_an_exit_raises_is_named_too():
+    def generated(completions, **_):
+        for text in completions:
+            yield float(text)
+
+    def ended(**_):
+        raise SystemExit("no key for the judge")
+
+    with pytest.raises(InstructGPTError, match=r"generated raised ValueError: .*yield float\(text\)\)"):
+        call(generated)
+    with pytest.raises(InstructGPTError, match="ended raised SystemExit: no key for the judge"):
+        call(ended)
+
+
 def test_a_function_that_takes_too_little_names_its_definition():
     def own(answers):
         return [0.0] * len(answers)

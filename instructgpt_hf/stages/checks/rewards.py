@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, TrainerState
 
@@ -64,8 +69,19 @@ def try_function(
         "log_extra": _ignore,
         "log_metric": _ignore,
     }
-    values: Any = checked(function)(**received)
-    return asyncio.run(values) if is_coroutine_function(function) else values
+    with _own_randomness():
+        values: Any = checked(function)(**received)
+        return asyncio.run(values) if is_coroutine_function(function) else values
+
+
+@contextlib.contextmanager
+def _own_randomness() -> Iterator[None]:
+    """Put the random states back: what the block draws must not change the models that are made after it."""
+    plain, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        yield
+    random.setstate(plain)
+    np.random.set_state(arrays)
 
 
 def _ignore(*_: Any, **__: Any) -> None:

@@ -51,13 +51,13 @@ def checked(function: RewardFunction) -> RewardFunction:
     @functools.wraps(function, updated=())
     def call(prompts: list[Any], **columns: Any) -> list[float | None]:
         with _own_errors(function, name):
-            values = function(prompts=prompts, **_own_columns(columns))
+            values = _read(function(prompts=prompts, **_own_columns(columns)))
         return _checked_values(name, values, len(prompts))
 
     @functools.wraps(function, updated=())
     async def call_later(prompts: list[Any], **columns: Any) -> list[float | None]:
         with _own_errors(function, name):
-            values = await function(prompts=prompts, **_own_columns(columns))  # type: ignore[misc]
+            values = _read(await function(prompts=prompts, **_own_columns(columns)))  # type: ignore[misc]
         return _checked_values(name, values, len(prompts))
 
     return call_later if is_coroutine_function(function) else call  # type: ignore[return-value]
@@ -92,12 +92,12 @@ def _own_errors(function: Callable[..., Any], name: str) -> Iterator[None]:
     """Raise what a reward function raises as `InstructGPTError`, with the line of the function that led to it."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"{type(error).__name__}: {first_line(error)}" if str(error).strip() else type(error).__name__
         raise InstructGPTError(f"reward function {name} raised {message}{_own_line(function, error)}") from error
 
 
-def _own_line(function: Callable[..., Any], error: Exception) -> str:
+def _own_line(function: Callable[..., Any], error: BaseException) -> str:
     """The innermost line of the function's file in the traceback of an error, or nothing where it has none."""
     inner = inspect.unwrap(_inner(function))
     code = getattr(inner, "__code__", None) or getattr(type(inner).__call__, "__code__", None)
@@ -112,6 +112,11 @@ def _own_line(function: Callable[..., Any], error: Exception) -> str:
 
 def _source(code: Any) -> str:
     return linecache.getline(code.co_filename, code.co_firstlineno).strip()
+
+
+def _read(values: Any) -> Any:
+    """The values; what a generator function raises, it raises here."""
+    return list(values) if isinstance(values, Iterator) else values
 
 
 def _checked_values(name: str, values: Any, completions: int) -> list[float | None]:

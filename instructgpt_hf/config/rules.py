@@ -84,6 +84,27 @@ def _trackers_are_installed(report_to: str | list[str] | None) -> str | None:
     return None
 
 
+@_reads("save_strategy", "eval_strategy", "metric_for_best_model", stages=("sft", "reward"))
+def _best_is_measured(save_strategy: Any, eval_strategy: Any, metric: str | None) -> str | None:
+    if _named(save_strategy) == "best" and (_named(eval_strategy) == "no" or metric is None):
+        return (
+            "best saves no checkpoint without eval_strategy and metric_for_best_model: set both, or save_strategy to "
+            "steps, epoch or no"
+        )
+    return None
+
+
+@_reads("save_strategy")
+def _nothing_is_best(save_strategy: Any) -> str | None:
+    best = _named(save_strategy) == "best"
+    return "best saves no checkpoint, for nothing is evaluated in training: set steps or no" if best else None
+
+
+def _named(choice: Any) -> str:
+    """A choice of transformers by its name in recipes."""
+    return str(getattr(choice, "value", choice))
+
+
 @_reads("pretraining_dataset_name", "pretraining_mix", stages=("sft",))
 def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float) -> str | None:
     missing = pretraining_mix > 0 and not pretraining_dataset_name
@@ -230,8 +251,7 @@ def _steps_fill_iterations(max_steps: int, *sizes: int) -> str | None:
 @_reads("save_steps", "save_strategy", *_BATCH, "num_iterations")
 def _saves_after_iterations(save_steps: float | None, strategy: Any, *sizes: int) -> str | None:
     steps = _iteration_steps(*sizes)
-    named = str(getattr(strategy, "value", strategy))
-    if save_steps is None or named != "steps" or steps is None or save_steps % steps == 0:
+    if save_steps is None or _named(strategy) != "steps" or steps is None or save_steps % steps == 0:
         return None
     return f"must be a multiple of the {steps} optimizer steps of one iteration: only its end can be resumed exactly"
 

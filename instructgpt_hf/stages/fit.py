@@ -135,8 +135,8 @@ class StopAtCheckpoint(TrainerCallback):
         boundary = state.global_step % self.boundary == 0 and state.global_step < state.max_steps
         if boundary and any_process(self.requested):
             self.requested = True
-            control.should_save = True
-            control.should_training_stop = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False  # after which save_strategy: best would decide whether to save
         if state.global_step >= state.max_steps:
             control.should_save = False
 

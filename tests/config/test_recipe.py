@@ -273,3 +273,14 @@ def test_reserved_keys_are_no_settings():
     for stage in ("sft", "reward", "ppo"):
         assert not {"output_dir", "config", "hub_token"} & set(stage_settings(stage))
     assert not {"num_generations", "lr_scheduler_type", "warmup_steps"} & set(stage_settings("ppo"))
+
+
+class TestSavingTheBest:
+    @pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+    def test_it_is_refused_where_it_would_never_save(self, stage):
+        with pytest.raises(InstructGPTError, match="save_strategy = 'best': best saves no checkpoint"):
+            load_recipe("tiny-cpu", [f"--{stage}.save_strategy", "best"])
+
+    def test_it_is_taken_with_a_metric(self):
+        words = ["--sft.save_strategy", "best", "--sft.eval_strategy", "steps", "--sft.metric_for_best_model", "loss"]
+        assert load_recipe("tiny-cpu", words).stages["sft"].training_args.save_strategy == "best"

@@ -80,6 +80,13 @@ def test_a_second_signal_stops_at_once_but_not_the_echo_of_a_launcher(monkeypatc
     assert len(run.lines) == 2 and "SIGTERM: stopping at the next point" in run.lines[0]
 
 
+def test_a_stop_saves_also_where_only_the_best_is_saved():
+    stop, control = StopAtCheckpoint(Messages(), 1), TrainerControl(should_evaluate=True)
+    stop.requested = True
+    stop.on_step_end(None, TrainerState(global_step=2, max_steps=4), control)
+    assert control.should_save and control.should_training_stop and not control.should_evaluate
+
+
 def test_no_checkpoint_after_the_last_step():
     stop, control = StopAtCheckpoint(Messages(), 1), TrainerControl(should_save=True)
     stop.requested = True

@@ -150,3 +150,11 @@ def test_no_card_is_written(make_policy, trainer, tmp_path):
     made.train()
     assert (tmp_path / "work" / "checkpoint-1").is_dir()
     assert not list(tmp_path.rglob("README.md"))
+
+
+def test_only_the_best_is_saved(trainer, make_policy, tmp_path):
+    best = dict(save_strategy="best", eval_strategy="steps", eval_steps=1, metric_for_best_model="loss", max_steps=2)
+    run = trainer(make_policy(), save_total_limit=1, **best)
+    run.train()
+    assert [item.name for item in (tmp_path / "work").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert run.state.best_model_checkpoint == str(tmp_path / "work" / "checkpoint-2")

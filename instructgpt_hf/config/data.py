@@ -50,9 +50,14 @@ class PretrainingArguments(DataArguments):
 class LaterStageArguments(DataArguments):
     """Data arguments of the stages that start from the SFT model."""
 
-    sft_model_path: str | None = setting(None, "Folder or Hub id of the SFT stage; this run's by default.", "§3.5")
+    sft_model_path: str | None = setting(
+        None, "Folder or Hub id of an SFT stage, or of an SFT model made elsewhere; this run's by default.", "§3.5"
+    )
     prompt_template: str | None = setting(
-        None, "Taken from the SFT stage; another value is an error.", "ours", choices=TEMPLATE_NAMES
+        None,
+        "Taken from the SFT stage, where another value is an error; names that of a model made elsewhere.",
+        "ours",
+        choices=TEMPLATE_NAMES,
     )
 
 

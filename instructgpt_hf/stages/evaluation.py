@@ -52,7 +52,9 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
             policy = _load(run, folder, evaluation.tokenizer)
         return evaluation.measure(name, policy, of_sft.judged)
 
-    measured = {"base": measure("base", base), "SFT": of_sft}
+    own_base = sft.base_model["fingerprint"] == sft.fingerprint  # an SFT model made elsewhere
+    measured = {} if own_base else {"base": measure("base", base)}
+    measured["SFT"] = of_sft
     measured |= {NAMES[stage]: measure(NAMES[stage], run.run_folder / stage) for stage in policies}
     rows = [item.row for item in measured.values()]
     curves = {name: item.training.get("log", []) for name, item in policies.items()}

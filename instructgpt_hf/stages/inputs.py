@@ -14,11 +14,19 @@ from transformers.utils import logging
 
 from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, model_fingerprint, vocabulary_fingerprint
+from instructgpt_hf.config.data import PLAIN_TEMPLATES
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems
-from instructgpt_hf.models.loading import count_parameters, load_config, positions, resolve_source
+from instructgpt_hf.models.loading import (
+    count_parameters,
+    is_adapter,
+    load_config,
+    load_tokenizer,
+    positions,
+    resolve_source,
+)
 from instructgpt_hf.stages.run import StageRun
 
 SLOW_TO_LOAD = 2**30  # bytes of weights
@@ -41,8 +49,11 @@ class FinishedStage:
 def previous_stage(run: StageRun, source: str | None, stage: str, weights: bool = True) -> FinishedStage:
     """An earlier stage of this run, or the one that a path or Hub id names; `weights=False` downloads none.
 
+    An SFT model may also be made elsewhere: its prompt format is the recipe's `prompt_template`, or by default its
+    tokenizer's chat template.
+
     Raises:
-        InstructGPTError: if it is missing or is another stage.
+        InstructGPTError: if it is missing or is another stage, or a model made elsewhere has no prompt format.
     """
     folder = run.run_folder / stage if source is None else resolve_source(source, None, f"{stage} stage", weights)
     if source is None and not (folder / STAGE_FILE).is_file():
@@ -50,10 +61,30 @@ def previous_stage(run: StageRun, source: str | None, stage: str, weights: bool 
         raise InstructGPTError(
             f"{folder}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path{known}."
         )
+    if source is not None and stage == "sft" and _is_model(folder) and not (folder / STAGE_FILE).is_file():
+        return FinishedStage(folder, _made_elsewhere(folder, source, run.settings.data_args.prompt_template), source)
     record = StageArtifact.load(folder)
     if record.stage != stage:
         raise InstructGPTError(f"{folder}: is a finished {record.stage!r} stage, expected {stage!r}.")
     return FinishedStage(folder, record, source or stage)
+
+
+def _is_model(folder: Path) -> bool:
+    return is_adapter(folder) or (folder / "config.json").is_file()
+
+
+def _made_elsewhere(folder: Path, source: str, template: str | None) -> StageArtifact:
+    """The record of an SFT model that this package did not train, which is its own base model."""
+    tokenizer = load_tokenizer(folder)
+    if template is None and not tokenizer.chat_template:
+        raise InstructGPTError(
+            f"sft_model_path: {source}: was made elsewhere (it has no {STAGE_FILE}), and its tokenizer has no chat "
+            "template. Name the format that it was trained with as prompt_template: "
+            f"{', '.join(sorted(PLAIN_TEMPLATES))}."
+        )
+    prompt_format = PromptFormat.create(template or "chat", tokenizer).to_dict()
+    base = base_record(source, None, folder, tokenizer)
+    return StageArtifact("sft", "", {}, prompt_format, base, fingerprint=base["fingerprint"], seed=0)
 
 
 def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

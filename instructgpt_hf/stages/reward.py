@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.artifacts import EVALUATION_FILES, StageArtifact
+from instructgpt_hf.artifacts import EVALUATION_FILES
 from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.prompts import PromptFormat
@@ -85,7 +85,7 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         )
         rankings = read_rankings(self.sources, settings.data_args)
         self.run.log(f"read as {self.sources.records['rankings']['schema']}")
-        demonstrations = self._demonstrations(sft.record) if settings.training_args.center_on_demonstrations else None
+        demonstrations = self._demonstrations(sft) if settings.training_args.center_on_demonstrations else None
         return RewardInputs(start, base, sft, tokenizer, prompt_format, rankings, demonstrations)
 
     def _start(self, sft: FinishedStage) -> tuple[Path, dict[str, Any]]:
@@ -100,9 +100,19 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
         check_vocabulary(sft.record.base_model, base, "the reward model")
         return folder, base
 
-    def _demonstrations(self, sft: StageArtifact) -> list[dict[str, Any]]:
-        """The first of the demonstrations that the SFT model was trained on."""
-        record = sft.data["demonstrations"]
+    def _demonstrations(self, sft: FinishedStage) -> list[dict[str, Any]] | None:
+        """The first of the demonstrations that the SFT model was trained on; None where it was made elsewhere.
+
+        Raises:
+            InstructGPTError: if they are asked for and cannot be read.
+        """
+        if "demonstrations" not in sft.record.data:
+            unknown = f"the demonstrations of {sft.source} are not known, because it was made elsewhere"
+            if "center_on_demonstrations" in self.run.settings.values:
+                raise InstructGPTError(f"center_on_demonstrations = True: {unknown}. Set it to false.")
+            self.run.log(f"scores are not centred: {unknown}")
+            return None
+        record = sft.record.data["demonstrations"]
         name, split = record["source"], record["split"]
         try:
             source = self.sources.resolve(name, split, "demonstrations")

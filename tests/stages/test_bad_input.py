@@ -279,9 +279,11 @@ class TestPreviousStages:
     def test_missing_folder(self, refused, stage):
         assert "sft stage: ./nowhere: no such folder" in refused(stage, "--sft_model_path", "./nowhere")
 
-    def test_a_model_that_no_stage_wrote(self, refused, place):
+    def test_a_model_that_no_stage_wrote(self, refused, place, tmp_path):
         message = refused("reward", "--sft_model_path", place / "base")
-        assert f"{place / 'base' / 'stage.json'}: not found" in message
+        assert f"sft_model_path: {place / 'base'}: was made elsewhere (it has no stage.json), and its" in message
+        assert "Name the format that it was trained with as prompt_template: instruction, raw, user-assist" in message
+        assert f"{tmp_path / 'stage.json'}: not found" in refused("reward", "--sft_model_path", tmp_path)
 
     def test_another_stage(self, refused, place):
         message = refused("reward", "--sft_model_path", place / "done" / "reward")

@@ -176,7 +176,9 @@ def test_an_interrupted_stage_resumes_where_it_stopped(run_folder, tmp_path, mon
 
 def test_stages_take_a_path_as_the_previous_stage(run_folder, tmp_path):
     settings = recipe("--reward.sft_model_path", str(run_folder / "sft"), "--center_num_demonstrations", "5")
-    (artifact,) = pipeline.run_stage(settings, "reward", tmp_path, screen())
+    folder, console = tmp_path / "run[x=1]", screen()
+    (artifact,) = pipeline.run_stage(settings, "reward", folder, console)
+    assert f"--output_dir {folder}`" in console.export_text()  # as it is, not as rich's markup
     assert artifact.metrics["demonstrations_scored"] == 5
     assert artifact.previous["sft"]["fingerprint"] == StageArtifact.load(run_folder / "sft").fingerprint
 

@@ -87,8 +87,8 @@ def train(arm: Arm, bench: Bench, iterations: int) -> dict[str, Any]:
         trainer = PPOTrainer(
             policy,
             reward,
-            value_model,
             make_config(arm, bench, iterations, folder),
+            value_model=value_model,
             train_dataset=bench.prompts,
             processing_class=bench.tokenizer,
             prompt_format=bench.format,

@@ -33,8 +33,8 @@ class Ours(Side):
         trainer = PPOTrainer(
             policy,
             reward_model,
-            value_model,
             args=_config(job, folder),
+            value_model=value_model,
             train_dataset=Dataset.from_list([{"prompt": _as_text(prompt)} for prompt in job.prompts]),
             processing_class=tokenizer,
             prompt_format=Ids(),

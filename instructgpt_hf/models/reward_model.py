@@ -174,7 +174,7 @@ def create_reward_model(
     if adapter is not None:
         # Updates of the head are smaller than half a step of bfloat16.
         getattr(model, HEAD).float()
-    _init_head(model, seed)
+    init_head(model, seed)
     if adapter is None:
         return model
     model = get_peft_model(model, with_head(adapter))
@@ -292,16 +292,28 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     unfit = f"{folder}: cannot be loaded with one score"
     with loading_errors(unfit, OSError, RuntimeError), loading_errors(unknown, ValueError):
         model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **model_kwargs)
-    head = getattr(model, HEAD, None)
-    # A subclass may be a quantised layer, if the base's file already holds quantised weights.
-    if type(head) is not nn.Linear or head.out_features != 1:
-        raise InstructGPTError(f"{folder}: {type(model).__name__} has no plain scalar `{HEAD}` head.")
-    head.__class__ = ScoreHead  # in place, so that its weight, name and hooks stay
+    with loading_errors(str(folder), InstructGPTError):
+        scalar_head(model)
     restore_cpu_gradients(model)
     return model
 
 
-def _init_head(model: PreTrainedModel, seed: int) -> None:
+def scalar_head(model: PreTrainedModel) -> ScoreHead:
+    """The head of a sequence classifier, which from then on computes in float32.
+
+    Raises:
+        InstructGPTError: if it is none with one score.
+    """
+    head: Any = getattr(model, HEAD, None)
+    # A subclass may be a quantised layer, if the base's file already holds quantised weights.
+    if type(head) not in (nn.Linear, ScoreHead) or head.out_features != 1:
+        raise InstructGPTError(f"{type(model).__name__} has no plain scalar `{HEAD}` head.")
+    head.__class__ = ScoreHead  # in place, so that its weight, name and hooks stay
+    return head  # type: ignore[no-any-return]
+
+
+def init_head(model: Scorer, seed: int) -> None:
+    """Draw the head's weight from N(0, 1/(d+1)) for hidden size d (Stiennon et al. 2020, §3.4)."""
     weight = getattr(model, HEAD).weight
     values = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) / math.sqrt(weight.shape[1] + 1)
     with torch.no_grad():

@@ -81,7 +81,7 @@ def load_scorers(
     reward = load_reward_model(folder, **model_kwargs)
     if peft_config is None:
         return reward, load_reward_model(folder, trainable=True, **model_kwargs)
-    return _adapter_beside_whole(reward, peft_config)
+    return adapter_beside_whole(reward, peft_config)
 
 
 def load_another_reward_model(
@@ -190,8 +190,8 @@ def _adapters_on(base: PreTrainedModel | PeftModel, folder: Path) -> tuple[Adapt
     return _roles(reward, AdapterScorer(host, VALUE_ADAPTER, saved.head, saved.record, owns_host=host is not base))
 
 
-def _adapter_beside_whole(reward: PreTrainedModel, peft_config: LoraConfig) -> tuple[AdapterScorer, AdapterScorer]:
-    """Freeze a whole reward model, and put a fresh adapter on it as the value model."""
+def adapter_beside_whole(reward: PreTrainedModel, peft_config: LoraConfig) -> tuple[AdapterScorer, AdapterScorer]:
+    """Freeze a whole reward model, and put a fresh adapter on it as the value model: reward and value model."""
     own = copy.deepcopy(peft_config)
     own.modules_to_save, own.task_type = None, None
     # "all-linear" would give the head an adapter too, which an `AdapterScorer` does not apply.

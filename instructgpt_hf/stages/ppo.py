@@ -140,8 +140,8 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         trainer = PPOTrainer(
             models.policy,
             models.rewards,
-            models.value_model,
             self.run.settings.training_args,
+            value_model=models.value_model,
             train_dataset=rows,
             processing_class=inputs.tokenizer,
             prompt_format=inputs.prompt_format,

@@ -180,7 +180,7 @@ def chosen_format(
 ) -> PromptFormat:
     """The prompt format given, or by name, or by default: the one recorded in the model's folder, the tokenizer's
     chat template, or without one the prompt as it is (`raw`)."""
-    if isinstance(given, PromptFormat):
+    if given is not None and not isinstance(given, str):
         return given
     recorded = recorded_format(folder) if given is None else None
     if recorded is not None:

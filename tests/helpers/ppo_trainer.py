@@ -51,8 +51,8 @@ def build_trainer(
     return PPOTrainer(
         policy,
         reward,
-        value_model,
         PPOConfig(**{**SETTINGS, "output_dir": str(output_dir), **changes}),
+        value_model=value_model,
         train_dataset=prompts,
         processing_class=tokenizer,
         prompt_format=PromptFormat.create(template, tokenizer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +11,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from instructgpt_hf._compat.peft import freeze_reference_adapter
 from instructgpt_hf._compat.quirks import (
@@ -23,11 +24,13 @@ from instructgpt_hf._compat.quirks import (
 )
 from instructgpt_hf.config.ppo import PPOConfig
 from instructgpt_hf.data.prompts import Prompt, PromptFormat
+from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.functional import adapted_kl_weight, kl_estimate
 from instructgpt_hf.models.actor_critic import ActorCritic
 from instructgpt_hf.models.decoding import LogitsNotFinite
 from instructgpt_hf.models.sampling import is_finished
 from instructgpt_hf.models.vocabulary import Vocabulary
+from instructgpt_hf.trainers.inputs import ModelSource, chosen_format, refuse, settled_args
 from instructgpt_hf.trainers.ppo import generation, reference, state
 from instructgpt_hf.trainers.ppo.ema import WeightAverage
 from instructgpt_hf.trainers.ppo.functions import check_columns
@@ -50,7 +53,22 @@ from instructgpt_hf.trainers.ppo.rollouts import (
     estimate_advantages,
     own_rows,
 )
+from instructgpt_hf.trainers.ppo.scorers import Scorers, listed
 from instructgpt_hf.trainers.ppo.watchdog import EarlyWarnings, Guard, TrainingStopped, all_finite
+from instructgpt_hf.trainers.rows import RowReader, each, training_rows
+
+logger = logging.getLogger(__name__)
+
+_REFUSED = {
+    "compute_metrics": "PPO has no predictions to measure; a reward function's log_metric adds to the log.",
+    "data_collator": "is the trainer's own; prompts are padded when they are sampled from.",
+    "formatting_func": "apply it before: dataset.map(...) to the column prompt.",
+    "preprocess_logits_for_metrics": "PPO has no predictions to measure.",
+}
+_FRESH_VALUE_MODEL = (
+    "The value model starts from the policy with a random head, so its first advantages are noise. Set "
+    "value_warmup_iterations (to 5, for example): in these first iterations it is trained alone."
+)
 
 
 class PPOTrainer(PPOOptimization):
@@ -79,67 +97,107 @@ class PPOTrainer(PPOOptimization):
     left column comes with every TRL release; docs/architecture.md lists the price.
 
     Args:
-        model: policy, a causal language model or PEFT model; its state at construction is also the KL reference.
-        reward_model: a reward model that reads the policy's token ids, a `TextRewardModel` with another tokenizer, a
-            function with TRL's reward function signature, or a list of these, weighted by `args.reward_weights`.
-        value_model: sequence classifier with a scalar head, a copy of the reward model (§3.5).
-        args: `PPOConfig`.
-        train_dataset: column `prompt`; other columns are passed to reward functions.
-        processing_class: the policy's tokenizer, with a padding token that differs from EOS.
-        prompt_format: how prompts become token ids.
+        model: the policy: Hub id or folder of a causal language model, whole or adapter, or `"lab"`; or one in
+            memory. Its state at construction is also the KL reference.
+        reward_funcs: a reward model (its name, or in memory), a function with TRL's reward function signature, or a
+            list of these, weighted by `args.reward_weights`. A reward model with the policy's tokenizer and prompt
+            format reads the sampled token ids, another one the text (`TextRewardModel`).
+        args: `PPOConfig`; without `pretraining_dataset` plain PPO by default.
+        train_dataset: column `prompt` (text or messages), those over `max_prompt_length` left out; other columns are
+            passed to reward functions.
+        eval_dataset: the same, or a dict of several by name.
+        processing_class: the policy's tokenizer, the model's own by default.
+        reward_processing_classes: tokenizers of the reward models, in the order of `reward_funcs`; their own by
+            default.
+        callbacks, optimizers: as in `trl.RLOOTrainer`.
+        quantization_config: of the frozen weights of a policy by its name.
+        peft_config: of the adapters of policy and value model.
+        value_model: sequence classifier with a scalar head, by its name or in memory; by default a copy of the first
+            reward model that reads token ids (§3.5), or without one a copy of the policy with a random head, which
+            needs `value_warmup_iterations`.
+        prompt_format: a `PromptFormat` or its name; by default the one that the policy was trained with, the
+            tokenizer's chat template, or without one the prompt as it is.
         pretraining_dataset: column `text`; needed if `args.ptx_coef > 0`.
         ref_model: another KL reference than the policy's start.
-        kwargs: for `trl.RLOOTrainer`: callbacks, eval_dataset, ...
+        reward_model: another name of `reward_funcs`.
 
     Raises:
-        ValueError: if there are fewer prompts than episodes in an iteration, `ptx_coef > 0` without text, or a model
-            has fewer embeddings than the tokenizer whose ids it reads.
+        InstructGPTError: if models, data or settings cannot be used: fewer prompts than episodes in an iteration,
+            `ptx_coef > 0` without text, a model with fewer embeddings than the tokenizer whose ids it reads.
     """
 
     _tag_names = ("trl", "ppo")
 
     def __init__(
         self,
-        model: PreTrainedModel | PeftModel,
-        reward_model: Reward | list[Reward],
-        value_model: nn.Module,
-        args: PPOConfig,
+        model: str | Path | PreTrainedModel | PeftModel,
+        reward_funcs: Any = None,
+        args: PPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: LoraConfig | None = None,
         *,
-        train_dataset: Dataset,
-        processing_class: PreTrainedTokenizerBase,
-        prompt_format: PromptFormat,
+        value_model: str | Path | nn.Module | None = None,
+        prompt_format: PromptFormat | str | None = None,
         pretraining_dataset: Dataset | IterableDataset | None = None,
         ref_model: PreTrainedModel | None = None,
+        reward_model: Any = None,
         **kwargs: Any,
     ) -> None:
-        _check_sizes(args, train_dataset, pretraining_dataset)
-        self.prompt_format = prompt_format
-        rewards = reward_model if isinstance(reward_model, (list, tuple)) else [reward_model]
-        self.vocabulary = Vocabulary(processing_class)
-        readers = [("policy", model), ("KL reference", ref_model), ("value model", value_model)]
+        refuse(kwargs, _REFUSED)
+        rewards = _rewards(reward_funcs, reward_model)
+        defaults = {"ptx_coef": 0.0} if pretraining_dataset is None else {}
+        args = settled_args(args, PPOConfig, model, "PPO", **defaults)
+        _check_text(args, pretraining_dataset)
+        set_seed(args.seed)
+        source = ModelSource(model, args, quantization_config)
+        tokenizer = source.tokenizer(processing_class)
+        self.prompt_format = chosen_format(prompt_format, tokenizer, source.folder)
+        self.reader = RowReader.of(self.prompt_format, tokenizer, source.config, args.max_prompt_length)
+        prompts = training_rows(train_dataset, self.reader.prompts)
+        _check_size(args, prompts)
+        held_out = each(eval_dataset, "eval_dataset", self.reader.prompts)
+        policy = source.policy(tokenizer, peft_config)
+        scorers = Scorers(
+            policy, tokenizer, self.prompt_format, args.seed, source.adapter(peft_config, "SEQ_CLS"), source.options
+        )
+        reward_tokenizers = [None] * len(rewards) if reward_processing_classes is None else reward_processing_classes
+        rewards, value_model, fresh = scorers.load(rewards, listed(reward_tokenizers), value_model)
+        if fresh and not args.value_warmup_iterations:
+            logger.warning(_FRESH_VALUE_MODEL)
+        self.vocabulary = Vocabulary(tokenizer)
+        readers = [("policy", policy), ("KL reference", ref_model), ("value model", value_model)]
         readers += [("reward model", item) for item in rewards if isinstance(item, nn.Module)]
         for role, reader in readers:
             self.vocabulary.check_reader(reader, role)
-        ref_model = reference.reference_of(model, ref_model)
-        with no_reference_from_disk(args), keep_trained_weights(model):
+        ref_model = reference.reference_of(policy, ref_model)
+        with no_reference_from_disk(args), keep_trained_weights(policy):
             super().__init__(
-                model=model,
+                model=policy,
                 reward_funcs=[placeholder(reward) for reward in rewards],
                 args=args,
-                train_dataset=train_dataset,
-                processing_class=processing_class,
+                train_dataset=prompts,
+                eval_dataset=held_out,
+                processing_class=tokenizer,
+                callbacks=callbacks,
+                optimizers=optimizers,
                 **kwargs,
             )
         self.beta = args.beta
-        restore_cpu_gradients(model)
+        restore_cpu_gradients(policy)
         restore_cpu_gradients(value_model)
         self.ref_model = None if ref_model is None else reference.frozen(ref_model, args, self.accelerator)
         self._set_rewards(rewards)
-        self._join_models(model, value_model)
+        self._join_models(policy, value_model)
         self._add_callbacks()
         self.pretraining = self.pretraining_stream(pretraining_dataset) if args.ptx_coef else None
         self.samples: list[dict[str, Any]] = []
-        self._prepare_generation(model)
+        self._prepare_generation(policy)
 
     def _set_rewards(self, rewards: list[Reward]) -> None:
         """Put the rewards in the place of their placeholders, and freeze the reward models."""
@@ -368,13 +426,29 @@ class PPOTrainer(PPOOptimization):
         )
 
 
-def _check_sizes(
-    args: PPOConfig, train_dataset: Dataset, pretraining_dataset: Dataset | IterableDataset | None
-) -> None:
-    if hasattr(train_dataset, "__len__") and len(train_dataset) < args.generation_batch_size:
-        raise ValueError(
-            f"train_dataset has {len(train_dataset)} prompts, fewer than generation_batch_size="
+def _rewards(reward_funcs: Any, reward_model: Any) -> list[Any]:
+    """The rewards under either name."""
+    if (reward_funcs is None) == (reward_model is None):
+        raise InstructGPTError(
+            "reward_funcs: pass a reward model, a reward function or a list of them"
+            + ("." if reward_funcs is None else "; reward_model is another name of it, so only one of the two.")
+        )
+    rewards = listed(reward_model if reward_funcs is None else reward_funcs)
+    if not rewards:
+        raise InstructGPTError("reward_funcs: the list is empty.")
+    return rewards
+
+
+def _check_text(args: PPOConfig, pretraining_dataset: Dataset | IterableDataset | None) -> None:
+    if args.ptx_coef and pretraining_dataset is None:
+        raise InstructGPTError(
+            f"ptx_coef={args.ptx_coef} needs a pretraining_dataset; set ptx_coef to 0 for plain PPO."
+        )
+
+
+def _check_size(args: PPOConfig, prompts: Dataset) -> None:
+    if len(prompts) < args.generation_batch_size:
+        raise InstructGPTError(
+            f"train_dataset has {len(prompts)} prompts, fewer than generation_batch_size="
             f"{args.generation_batch_size} episodes of one iteration; add prompts or lower generation_batch_size."
         )
-    if args.ptx_coef and pretraining_dataset is None:
-        raise ValueError(f"ptx_coef={args.ptx_coef} needs a pretraining_dataset; set ptx_coef to 0 for plain PPO.")

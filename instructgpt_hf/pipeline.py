@@ -61,7 +61,7 @@ def run(
     """SFT, reward model, PPO, evaluation. What is finished and unchanged is skipped, what was interrupted resumes.
 
     Args:
-        recipe: checked settings of all three stages.
+        recipe: checked settings of all its stages.
         output_dir: folder of the run, which also gets `log.txt`.
         console: takes results and progress; by default they go to standard output and standard error.
         quiet: print results only.
@@ -185,6 +185,7 @@ def _push(recipe: Recipe, stage: str, folder: Path, output: Output) -> None:
 
 def _next_step(recipe: Recipe, stage: str, folder: Path) -> str:
     if stage != "ppo":
-        following = STAGES[STAGES.index(stage) + 1]
+        later = STAGES[STAGES.index(stage) + 1 :]
+        following = next((name for name in later if (recipe.folder / f"{name}.yaml").is_file()), later[0])
         return f"Next: `instructgpt-hf {following} --config {recipe.name} --output_dir {folder}`"
     return f"Next: read {folder}/evaluation/report.md; `instructgpt-hf push {folder}` puts the stages on the Hub."

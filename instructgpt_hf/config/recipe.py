@@ -33,7 +33,8 @@ Training = TypeVar("Training", bound="StageConfig")
 class StageSettings(Generic[Data, Training]):
     """The settings of one stage, for example `StageSettings[PPOArguments, PPOConfig]`.
 
-    `values` holds what the recipe and the command line set, by key, in the settings' types.
+    `values` holds what the recipe and the command line set, by key, in the settings' types. `reward_stage` is False
+    where the recipe has no `reward.yaml` and scores with reward functions alone.
     """
 
     stage: str
@@ -41,6 +42,7 @@ class StageSettings(Generic[Data, Training]):
     model_args: ModelConfig
     training_args: Training
     values: dict[str, Any] = field(default_factory=dict)
+    reward_stage: bool = True
 
     def changed(self) -> dict[str, Any]:
         """The settings whose value differs from this package's default."""
@@ -55,7 +57,10 @@ class StageSettings(Generic[Data, Training]):
 
 @dataclass
 class Recipe:
-    """A recipe whose settings have been checked: the name of its folder, and settings by stage, in training order."""
+    """A recipe whose settings have been checked: the name of its folder, and settings by stage, in training order.
+
+    The reward stage is missing where the recipe has no `reward.yaml`.
+    """
 
     name: str
     folder: Path
@@ -85,7 +90,8 @@ def load_recipe(
     """Read and check a recipe.
 
     Args:
-        name_or_path: name of a shipped recipe, a folder with a YAML file per stage, or one stage's YAML file.
+        name_or_path: name of a shipped recipe, a folder with a YAML file per stage, or one stage's YAML file. A folder
+            without `reward.yaml` has no reward stage: PPO scores with its `reward_functions` or `reward_model_path`.
         overrides: words of the command line: `--ppo.beta 0.05` for one stage, `--seed 3` for every stage that has the
             setting. They win over the files, and a later word over an earlier one.
         stages: the stages to read.
@@ -103,6 +109,10 @@ def load_recipe(
     files = {stage: source if source.is_file() else folder / f"{stage}.yaml" for stage in wanted}
     name = folder.resolve().name
     problems = Problems(f"The settings of recipe {name!r} cannot be used:")
+    reward_stage = (folder / "reward.yaml").is_file()
+    if not reward_stage and "ppo" in wanted and len(wanted) > 1:
+        files.pop("reward", None)
+        wanted = list(files)
     read = {stage: read_mapping(path, problems) for stage, path in files.items()}
     given = {
         stage: {key: _Given(value, str(files[stage]), key) for key, value in (values or {}).items()}
@@ -110,13 +120,17 @@ def load_recipe(
     }
     _apply_overrides(given, parse_overrides(overrides, problems), problems)
     typed = {stage: _typed(stage, given[stage], problems) for stage in wanted}
+    if not reward_stage and "reward" in chosen and "reward" not in wanted:
+        _check_reward_source(folder, given["ppo"], problems)
+    # Without a reward model of its own, the PPO stage by itself takes the one in the run's folder.
+    reward_stage = reward_stage or "reward_functions" not in given.get("ppo", {})
     for stage in wanted:
         if read[stage] is not None:
-            _check_rules(stage, given[stage], typed[stage], str(files[stage]), problems)
+            _check_rules(stage, given[stage], typed[stage], str(files[stage]), problems, reward_stage)
     _check_templates(given, typed, problems)
     problems.raise_if_any(limit=100)
     target = run_folder(name, output_dir)
-    built = {stage: _build(stage, typed[stage], target / stage, problems) for stage in wanted}
+    built = {stage: _build(stage, typed[stage], target / stage, problems, reward_stage) for stage in wanted}
     problems.raise_if_any(limit=100)
     return Recipe(name, folder, built)
 
@@ -170,13 +184,26 @@ def _with_hint(rule: str, hint: str) -> str:
     return f"{rule}; {hint}" if hint else rule
 
 
-def _check_rules(stage: str, given: dict[str, _Given], typed: dict[str, Any], file: str, problems: Problems) -> None:
+def _check_reward_source(folder: Path, given: dict[str, _Given], problems: Problems) -> None:
+    """A recipe without a reward stage must name what PPO scores with."""
+    if not any(given[key].value for key in ("reward_functions", "reward_model_path") if key in given):
+        read_mapping(folder / "reward.yaml", problems)
+        problems.add(
+            f"{folder / 'ppo.yaml'}: reward_functions: must be set in a recipe without reward.yaml, or "
+            "reward_model_path"
+        )
+
+
+def _check_rules(
+    stage: str, given: dict[str, _Given], typed: dict[str, Any], file: str, problems: Problems, reward_stage: bool
+) -> None:
     """Check required settings, and the rules across settings that do not read a bad one."""
     for key in REQUIRED[stage]:
         if key not in given or typed.get(key, "") is None:
             problems.add(f"{file}: {key}: is required and missing")
     bad = set(given) - set(typed)
     values = {key: item.default for key, item in stage_settings(stage).items() if key not in bad} | typed
+    values["reward_stage"] = reward_stage  # no setting: whether the recipe has a reward.yaml
     for violation in violations(stage, values):
         source = next((given[key].file for key in violation.keys if key in given), file)
         problems.add(f"{source}: {violation.key} = {values[violation.key]!r}: {violation.rule}")
@@ -196,7 +223,9 @@ def _check_templates(
             problems.add(f"{file}: prompt_template = {other!r}: must be that of sft.yaml, {first!r}; leave it out")
 
 
-def _build(stage: str, typed: dict[str, Any], folder: Path, problems: Problems) -> StageSettings[Any, Any]:
+def _build(
+    stage: str, typed: dict[str, Any], folder: Path, problems: Problems, reward_stage: bool
+) -> StageSettings[Any, Any]:
     """Construct the dataclasses of a stage; what only TRL or transformers refuses is added to the problems."""
     known = stage_settings(stage)
 
@@ -209,4 +238,6 @@ def _build(stage: str, typed: dict[str, Any], folder: Path, problems: Problems) 
             return None
 
     data, model, training = stage_classes(stage)
-    return StageSettings(stage, build(data), build(model), build(training, output_dir=str(folder)), typed)
+    return StageSettings(
+        stage, build(data), build(model), build(training, output_dir=str(folder)), typed, reward_stage
+    )

@@ -143,17 +143,23 @@ def _one_correction(missing_eos_score: float | None, missing_eos_penalty: float 
     return None
 
 
-@_reads("reward_weights", "extra_reward_model_paths", "reward_functions")
+@_reads("reward_weights", "extra_reward_model_paths", "reward_functions", "reward_model_path", "reward_stage")
 def _one_weight_per_reward(
-    weights: list[float] | None, models: list[str] | None, functions: list[str] | None
+    weights: list[float] | None,
+    models: list[str] | None,
+    functions: list[str] | None,
+    reward_model: str | None,
+    reward_stage: bool,
 ) -> str | None:
-    rewards = 1 + len(models or ()) + len(functions or ())
+    first = reward_stage or reward_model is not None
+    rewards = first + len(models or ()) + len(functions or ())
     if weights is None or len(weights) == rewards > 1:
         return None
     if rewards == 1:
         return "has no meaning with one reward; remove it, or set reward_functions or extra_reward_model_paths"
+    model = "for the reward model, " if first else ""
     return (
-        f"must have {rewards} values: for the reward model, for each of extra_reward_model_paths, and for each of "
+        f"must have {rewards} values: {model}for each of extra_reward_model_paths, and for each of "
         "reward_functions, in this order"
     )
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -77,3 +79,37 @@ class TextRewardModelJudge:
         """The shifted score of each prompt with its completion, as the model's own training rendered them."""
         ids = self.reward.token_lists(sampled.prompts, sampled.texts, sampled.finished)
         return score_token_lists(self.reward.model, ids, self.reward.tokenizer.pad_token_id, self.batch_size)
+
+
+@dataclass(frozen=True)
+class RewardFunctionsJudge:
+    """The reward functions that PPO trained on, where it had no reward model.
+
+    Attributes:
+        functions: with TRL's signature.
+        weights: one for each function.
+        columns: the other columns of the prompts, which the functions read.
+    """
+
+    functions: Sequence[Callable[..., Any]]
+    weights: Sequence[float]
+    columns: Mapping[str, Sequence[Any]]
+    name = "the reward functions it was trained on"
+    independent = False
+
+    def scores(self, sampled: SampledCompletions) -> list[float]:
+        """The weighted sum of the functions' values; None adds nothing."""
+        completions = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(sampled.prompts, sampled.texts, strict=True)
+        ]
+        inputs: dict[str, Any] = {"prompts": list(sampled.prompts), "completions": completions, **self.columns}
+        inputs |= {"completion_ids": sampled.completion_ids, "trainer_state": None}
+        inputs |= {"log_metric": lambda name, value: None, "log_extra": lambda column, values: None}
+        scores = [0.0] * len(completions)
+        for function, weight in zip(self.functions, self.weights, strict=True):
+            values = function(**inputs)
+            if inspect.iscoroutine(values):
+                values = asyncio.run(values)
+            scores = [score + weight * (value or 0.0) for score, value in zip(scores, values, strict=True)]
+        return scores

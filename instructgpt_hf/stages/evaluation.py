@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,7 +13,13 @@ from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.sources import Sources
 from instructgpt_hf.data.splits import read_pretraining, read_prompts
-from instructgpt_hf.evaluation.judges import GoldLabeler, Judge, RewardModelJudge, TextRewardModelJudge
+from instructgpt_hf.evaluation.judges import (
+    GoldLabeler,
+    Judge,
+    RewardFunctionsJudge,
+    RewardModelJudge,
+    TextRewardModelJudge,
+)
 from instructgpt_hf.evaluation.policies import BATCH_SIZE, MeasuredPolicy, PolicyEvaluation, alignment_tax
 from instructgpt_hf.evaluation.report import policy_table, write_report, write_samples
 from instructgpt_hf.evaluation.results import PolicyRow
@@ -21,8 +28,9 @@ from instructgpt_hf.models.loading import base_model_folder, load_policy, load_t
 from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import model_options, previous_stage, show_loading_progress
-from instructgpt_hf.stages.reward_sources import RewardSource, find_reward_models
+from instructgpt_hf.stages.reward_sources import RewardSource, find_functions, find_reward_models
 from instructgpt_hf.stages.run import StageRun
+from instructgpt_hf.trainers.ppo.functions import checked
 
 NAMES = {"ppo": "PPO", "ppo-ptx": "PPO-ptx"}
 
@@ -31,19 +39,22 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     """Measure every policy of a run and write `evaluation/`.
 
     Each policy completes the same held-out prompts at temperature 1. The win rate against SFT is decided by the gold
-    labeler in the lab, elsewhere by the reward model that PPO trained on, which is not independent of it. Accuracy on
-    the pretraining tasks is greedy exact match. The loss on held-back pretraining text is measured if the run has any.
+    labeler in the lab, elsewhere by the reward model that PPO trained on, or without one by its reward functions,
+    which are not independent of it. Accuracy on the pretraining tasks is greedy exact match. The loss on held-back
+    pretraining text is measured if the run has any.
 
     Args:
         run: the PPO stage of the run, finished.
     """
     previous = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
     sft_folder, sft = previous.folder, previous.record
-    reward = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))[0]
+    models = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))
+    reward = models[0] if models else None
     run.open_log()
     with run.phase("loading models, reading held-out prompts", bar=False):
         evaluation = _evaluation(run, sft_folder, sft, reward)
-    policies = _policies(run, {"sft": sft.fingerprint, "reward": reward.record.fingerprint})
+    scored_by = {} if reward is None else {"reward": reward.record}
+    policies = _policies(run, {"sft": sft.fingerprint, **{key: item.fingerprint for key, item in scored_by.items()}})
     base = base_model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
     of_sft = evaluation.measure("SFT", evaluation.reference)
 
@@ -58,7 +69,7 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     measured |= {NAMES[stage]: measure(NAMES[stage], run.run_folder / stage) for stage in policies}
     rows = [item.row for item in measured.values()]
     curves = {name: item.training.get("log", []) for name, item in policies.items()}
-    curves |= {"sft": sft.training.get("log", []), "reward": reward.record.training.get("log", [])}
+    curves |= {name: item.training.get("log", []) for name, item in {"sft": sft, **scored_by}.items()}
     tax, target = alignment_tax(measured), run.run_folder / "evaluation"
     with atomic_folder(target) as folder:
         write_report(folder, rows, curves, {**evaluation.notes(), **tax})
@@ -74,28 +85,24 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     return rows
 
 
-def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: RewardSource) -> PolicyEvaluation:
-    """The run's held-out prompts, tasks and text, its reward model, judge and SFT model."""
-    training_args, options = run.settings.training_args, model_options(run.settings)
+def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: RewardSource | None) -> PolicyEvaluation:
+    """The run's held-out prompts, tasks and text, its reward model or functions, judge and SFT model."""
+    training_args = run.settings.training_args
     tokenizer, prompt_format = load_tokenizer(sft_folder), PromptFormat.from_dict(sft.prompt_format)
     sources, data_args = Sources(run.lab_folder), run.settings.data_args
     prompts, _ = read_prompts(sources, data_args, prompt_format, tokenizer, training_args.max_prompt_length)
+    rows = prompts.test.select(range(min(len(prompts.test), data_args.eval_num_prompts)))
     text = read_pretraining(sources, data_args, "ptx_coef", training_args.ptx_coef)
     in_lab, tasks = str(data_args.dataset_name).startswith(LAB_PREFIX), []
     if in_lab:
         file = run.lab_folder() / "tasks.test.jsonl"
         tasks = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    model = reward.as_reward(load_reward_model(reward.folder, **options))
-    reward_judge: Judge = (
-        TextRewardModelJudge(model, BATCH_SIZE)
-        if isinstance(model, TextRewardModel)
-        else RewardModelJudge(model, tokenizer.pad_token_id, BATCH_SIZE)
-    )
+    reward_judge = _reward_judge(run, reward, rows, tokenizer)
     return PolicyEvaluation(
         args=training_args,
         tokenizer=tokenizer,
         prompt_format=prompt_format,
-        prompts=list(prompts.test["prompt"])[: data_args.eval_num_prompts],
+        prompts=list(rows["prompt"]),
         tasks=tasks,
         texts=list(text.test["text"]) if text is not None else [],
         reference=_load(run, sft_folder, tokenizer),
@@ -103,6 +110,21 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
         watch=run.measuring,
         judge=GoldLabeler() if in_lab else reward_judge,
     )
+
+
+def _reward_judge(
+    run: StageRun, reward: RewardSource | None, rows: Dataset, tokenizer: PreTrainedTokenizerBase
+) -> Judge:
+    """The reward model, or without one the reward functions, as a judge."""
+    if reward is None:
+        functions = find_functions(run.settings.data_args.reward_functions or [])
+        weights = run.settings.training_args.reward_weights or [1.0] * len(functions)
+        columns = {name: list(rows[name]) for name in rows.column_names if name != "prompt"}
+        return RewardFunctionsJudge([checked(item) for item in functions.values()], weights, columns)
+    model = reward.as_reward(load_reward_model(reward.folder, **model_options(run.settings)))
+    if isinstance(model, TextRewardModel):
+        return TextRewardModelJudge(model, BATCH_SIZE)
+    return RewardModelJudge(model, tokenizer.pad_token_id, BATCH_SIZE)
 
 
 def _load(run: StageRun, folder: Path, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | PeftModel:
@@ -117,7 +139,7 @@ def _policies(run: StageRun, current: dict[str, str]) -> dict[str, StageArtifact
         if not (run.run_folder / stage / STAGE_FILE).is_file():
             continue
         artifact = StageArtifact.load(run.run_folder / stage)
-        if all(artifact.previous[name]["fingerprint"] == value for name, value in current.items()):
+        if all(artifact.previous.get(name, {}).get("fingerprint") == value for name, value in current.items()):
             policies[stage] = artifact
         else:
             run.log(f"{stage}/ is left out: it was trained from an earlier SFT or reward model")

@@ -18,6 +18,7 @@ from instructgpt_hf.models.loading import check_adapter_settings, load_policy, l
 from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import reward_shift
 from instructgpt_hf.models.shared_base import load_another_reward_model, load_scorers
+from instructgpt_hf.models.value_model import value_model_of
 from instructgpt_hf.stages.inputs import (
     FinishedStage,
     check_rollout_lengths,
@@ -30,7 +31,7 @@ from instructgpt_hf.stages.reward_sources import Rewards, find_rewards
 from instructgpt_hf.stages.stage import Outcome, Stage
 from instructgpt_hf.trainers.ppo.functions import check_columns
 from instructgpt_hf.trainers.ppo.rewards import Reward
-from instructgpt_hf.trainers.ppo.trainer import PPOTrainer
+from instructgpt_hf.trainers.ppo.trainer import FRESH_VALUE_MODEL, PPOTrainer
 
 # Prefixes of the logged metrics that stage.json keeps of the last iteration.
 LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
@@ -39,7 +40,7 @@ LOGGED = ("objective/", "rewards/", "completions/", "val/", "loss/", "policy/")
 class PPOInputs(NamedTuple):
     """Models, prompts and texts that stage 3 reads."""
 
-    largest: Path  # folder of the reward model
+    largest: Path  # folder of the reward model, or of the SFT model where there is none
     sft: FinishedStage
     tokenizer: PreTrainedTokenizerBase
     prompt_format: PromptFormat
@@ -53,7 +54,7 @@ class PPOModels(NamedTuple):
     """Loaded models of stage 3."""
 
     policy: PreTrainedModel | PeftModel
-    reward_model: Scorer  # the first one
+    reward_model: Scorer | None  # the first one
     value_model: Scorer
     rewards: list[Reward]  # in the order of `reward_weights`
 
@@ -69,10 +70,15 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         tokenizer = load_tokenizer(sft.folder)
         prompt_format = recorded_format(sft.record, data_args.prompt_template, tokenizer, "ppo.yaml: prompt_template")
         rewards = find_rewards(self.run, sft.record, prompt_format, tokenizer)
-        reward = rewards.models[0]
-        check_adapter_settings([sft.folder, rewards.value], settings.values, "ppo.yaml")
+        reward = rewards.models[0] if rewards.models else None
+        started = [sft.folder] if rewards.value is None else [sft.folder, rewards.value]
+        check_adapter_settings(started, settings.values, "ppo.yaml")
+        if rewards.value is None and not training_args.value_warmup_iterations:
+            self.run.log(FRESH_VALUE_MODEL)
         if (
-            data_args.reward_model_path is None
+            reward is not None
+            and settings.reward_stage
+            and data_args.reward_model_path is None
             and reward.record.previous["sft"]["fingerprint"] != sft.record.fingerprint
         ):
             raise InstructGPTError(
@@ -81,7 +87,8 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
             )
         prompts, counts = self._prompts(prompt_format, tokenizer, with_columns=bool(rewards.functions))
         text = read_pretraining(self.sources, data_args, "ptx_coef", training_args.ptx_coef)
-        return PPOInputs(reward.folder, sft, tokenizer, prompt_format, rewards, prompts, counts, text)
+        largest = sft.folder if reward is None else reward.folder
+        return PPOInputs(largest, sft, tokenizer, prompt_format, rewards, prompts, counts, text)
 
     def _prompts(
         self, prompt_format: PromptFormat, tokenizer: PreTrainedTokenizerBase, with_columns: bool
@@ -125,15 +132,20 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         policy = load_policy(
             inputs.sft.folder, inputs.tokenizer, peft_config=peft_config(settings.model_args, "CAUSAL_LM"), **options
         )
+        if rewards.value is None:
+            value_model = value_model_of(policy, inputs.tokenizer, self.run.seed)
+            return PPOModels(policy, None, value_model, list(rewards.functions.values()))
         adapter = peft_config(settings.model_args, "SEQ_CLS")
-        reward_model, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
+        loaded: Scorer | None
+        loaded, value_model = load_scorers(policy, rewards.value, peft_config=adapter, **options)
 
         def load_another(folder: Path) -> Scorer:
             return load_another_reward_model(policy, value_model, folder, **options)
 
-        if rewards.value != rewards.models[0].folder:
-            reward_model = load_another(rewards.models[0].folder)
-        return PPOModels(policy, reward_model, value_model, rewards.in_order(reward_model, load_another))
+        first = rewards.models[0].folder if rewards.models else None
+        if rewards.value != first:
+            loaded = None if first is None else load_another(first)
+        return PPOModels(policy, loaded, value_model, rewards.in_order(loaded, load_another))
 
     def trainer(self, inputs: PPOInputs, rows: Dataset, models: PPOModels) -> PPOTrainer:
         """The PPO trainer, whose warnings appear in the run's log."""
@@ -169,7 +181,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
                 "value_model": VALUE_FOLDER,
                 "value_model_architecture": models.value_model.config.architectures[0],
                 "published_weights": training_args.publish_weights if training_args.ema_decay else "raw",
-                "reward_shift": reward_shift(models.reward_model),
+                "reward_shift": None if models.reward_model is None else reward_shift(models.reward_model),
                 "rewards": inputs.rewards.described(training_args.reward_weights),
             },
             "metrics": last,

@@ -46,27 +46,29 @@ class RewardSource(FinishedStage):
 class Rewards:
     """Everything that a recipe scores completions with."""
 
-    models: list[RewardSource]  # the reward model, then the extra ones
+    models: list[RewardSource]  # the reward model, then the extra ones; none in a recipe of functions alone
     functions: dict[str, RewardFunction]  # by `module:function`
-    value: Path  # folder that the value model starts from
+    value: Path | None  # folder that the value model starts from; None for the policy
     value_source: str | None  # `value_model_path`, if the recipe sets it
 
-    def in_order(self, reward_model: Scorer, load: Callable[[Path], Scorer]) -> list[Reward]:
+    def in_order(self, reward_model: Scorer | None, load: Callable[[Path], Scorer]) -> list[Reward]:
         """All rewards in the order of `reward_weights`: the loaded first reward model, the others, the functions."""
-        first, *others = self.models
-        loaded = [source.as_reward(load(source.folder)) for source in others]
-        return [first.as_reward(reward_model), *loaded, *self.functions.values()]
+        loaded = [
+            source.as_reward(load(source.folder) if number or reward_model is None else reward_model)
+            for number, source in enumerate(self.models)
+        ]
+        return [*loaded, *self.functions.values()]
 
     def readers(self) -> list[tuple[str, Path]]:
         """Role and folder of every model that reads the policy's token ids."""
         rewards = [("reward model", item.folder) for item in self.models if item.reads_ids]
-        return [*rewards, ("value model", self.value)]
+        return rewards if self.value is None else [*rewards, ("value model", self.value)]
 
     def lineage(self) -> dict[str, dict[str, Any]]:
         """The models read, for stage.json's `previous`."""
-        names = ["reward", *(f"reward_{number}" for number in range(2, len(self.models) + 1))]
+        names = ["reward" if number == 1 else f"reward_{number}" for number in range(1, len(self.models) + 1)]
         lineage = {name: item.reference for name, item in zip(names, self.models, strict=True)}
-        if self.value_source is not None:
+        if self.value is not None and self.value_source is not None:
             lineage["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
         return lineage
 
@@ -99,11 +101,10 @@ def find_rewards(
     """
     data_args = run.settings.data_args
     models = find_reward_models(run, sft, prompt_format)
-    first = models[0]
     if data_args.value_model_path is None:
-        value = first.folder
-        if not first.reads_ids:
-            check_value_start(first, sft.base_model, prompt_format)
+        value = models[0].folder if models else None
+        if models and not models[0].reads_ids:
+            check_value_start(models[0], sft.base_model, prompt_format)
     else:
         value = resolve_source(data_args.value_model_path, role="value model")
         check_value_vocabulary(data_args.value_model_path, load_tokenizer(value), tokenizer)
@@ -111,14 +112,16 @@ def find_rewards(
 
 
 def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptFormat) -> list[RewardSource]:
-    """The reward model of the recipe, or of this run, and the extra ones.
+    """The reward model of the recipe, or of this run, and the extra ones; none where reward functions alone score.
 
     Raises:
         InstructGPTError: if one of them is not a finished reward stage.
     """
     data_args = run.settings.data_args
+    own = run.settings.reward_stage or data_args.reward_model_path is not None
+    names = ([data_args.reward_model_path] if own else []) + (data_args.extra_reward_model_paths or [])
     sources = []
-    for source in (data_args.reward_model_path, *(data_args.extra_reward_model_paths or ())):
+    for source in names:
         stage = previous_stage(run, source, "reward")
         same_words = stage.record.base_model["vocabulary"] == sft.base_model["vocabulary"]
         reads_ids = same_words and PromptFormat.from_dict(stage.record.prompt_format) == prompt_format

@@ -65,7 +65,7 @@ _REFUSED = {
     "formatting_func": "apply it before: dataset.map(...) to the column prompt.",
     "preprocess_logits_for_metrics": "PPO has no predictions to measure.",
 }
-_FRESH_VALUE_MODEL = (
+FRESH_VALUE_MODEL = (
     "The value model starts from the policy with a random head, so its first advantages are noise. Set "
     "value_warmup_iterations (to 5, for example): in these first iterations it is trained alone."
 )
@@ -169,7 +169,7 @@ class PPOTrainer(PPOOptimization):
         reward_tokenizers = [None] * len(rewards) if reward_processing_classes is None else reward_processing_classes
         rewards, value_model, fresh = scorers.load(rewards, listed(reward_tokenizers), value_model)
         if fresh and not args.value_warmup_iterations:
-            logger.warning(_FRESH_VALUE_MODEL)
+            logger.warning(FRESH_VALUE_MODEL)
         self.vocabulary = Vocabulary(tokenizer)
         readers = [("policy", policy), ("KL reference", ref_model), ("value model", value_model)]
         readers += [("reward model", item) for item in rewards if isinstance(item, nn.Module)]

@@ -20,8 +20,14 @@ _PUBLIC = {
     "SFTConfig": "instructgpt_hf.config.training",
     "SFTTrainer": "instructgpt_hf.trainers.sft",
     "StageArtifact": "instructgpt_hf.artifacts",
+    "TextRewardModel": "instructgpt_hf.models.scoring",
+    "create_reward_model": "instructgpt_hf.models.reward_model",
+    "load_another_reward_model": "instructgpt_hf.models.shared_base",
+    "load_policy": "instructgpt_hf.models.loading",
     "load_recipe": "instructgpt_hf.config.recipe",
     "load_reward_model": "instructgpt_hf.models.reward_model",
+    "load_scorers": "instructgpt_hf.models.shared_base",
+    "load_tokenizer": "instructgpt_hf.models.loading",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

@@ -104,6 +104,32 @@ def test_snippet_compiles_and_its_imports_exist(page, code):
                 assert hasattr(module, name.name) or importlib.import_module(f"{node.module}.{name.name}")
 
 
+def trainer_example(page, name):
+    """The page's example that builds a trainer and trains it."""
+    return next(code for code in blocks(page, "python") if f" = {name}(" in code and "trainer.train()" in code)
+
+
+def test_examples_of_the_trainers_run(tmp_path, monkeypatch):
+    """In README and on its page, each trainer's example is the same; they run one after the other as they stand."""
+    monkeypatch.chdir(tmp_path)
+    for name, page in (("SFTTrainer", "sft"), ("RewardTrainer", "reward"), ("PPOTrainer", "ppo")):
+        code = trainer_example(ROOT / "README.md", name)
+        assert code == trainer_example(ROOT / "docs" / f"{page}.md", name)
+        assert len(ast.parse(code).body) <= 6
+        exec(compile(code, page, "exec"), {})
+    from transformers import AutoModelForCausalLM
+
+    from instructgpt_hf import load_reward_model
+
+    assert AutoModelForCausalLM.from_pretrained("my-ppo") and load_reward_model("my-reward")
+
+
+def test_examples_of_trainers_and_models_import_public_names():
+    """From the package's top level; the pipeline, the measures and the Hub have modules of their own."""
+    modules = {name for _, code in SNIPPETS for name in re.findall(r"from (instructgpt_hf\.[\w.]+) import", code)}
+    assert modules <= {f"instructgpt_hf.{name}" for name in ("pipeline", "evaluation", "hub.publish")}
+
+
 def test_readme_has_a_snippet_of_about_ten_lines():
     first = blocks(ROOT / "README.md", "python")[0]
     assert len([line for line in first.splitlines() if line.strip()]) <= 10

@@ -188,10 +188,7 @@ def _check_reward_source(folder: Path, given: dict[str, _Given], problems: Probl
     """A recipe without a reward stage must name what PPO scores with."""
     if not any(given[key].value for key in ("reward_functions", "reward_model_path") if key in given):
         read_mapping(folder / "reward.yaml", problems)
-        problems.add(
-            f"{folder / 'ppo.yaml'}: reward_functions: must be set in a recipe without reward.yaml, or "
-            "reward_model_path"
-        )
+        problems.items[-1] += "; without it, ppo.yaml must set reward_functions or reward_model_path"
 
 
 def _check_rules(

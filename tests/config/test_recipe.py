@@ -251,10 +251,11 @@ class TestProblems:
     def test_missing_file(self, write):
         folder = write()
         (folder / "reward.yaml").rename(folder / "rewards.yaml")
-        assert (
-            the_problem(folder)
-            == f"{folder / 'reward.yaml'}: not found; the folder has ppo.yaml, rewards.yaml, sft.yaml"
+        found = the_problem(folder)
+        assert found.startswith(
+            f"{folder / 'reward.yaml'}: not found; the folder has ppo.yaml, rewards.yaml, sft.yaml"
         )
+        assert found.endswith("ppo.yaml must set reward_functions or reward_model_path")
 
     def test_what_only_upstream_refuses(self, write):
         found = the_problem(write(sft="load_best_model_at_end: true\n"))

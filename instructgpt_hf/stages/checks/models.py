@@ -156,7 +156,7 @@ def check_rewards(run: StageRun, policy: Policy | None, part_of_run: bool, repor
     """The reward models and the value model's start that PPO names, or that must be in the run's folder."""
     data_args = run.settings.data_args
     first, others = data_args.reward_model_path, data_args.extra_reward_model_paths or ()
-    if first is not None or not part_of_run:
+    if first is not None or (run.settings.reward_stage and not part_of_run):
         with report.setting("ppo", "reward_model_path", first):
             reward = _find_reward(run, first, report)
             if policy is not None and policy.prompt_format is not None and data_args.value_model_path is None:

@@ -90,7 +90,8 @@ def _evaluation(run: StageRun, sft_folder: Path, sft: StageArtifact, reward: Rew
     training_args = run.settings.training_args
     tokenizer, prompt_format = load_tokenizer(sft_folder), PromptFormat.from_dict(sft.prompt_format)
     sources, data_args = Sources(run.lab_folder), run.settings.data_args
-    prompts, _ = read_prompts(sources, data_args, prompt_format, tokenizer, training_args.max_prompt_length)
+    limit, functions_score = training_args.max_prompt_length, reward is None
+    prompts, _ = read_prompts(sources, data_args, prompt_format, tokenizer, limit, with_columns=functions_score)
     rows = prompts.test.select(range(min(len(prompts.test), data_args.eval_num_prompts)))
     text = read_pretraining(sources, data_args, "ptx_coef", training_args.ptx_coef)
     in_lab, tasks = str(data_args.dataset_name).startswith(LAB_PREFIX), []

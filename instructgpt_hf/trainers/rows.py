@@ -117,20 +117,27 @@ class RowReader:
         """As `rankings`, but every completion of every row is kept, ties and duplicates too.
 
         Raises:
-            InstructGPTError: naming the rows with a completion over the limit.
+            InstructGPTError: naming the rows with a completion over the limit, without text or without a rank.
         """
         if _holds(dataset, RANKING_COLUMNS):
             return dataset
         canonical = ranking_rows(dataset, where)
+        if isinstance(canonical, IterableDataset):
+            raise InstructGPTError(f"{where}: is a stream; load it with streaming=False to score it.")
+        problems = Problems(f"{where}: every completion is scored here, so none can be left out:")
+        for row in canonical:
+            if row["unranked"] or len(row["completions"]) < 2:
+                problems.add(f"{row['row']}: needs text and rank for each of its completions")
+        problems.raise_if_any()
         encoded = canonical.map(
             lambda row: encode_ranking(row, self.prompt_format, self.tokenizer), remove_columns=canonical.column_names
         )
-        problems = Problems(
-            f"{where}: longer than the {self.max_length} tokens of max_length or the model's positions"
-        )
-        for number, row in enumerate(encoded):
-            if len(row["prompt_ids"]) + max(map(len, row["completion_ids"]), default=0) > self.max_length:
-                problems.add(f"row {number}")
+        for place, row in zip(canonical["row"], encoded, strict=True):
+            longest = len(row["prompt_ids"]) + max(map(len, row["completion_ids"]))
+            if longest > self.max_length:
+                problems.add(
+                    f"{place}: {longest} tokens, and max_length or the model's positions are {self.max_length}"
+                )
         problems.raise_if_any()
         return encoded
 
@@ -139,7 +146,13 @@ class RowReader:
         if isinstance(dataset, IterableDataset):
             raise InstructGPTError(f"{where}: prompts cannot be streamed; load them with streaming=False.")
         rows, counts = prompt_rows(dataset, self.prompt_format, self.tokenizer, self.max_length, where)
-        self._report(where, {"prompts over max_prompt_length": counts["dropped_too_long"]})
+        self._report(
+            where,
+            {
+                "rows without a prompt": counts["dropped_empty"],
+                "prompts over max_prompt_length": counts["dropped_too_long"],
+            },
+        )
         return rows
 
     def _report(self, where: str, left_out: dict[str, int]) -> None:

@@ -230,10 +230,10 @@ def test_evaluation_callbacks_and_settings_by_default(tmp_path, monkeypatch):
 
 def test_what_cannot_be_used_is_refused_before_weights_are_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
-    with pytest.raises(InstructGPTError, match=r"train_dataset: missing column 'prompt'.*'question'"):
-        ppo(tmp_path, short, data=Dataset.from_dict({"question": ["a"] * 8}))
+    with pytest.raises(InstructGPTError, match=r"train_dataset: missing column 'prompt'.*'wording'"):
+        ppo(tmp_path, short, data=Dataset.from_dict({"wording": ["a"] * 8}))
     with pytest.raises(InstructGPTError, match=r"eval_dataset\['held'\]: missing column 'prompt'"):
-        ppo(tmp_path, short, eval_dataset={"held": Dataset.from_dict({"question": ["a"]})})
+        ppo(tmp_path, short, eval_dataset={"held": Dataset.from_dict({"wording": ["a"]})})
     with pytest.raises(InstructGPTError, match="compute_metrics: PPO has no predictions"):
         ppo(tmp_path, short, compute_metrics=len)
     with pytest.raises(InstructGPTError, match=r"args: is a trl RLOOConfig.*instructgpt_hf.PPOConfig"):

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import instructgpt_hf
 from instructgpt_hf import InstructGPTError, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer, load_reward_model
+from instructgpt_hf.data.rankings.rows import ranking_rows, tokenize_rankings
 from instructgpt_hf.lab import base_model_path
 from instructgpt_hf.models.scoring import score_token_lists
 
@@ -190,9 +191,25 @@ def test_predictions_follow_the_rows(tmp_path):
 def test_prediction_refuses_what_the_model_cannot_read(tmp_path):
     trainer = reward(tmp_path, settings={"max_length": 24})
     data = Dataset.from_list([RANKINGS["pairs"], {**RANKINGS["pairs"], "chosen": GOOD * 9}])
-    with pytest.raises(InstructGPTError, match="test_dataset: longer than the 24 tokens") as error:
+    with pytest.raises(InstructGPTError, match=r"row 1: \d+ tokens, and max_length .* are 24") as error:
         trainer.predict(data)
-    assert "row 1" in str(error.value) and "row 0" not in str(error.value)
+    assert "row 0" not in str(error.value)
+    with pytest.raises(InstructGPTError, match="row 1: needs text and rank"):
+        trainer.predict(
+            Dataset.from_list([RANKINGS["pairs"], {**RANKINGS["pairs"], "chosen": ""}] + [RANKINGS["pairs"]] * 98)
+        )
+    with pytest.raises(InstructGPTError, match="is a stream"):
+        trainer.predict(data.to_iterable_dataset())
+
+
+def test_counts_of_a_stream_are_those_of_one_reading(tmp_path):
+    """Finding out that rows are tokenized must not read them, because reading counts what is left out."""
+    trainer = reward(tmp_path)
+    tied = {"prompt": QUESTION, "completions": [GOOD, BAD], "ranks": [1, 1]}
+    stream = ranking_rows(Dataset.from_list([tied, RANKINGS["ours"]]).to_iterable_dataset(), "rankings")
+    rows, counts, _ = tokenize_rankings(stream, trainer.prompt_format, trainer.processing_class, 2048, "rankings")
+    assert trainer.reader.rankings(rows, "rankings") is rows
+    assert len(list(rows)) == 1 and counts["dropped_ties"] == 1
 
 
 @TRAINERS

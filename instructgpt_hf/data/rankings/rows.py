@@ -242,7 +242,12 @@ def tokenize_rankings(
 
     columns, counted = dataset.column_names, ["dropped_unranked", *_COUNTED]
     if isinstance(dataset, IterableDataset):
-        rows = dataset.map(encode, remove_columns=columns).filter(keep).remove_columns(counted)
+        # With its features, a stream is known without being read, which would count.
+        ids = [Value("int64")]
+        features = Features(
+            {"prompt_ids": ids, "completion_ids": [ids], "ranks": ids} | dict.fromkeys(counted, ids[0])
+        )
+        rows = dataset.map(encode, remove_columns=columns, features=features).filter(keep).remove_columns(counted)
         return Tokenized(rows, counts, [])
     nothing = {"prompt_ids": [], "completion_ids": [], "ranks": [], **dict.fromkeys(counted, 0)}
     encoded = dataset.map(

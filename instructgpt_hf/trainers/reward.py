@@ -303,7 +303,9 @@ class RewardTrainer(RankingTrainer):
         """Write model and tokenizer so that `load_reward_model` and plain transformers load them."""
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            save_classifier_record(self.model, Path(output_dir or self.args.output_dir))
+            folder = Path(output_dir or self.args.output_dir)
+            save_classifier_record(self.model, folder)
+            self.prompt_format.save_tokenizer(self.processing_class, folder)
 
     def _as_many_as_others(self, forwards: list[list[RankingPass]]) -> list[list[RankingPass]]:
         """Forward passes, preceded by repeated ones up to the number of passes of the busiest process.

@@ -183,10 +183,14 @@ class SFTTrainer(SupervisedTrainer):
         return super().predict(each(test_dataset, "test_dataset", self.reader.demonstrations), *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write model and tokenizer; a model for use keeps its own settings of dropout."""
+        """Write model and tokenizer, whose chat template renders as the training did; a model for use keeps its own
+        settings of dropout.
+        """
         if self._config_before is not None and not _internal_call:
             restore_config(unwrap_peft(self.model).config, self._config_before)
         super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.prompt_format.save_tokenizer(self.processing_class, Path(output_dir or self.args.output_dir))
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None

@@ -363,6 +363,18 @@ def test_tokenized_rows_stay_as_they_are(tmp_path):
     assert reward(tmp_path, data).train_dataset[0]["completion_ids"] == [[6, 1], [7, 1]]
 
 
+@TRAINERS
+def test_saved_tokenizer_renders_as_the_training_did(tmp_path, make):
+    """Also for a plain format, so that the next trainer and `pipeline` need not be told."""
+    trainer = make(tmp_path, prompt_format="instruction")
+    trainer.save_model(tmp_path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    ids = tokenizer.apply_chat_template(TURNS, add_generation_prompt=True, return_dict=False)
+    assert ids == trainer.prompt_format.prompt_ids(QUESTION, trainer.processing_class)
+    again = make(tmp_path, model=str(tmp_path / "model"))
+    assert again.train_dataset[:] == trainer.train_dataset[:]
+
+
 def test_names_are_public():
     for name in (
         "SFTTrainer",

@@ -8,11 +8,18 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf.artifacts import StageArtifact, code_fingerprint, model_fingerprint, vocabulary_fingerprint
+from instructgpt_hf.artifacts import (
+    StageArtifact,
+    code_fingerprint,
+    file_fingerprint,
+    model_fingerprint,
+    vocabulary_fingerprint,
+)
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 from instructgpt_hf.models.loading import load_tokenizer, resolve_source
@@ -188,6 +195,22 @@ def find_functions(names: list[str]) -> dict[str, RewardFunction]:
     return functions
 
 
+_imported: dict[str, str] = {}  # module -> hash of its file
+
+
+def _import(name: str) -> ModuleType:
+    """Import a module, again if its file has changed since: in a notebook, functions are mended while Python runs."""
+    importlib.invalidate_caches()
+    module = importlib.import_module(name)
+    file = getattr(module, "__file__", None)
+    if file is not None and os.path.isfile(file):
+        content = file_fingerprint(file)
+        if _imported.setdefault(name, content) != content:
+            module = importlib.reload(module)
+        _imported[name] = content
+    return module
+
+
 def _find_function(name: str) -> RewardFunction:
     module_name, colon, function_name = name.partition(":")
     if not (module_name and colon and function_name):
@@ -197,7 +220,7 @@ def _find_function(name: str) -> RewardFunction:
     if here not in sys.path:
         sys.path.append(here)
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name)
     except (Exception, SystemExit) as error:  # whatever the user's module raises
         if isinstance(error, ModuleNotFoundError) and error.name == module_name.partition(".")[0]:
             raise InstructGPTError(f"there is no module {module_name!r} in {here} or in the environment") from None

@@ -126,8 +126,10 @@ def test_changed_code_of_a_function_trains_again(ppo, place, tmp_path):
     words = ("--reward_functions", "changing:one")
     first = ppo(*words)
     assert ppo(*words).finished_at == first.finished_at
-    (place / "changing.py").write_text("def one(prompts, **kwargs):\n    return [0.0] * len(prompts)\n")
-    assert ppo(*words).fingerprint != first.fingerprint
+    (place / "changing.py").write_text("def one(prompts, **kwargs):\n    return [0.25] * len(prompts)\n")
+    again = ppo(*words)
+    assert again.fingerprint != first.fingerprint
+    assert last(again)["rewards/one"] == 0.25, "also where Python has imported it before, as in a notebook"
 
 
 def test_extra_reward_model_of_another_tokenizer(ppo, place):

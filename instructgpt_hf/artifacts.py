@@ -13,9 +13,10 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ EVALUATION_FILES = ("evaluation.json", "evaluation.png")  # in a reward model's 
 FOLDERS_OF = {"sft": ("sft",), "reward": ("reward",), "ppo": ("ppo", "ppo-ptx")}
 STAGES = tuple(FOLDERS_OF)
 STAGE_FOLDERS = tuple(name for names in FOLDERS_OF.values() for name in names)
+LICENSE_KEYS = ("license", "license_name", "license_link")  # of a model, as model cards name them
 LARGE_FOLDER = 200 * 2**20
+# A model's snapshot in the cache of the Hub's client.
+_SNAPSHOT = re.compile(r"(?:^|[/\\])models--([^/\\]+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]?$")
 
 
 @dataclass
@@ -43,14 +47,16 @@ class StageArtifact:
         paper_defaults: keys of the settings left at the default, with that default, for the fields this package adds
             or changes.
         prompt_format: how prompts become tokens; see `instructgpt_hf.data.prompts.PromptFormat.to_dict`.
-        base_model: `{"id", "revision", "fingerprint"}` of the pretrained model the chain of stages started from.
+        base_model: `{"id", "revision", "fingerprint"}` of the pretrained model the chain of stages started from, with
+            `"path"` and `"weights"`; see `source_place` and `weights_fingerprint`.
         previous: for each earlier stage this one read (`"sft"`, `"reward"`; in PPO also `"reward_2"`, ... and
-            `"value_start"`): `{"source", "fingerprint"}`.
+            `"value_start"`): `{"source", "revision", "path", "fingerprint"}`.
         data: for each dataset role (`"demonstrations"`, `"rankings"`, `"prompts"`, `"pretraining"`): `{"source",
-            "split", "rows", "fingerprint"}` and counts such as `"dropped_ties"`.
+            "path", "split", "rows", "fingerprint"}` and counts such as `"dropped_ties"`.
         model: `{"kind": "full" | "adapter", "architecture", "parameters", "trainable_parameters"}`; a reward model
-            adds `"reward_shift"`, a policy adds `"value_model"` (subfolder), `"published_weights"` and `"rewards"`
-            (for each `{"kind", "name", "weight"}`).
+            adds `"reward_shift"`; a stage with adapters adds `"bases"` (for each adapter by its subfolder, `"."` for
+            the stage's own, `{"id", "revision", "path", "weights"}` of the model it needs); a policy adds
+            `"value_model"` (subfolder), `"published_weights"` and `"rewards"` (for each `{"kind", "name", "weight"}`).
         metrics: numbers measured after training on held-out data, by name.
         training: `{"steps", "epochs", "seconds", "log": [...]}`; the log holds the trainer's records.
         versions: package name -> version.
@@ -159,10 +165,15 @@ def fingerprint(value: Any) -> str:
 def file_fingerprint(path: str | os.PathLike[str]) -> str:
     """Hash of a file's bytes, or of all files of a folder with their names."""
     root = Path(path)
+    files = [root] if root.is_file() else sorted(item for item in root.rglob("*") if item.is_file())
+    return _files_fingerprint(root, [item.relative_to(root) for item in files])
+
+
+def _files_fingerprint(root: Path, names: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for file in [root] if root.is_file() else sorted(item for item in root.rglob("*") if item.is_file()):
-        digest.update(str(file.relative_to(root)).encode() + b"\0")
-        with file.open("rb") as stream:
+    for name in names:
+        digest.update(str(name).encode() + b"\0")
+        with (root / name).open("rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()[:16]
@@ -170,11 +181,34 @@ def file_fingerprint(path: str | os.PathLike[str]) -> str:
 
 def model_fingerprint(folder: Path) -> str:
     """Hash of a model folder's content; for a large folder, of file names, sizes and samples of the files."""
-    files = sorted(item for item in folder.rglob("*") if item.is_file() and ".cache" not in item.parts)
-    sizes = [(str(item.relative_to(folder)), item.stat().st_size) for item in files]
+    names = [item.relative_to(folder) for item in folder.rglob("*") if item.is_file()]
+    # Where a Hub repository was downloaded to, `.cache` holds the client's notes.
+    names = sorted(name for name in names if ".cache" not in name.parts)
+    sizes = [(str(name), (folder / name).stat().st_size) for name in names]
     if sum(size for _, size in sizes) <= LARGE_FOLDER:
-        return file_fingerprint(folder)
-    return fingerprint([*sizes, *(sampled_fingerprint(item) for item in files)])
+        return _files_fingerprint(folder, names)
+    return fingerprint([*sizes, *(sampled_fingerprint(folder / name) for name in names)])
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Hash of a model's weights by names, sizes and samples: equal for every copy, whatever lies beside them."""
+    files = sorted(folder.glob("*model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return fingerprint([(item.name, item.stat().st_size, sampled_fingerprint(item)) for item in files])
+
+
+def hub_snapshot(path: str) -> tuple[str, str] | None:
+    """Hub id and commit of a model's folder in the cache of the Hub's client; None for any other path."""
+    found = _SNAPSHOT.search(path)
+    return (found[1].replace("--", "/"), found[2]) if found else None
+
+
+def source_place(path: str | os.PathLike[str]) -> str | None:
+    """`path` of a source as records hold it: absolute if it is local, None if it came from the Hub.
+
+    A relative path has the form of a Hub id, so that without this nobody could tell the two apart later.
+    """
+    place = Path(path).expanduser().absolute()
+    return str(place) if place.exists() and hub_snapshot(str(place)) is None else None
 
 
 def sampled_fingerprint(file: Path, blocks: int = 64, size: int = 4096) -> str:

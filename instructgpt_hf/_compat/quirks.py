@@ -134,6 +134,19 @@ def offline_mode() -> Iterator[None]:
             module.HF_HUB_OFFLINE = value
 
 
+def dataset_refusal(error: Exception) -> str | None:
+    """What the Hub said when `datasets` could not load a dataset: "gated" or "missing"; None for other errors.
+
+    Cause: datasets raises an error of its own and drops huggingface_hub's, which has the status.
+    Goes when: its `DatasetNotFoundError` keeps the error as its cause.
+    Relies on: the words of its messages.
+    """
+    if type(error).__name__ != "DatasetNotFoundError":
+        return None
+    words = {"is a gated dataset": "gated", "doesn't exist on the Hub": "missing"}
+    return next((kind for part, kind in words.items() if part in str(error)), None)
+
+
 def dataset_fingerprint(dataset: Dataset | IterableDataset) -> str:
     """The hash of how a dataset came about, for data that are not local files.
 

@@ -13,6 +13,7 @@ def add(verbs: Verbs) -> None:
     parser = verbs.add("push", "upload a run's stages to the Hub", "instructgpt-hf push runs/tiny-cpu", _push)
     parser.add_argument("run", metavar="RUN", help="folder of a run, such as runs/tiny-cpu")
     parser.add_argument("--hub_namespace", metavar="NAME", help="user or organization (default: the logged-in user)")
+    parser.add_argument("--prefix", metavar="NAME", help="start of the repositories' names (default: the recipe's)")
     parser.add_argument("--public", action="store_true", help="make the repositories public (default: private)")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="which stages (default: every finished one)")
     add_quiet(parser)
@@ -26,4 +27,11 @@ def _push(arguments: argparse.Namespace) -> None:
     with Output(quiet=arguments.quiet) as output:
         output.open_log(run)
         with output.phase(Phase(f"pushing {run} to the Hub", bar=False)):
-            push_run(run, arguments.hub_namespace, private=private, stages=arguments.stages, console=output.results)
+            push_run(
+                run,
+                arguments.hub_namespace,
+                private=private,
+                stages=arguments.stages,
+                prefix=arguments.prefix,
+                console=output.results,
+            )

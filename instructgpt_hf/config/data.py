@@ -53,6 +53,9 @@ class LaterStageArguments(DataArguments):
     sft_model_path: str | None = setting(
         None, "Folder or Hub id of an SFT stage, or of an SFT model made elsewhere; this run's by default.", "§3.5"
     )
+    sft_model_revision: str | None = setting(
+        None, "Branch, tag or commit of sft_model_path on the Hub; `main` by default.", "ours"
+    )
     prompt_template: str | None = setting(
         None,
         "Taken from the SFT stage, where another value is an error; names that of a model made elsewhere.",
@@ -89,6 +92,9 @@ class PPOArguments(LaterStageArguments, PretrainingArguments):
     pretraining_dataset_name: str | None = setting(None, "Text of the pretraining gradient; see ptx_coef.", "§3.5")
     reward_model_path: str | None = setting(
         None, "Folder or Hub id of the reward model; by default this run's.", "§3.5"
+    )
+    reward_model_revision: str | None = setting(
+        None, "Branch, tag or commit of reward_model_path on the Hub; `main` by default.", "ours"
     )
     extra_reward_model_paths: list[str] | None = setting(
         None, "Folders or Hub ids of further reward models, whose scores are added; see reward_weights.", "ours"

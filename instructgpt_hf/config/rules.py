@@ -111,6 +111,20 @@ def _mix_needs_text(pretraining_dataset_name: str | None, pretraining_mix: float
     return f"must be set when pretraining_mix is above 0 (it is {pretraining_mix})" if missing else None
 
 
+@_reads("sft_model_revision", "sft_model_path", stages=("reward", "ppo"))
+def _sft_revision_needs_hub_id(revision: str | None, path: str | None) -> str | None:
+    return _revision_of("sft_model_path", revision, path)
+
+
+@_reads("reward_model_revision", "reward_model_path")
+def _reward_revision_needs_hub_id(revision: str | None, path: str | None) -> str | None:
+    return _revision_of("reward_model_path", revision, path)
+
+
+def _revision_of(key: str, revision: str | None, path: str | None) -> str | None:
+    return f"has no effect without {key}, the Hub id that it belongs to" if revision and not path else None
+
+
 @_reads("max_steps", "streaming", stages=("reward",))
 def _stream_needs_steps(max_steps: int, streaming: bool) -> str | None:
     return "must be set with streaming: the length of a stream is not known" if streaming and max_steps < 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,11 @@ from datasets import Dataset, IterableDataset, load_dataset, load_dataset_builde
 from datasets.utils import disable_progress_bars, enable_progress_bars
 from huggingface_hub import HfApi
 
+from instructgpt_hf._compat.hub_errors import reading
 from instructgpt_hf._compat.quirks import dataset_fingerprint
 from instructgpt_hf.artifacts import file_fingerprint, fingerprint, sampled_fingerprint
 from instructgpt_hf.data.files import COMPRESSED, FORMATS, FileRows, file_format
-from instructgpt_hf.errors import InstructGPTError, loading_errors
+from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.lab import LAB_PREFIX, lab_kind
 
 LONG_DATASET = 5_000  # rows; reading more shows a progress bar
@@ -54,7 +55,27 @@ class Sources:
         else:
             (enable_progress_bars if len(rows) > LONG_DATASET else disable_progress_bars)()
             record = describe(rows, source, split)
-        self.records[role] = {**record, "source": name, "config": config}
+        place = None if name.startswith(LAB_PREFIX) else local_place(source, split, role, config)
+        self.records[role] = {**record, "source": name, "path": place, "config": config}
+        return rows
+
+    def read_again(self, record: dict[str, Any], role: str) -> FileRows | Dataset:
+        """A split that an earlier stage read, by its record: the same rows, never another source of the same name.
+
+        Raises:
+            InstructGPTError: if it cannot be read here, or has changed.
+        """
+        name, split, config, place = record["source"], record["split"], record.get("config"), record.get("path")
+        source = self.resolve(name, split, role)
+        if place is not None:
+            source = _first_local((place, source), split, role, config)
+        rows = load_split(source, split, config, role)
+        # Of a dataset on the Hub, the fingerprint also tells versions of the library apart.
+        told = not name.startswith(LAB_PREFIX) and (place is not None or "path" not in record)
+        if told and record["fingerprint"] not in _fingerprints(rows, source, split):
+            raise InstructGPTError(
+                f"{role}: {source}: has changed since, or is another dataset: its fingerprint is not the recorded one."
+            )
         return rows
 
     def resolve(self, name: str, split: str, role: str) -> str:
@@ -86,7 +107,8 @@ def load_split(
             raise InstructGPTError(f"{role}: {', '.join(map(str, files))} has no rows.")
         return rows.stream() if streaming else rows
     wanted = f"{role}: {source!r} (config {config!r}, split {split!r})"
-    with loading_errors(f"{wanted} is neither a local path nor a Hub dataset that could be loaded", Exception):
+    message = f"{wanted} is neither a local path nor a Hub dataset that could be loaded"
+    with reading(message, source, Exception, dataset=True):
         dataset = load_dataset(source, config, split=split, streaming=streaming)
     if not streaming and len(dataset) == 0:
         raise InstructGPTError(f"{role}: {source} (split {split!r}) has no rows.")
@@ -119,6 +141,33 @@ def local_files(source: str, split: str, role: str = "dataset", config: str | No
     if source.startswith((".", "/", "~")) or file_format(path) is not None:
         raise InstructGPTError(f"{role}: {source}: no such file or folder.")
     return None
+
+
+def local_place(source: str, split: str, role: str = "dataset", config: str | None = None) -> str | None:
+    """A local source with absolute paths, as records hold it; None for a Hub id."""
+    if local_files(source, split, role, config) is None:
+        return None
+    parts = [source] if Path(source).expanduser().exists() else source.split(",")
+    return ",".join(str(Path(part.strip()).expanduser().absolute()) for part in parts)
+
+
+def _fingerprints(rows: FileRows | Dataset, source: str, split: str) -> list[str]:
+    """The fingerprint of a dataset, and of a folder as earlier versions recorded it."""
+    folder = Path(source).expanduser()
+    whole = [file_fingerprint(folder)] if folder.is_dir() else []
+    return [describe(rows, source, split)["fingerprint"], *whole]
+
+
+def _first_local(sources: Iterable[str], split: str, role: str, config: str | None) -> str:
+    """The first of the sources that is on this machine; raises the error of the first one if none is."""
+    problems = []
+    for source in sources:
+        try:
+            if local_files(source, split, role, config) is not None:
+                return source
+        except InstructGPTError as error:
+            problems.append(error)
+    raise problems[0]
 
 
 def _named_file(name: str, role: str) -> Path:

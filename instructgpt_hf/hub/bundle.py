@@ -11,9 +11,9 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from instructgpt_hf.artifacts import EVALUATION_FILES, STAGE_FILE, VALUE_FOLDER, StageArtifact
+from instructgpt_hf.artifacts import EVALUATION_FILES, STAGE_FILE, VALUE_FOLDER, StageArtifact, hub_snapshot
 from instructgpt_hf.errors import Problems
-from instructgpt_hf.hub.sources import public_source
+from instructgpt_hf.hub.sources import public_artifact, public_source
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib")
 # Rendered for each push.
@@ -93,7 +93,7 @@ def prepare(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> Bun
         problems.add("there is neither config.json nor adapter_config.json")
     problems.raise_if_any()
     texts: dict[str, str] = {}
-    known = _known_paths(folder, artifact, links)
+    known = _known_names(folder, artifact, links)
     for name in [name for name in files if name.split("/")[-1] in _CONFIG_FILES]:
         original = json.loads(files[name].read_text(encoding="utf-8"))
         changed = _without_paths(original, known)
@@ -151,29 +151,37 @@ def with_adapter_base(folder: Path, artifact: StageArtifact, links: dict[str, st
     if not config.is_file() or "adapter_base" in links:
         return dict(links)
     original = json.loads(config.read_text(encoding="utf-8"))
-    needed = _without_paths(original, _known_paths(folder, artifact, links)).get("base_model_name_or_path")
+    needed = _without_paths(original, _known_names(folder, artifact, links)).get("base_model_name_or_path")
     return {**links, "adapter_base": str(needed)}
 
 
-def _known_paths(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
-    """Hub id by local path, for the base model and the earlier stages of `folder`'s run."""
+def _known_names(folder: Path, artifact: StageArtifact, links: dict[str, str]) -> dict[str, str]:
+    """Public name by recorded source and by local path, of the models that `folder`'s stage comes from."""
+    shown = public_artifact(artifact, links, as_trained=True)
+    sources = [(item, shown.previous[stage], "source") for stage, item in artifact.previous.items()]
+    sources.append((artifact.base_model, shown.base_model, "id"))
+    sources += [(item, shown.model["bases"][part], "id") for part, item in artifact.model.get("bases", {}).items()]
     run = folder.parent.parent if folder.name == VALUE_FOLDER else folder.parent
-    known: dict[str, str] = {}
-    for stage, item in artifact.previous.items():
-        if stage in links:
-            known[str((run / stage).resolve())] = links[stage]
-            known[str(item.get("source"))] = links[stage]
-    if "base" in links:
-        known[str(artifact.base_model.get("id"))] = links["base"]
+    known = {str((run / stage).resolve()): links[stage] for stage in artifact.previous if stage in links}
+    for recorded, public, key in sources:
+        for name in (recorded.get("path"), recorded.get(key)):
+            if name and public[key]:
+                known.setdefault(name, public[key])
     return known
 
 
 def _without_paths(values: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
-    """A model's or tokenizer's JSON with each local path replaced by its Hub id or by `./name`."""
+    """A model's or tokenizer's JSON with each local path replaced by its Hub id or by `./name`.
+
+    The stages name models by local paths only: what has the form of a Hub id is a relative path, unless it is known.
+    """
     changed = dict(values)
     for key in _PATH_KEYS:
         value = values.get(key)
         if isinstance(value, str) and value:
             resolved = str(Path(value).expanduser().resolve())
-            changed[key] = known.get(value) or known.get(resolved) or public_source(value, check_disk=True)
+            changed[key] = known.get(value) or known.get(resolved) or public_source(value, local=True)
+            snapshot = hub_snapshot(value)
+            if snapshot and key == "base_model_name_or_path" and changed[key] == snapshot[0]:
+                changed["revision"] = snapshot[1]
     return changed

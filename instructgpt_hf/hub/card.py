@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from instructgpt_hf.artifacts import EVALUATION_FILES, STAGE_FOLDERS, StageArtifact, finished_stages
+from instructgpt_hf.artifacts import EVALUATION_FILES, LICENSE_KEYS, STAGE_FOLDERS, StageArtifact, finished_stages
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.markdown import environment, squeeze
 from instructgpt_hf.hub.results import index_entries, result_rows
@@ -119,9 +119,8 @@ def _metadata(subject: _Subject) -> ModelCardData:
     artifact, base = subject.artifact, _base_model(subject)
     datasets = [item.get("source") for item in artifact.data.values()]
     results = [] if subject.value_model else index_entries(artifact)
-    license = artifact.model.get("license") or artifact.config.get("license")
     return ModelCardData(
-        license=license if isinstance(license, str) and license else None,
+        **_license(artifact),
         library_name="peft" if subject.is_adapter else "transformers",
         pipeline_tag={"reward": "text-classification", "value": None}.get(subject.part, "text-generation"),
         tags=[*_PARTS[subject.part][2], "instructgpt", "instructgpt-hf"],
@@ -134,12 +133,25 @@ def _metadata(subject: _Subject) -> ModelCardData:
     )
 
 
+def _license(artifact: StageArtifact) -> dict[str, Any]:
+    """The base model's licence as the Hub's keys hold it: a name and a link stand beside `other` only."""
+    stated = {key: value for key in LICENSE_KEYS if isinstance(value := artifact.model.get(key), str) and value}
+    link, base = stated.get("license_link"), artifact.base_model.get("id")
+    if link is not None and "://" not in link:
+        # A file in the base model's repository.
+        on_hub = is_repo_id(base) and ("/" in base or artifact.base_model.get("revision"))
+        revision = artifact.base_model.get("revision") or "main"
+        file = f"https://huggingface.co/{base}/blob/{revision}/{link.removeprefix('./')}"
+        stated["license_link"] = file if on_hub else ""
+    return {key: stated.get(key) or None for key in LICENSE_KEYS}
+
+
 def _base_model(subject: _Subject) -> str | None:
     """Hub id for the card's `base_model`: what an adapter needs, else the nearest earlier stage or the base model."""
     base, previous = subject.artifact.base_model, subject.artifact.previous
     candidates = [base.get("id")]
     if subject.is_adapter:
-        candidates.insert(0, subject.links.get("adapter_base"))
+        candidates = [subject.links.get("adapter_base", base.get("id"))]
     elif subject.part != "sft" and not subject.has_own_base:
         candidates.insert(0, previous.get("reward" if subject.value_model else "sft", {}).get("source"))
     # Ids without a namespace count only for a base model with a revision.
@@ -265,7 +277,7 @@ def write_cards(run_folder: str | Path, out_dir: str | Path) -> list[Path]:
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for stage in finished:
-        artifact = public_artifact(StageArtifact.load(run / stage), check_disk=True)
+        artifact = public_artifact(StageArtifact.load(run / stage), as_trained=True)
         training = {key: value for key, value in artifact.training.items() if key != "log"}
         record, card = out / f"{stage}.stage.json", out / f"{stage}.md"
         record.write_text(dataclasses.replace(artifact, training=training).text(), encoding="utf-8")

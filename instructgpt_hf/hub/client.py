@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from instructgpt_hf._compat.quirks import connection_error
+from instructgpt_hf._compat.hub_errors import is_network_error, status_of
 from instructgpt_hf.errors import InstructGPTError
 
 T = TypeVar("T")
@@ -46,19 +46,8 @@ def call(action: str, function: Callable[[], T], *, secret: str | None = None) -
     raise AssertionError("unreachable")
 
 
-def _status(error: BaseException) -> int | None:
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def _is_network_error(error: BaseException) -> bool:
-    from huggingface_hub.errors import OfflineModeIsEnabled
-
-    failed = isinstance(error, (connection_error(), ConnectionError, TimeoutError))
-    return failed and _status(error) is None and not isinstance(error, OfflineModeIsEnabled)
-
-
 def _is_transient(error: BaseException) -> bool:
-    return _status(error) in _TRANSIENT or _is_network_error(error)
+    return status_of(error) in _TRANSIENT or is_network_error(error)
 
 
 def _retry_after(error: BaseException) -> float | None:
@@ -73,7 +62,7 @@ def _explained(action: str, error: BaseException) -> str | None:
     """The message for the user about a failure; None for a bug, which keeps its traceback."""
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-    start, status = f"Could not {action}: ", _status(error)
+    start, status = f"Could not {action}: ", status_of(error)
     if isinstance(error, OfflineModeIsEnabled):
         return f"{start}offline mode is on. Unset HF_HUB_OFFLINE to push."
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
@@ -97,6 +86,6 @@ def _explained(action: str, error: BaseException) -> str | None:
         detail = getattr(error, "server_message", None) or f"HTTP status {status}"
         hint = " Try again later; what was uploaded is kept." if status in _TRANSIENT else ""
         return f"{start}{detail}.{hint}"
-    if _is_network_error(error) or isinstance(error, RuntimeError):
+    if is_network_error(error) or isinstance(error, RuntimeError):
         return f"{start}{error}. Check the connection and push again; what was uploaded is kept."
     return None

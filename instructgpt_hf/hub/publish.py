@@ -63,7 +63,9 @@ def push_stage(
     path = Path(folder) / VALUE_FOLDER if value_model else Path(folder)
     links = with_adapter_base(path, artifact, links or {})
     upload = prepare(path, artifact, links)
-    shown = public_artifact(artifact, links, check_disk=True)
+    shown = public_artifact(artifact, links, as_trained=True)
+    if value_model and (base := shown.model.get("bases", {}).get(VALUE_FOLDER)):
+        shown.model["bases"] = {".": base}  # the value model is the repository's own model
     upload.texts[STAGE_FILE] = shown.text()
     upload.texts["README.md"] = str(render_card(shown, repo_id=repo_id, links=links, value_model=value_model))
     model = f"value model of {artifact.stage}" if value_model else f"{artifact.stage} stage"
@@ -107,8 +109,8 @@ def push_run(
     artifacts = {stage: StageArtifact.load(run / stage) for stage in chosen}
     policies = [stage for stage in chosen if (run / stage / VALUE_FOLDER).is_dir()]
     firsts = {stage: prefix or artifacts[stage].recipe for stage in chosen}
-    ends = {stage: f"-{stage}{_VALUE_END if stage in policies else ''}" for stage in chosen}
-    _check_names({firsts[stage] + end: firsts[stage] for stage, end in ends.items()})
+    for stage, first in firsts.items():
+        check_name(first, stage, value_model=stage in policies)
     not_sent = _check_folders(run, artifacts, policies)
     space = namespace or call("find out who you are on the Hub", lambda: _api(token).whoami()["name"], secret=token)
     repo_ids = {stage: f"{space}/{first}-{stage}" for stage, first in firsts.items()}
@@ -137,18 +139,21 @@ def push_run(
     return pushed
 
 
-def _check_names(names: dict[str, str]) -> None:
-    """Raise unless the Hub accepts every name of a repository, each given with its first part."""
-    for name, first in names.items():
-        if _NAME.fullmatch(name) is None:
-            valid = _nearest_name(first, len(name) - len(first))
-            raise InstructGPTError(
-                f"{name!r}: the Hub accepts no repository of this name. A name has up to {_LONGEST_NAME} letters "
-                "(without accents), digits, '-', '_' and '.', starts and ends with a letter, a digit or '_', and has "
-                f"no '--' or '..'. The nearest to {first!r} is {valid!r}: give the recipe's folder that name before "
-                f"training; to push what is trained, call push_run(..., prefix={valid!r}) of "
-                "instructgpt_hf.hub.publish."
-            )
+def check_name(first: str, stage: str, value_model: bool | None = None) -> None:
+    """Raise unless the Hub accepts `first`, mostly the recipe's name, as the start of a stage's repository names.
+
+    `value_model` says whether the stage has one to push; by default, PPO does.
+    """
+    has_value = stage.startswith("ppo") if value_model is None else value_model
+    end = f"-{stage}{_VALUE_END if has_value else ''}"
+    if _NAME.fullmatch(first + end) is None:
+        valid = _nearest_name(first, len(end))
+        raise InstructGPTError(
+            f"{first + end!r}: the Hub accepts no repository of this name. A name has up to {_LONGEST_NAME} letters "
+            "(without accents), digits, '-', '_' and '.', starts and ends with a letter, a digit or '_', and has "
+            f"no '--' or '..'. The nearest to {first!r} is {valid!r}: give the recipe's folder that name before "
+            f"training, or leave push_to_hub out; push what is trained with --prefix {valid}."
+        )
 
 
 def _nearest_name(first: str, rest: int) -> str:
@@ -184,13 +189,15 @@ def _check_visibility(repo_id: str, private: bool, hidden: bool | None) -> None:
     """Raise if a repository is public for a private push or private for a public one; `hidden`: None if it is new."""
     if private and hidden is False:
         raise InstructGPTError(
-            f"{repo_id}: the repository exists and is public, and this push is private. Push with --public "
-            "(private=False), make the repository private in its settings, or choose another name."
+            f"{repo_id}: the repository exists and is public, and this push is private; nothing was uploaded. Push "
+            f"with --public (private=False), make it private with `hf repos settings {repo_id} --private`, or choose "
+            "another name with --prefix."
         )
     if hidden and not private:
         raise InstructGPTError(
-            f"{repo_id}: the repository exists and is private, and this push is public; nothing was uploaded. Make "
-            "it public in its settings and push again, or push privately (without --public; private=True)."
+            f"{repo_id}: the repository exists and is private, and this push is public; nothing was uploaded. Make it "
+            f"public with `hf repos settings {repo_id} --public` and push again, or push privately (without --public; "
+            "private=True)."
         )
 
 

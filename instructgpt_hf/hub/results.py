@@ -79,7 +79,8 @@ def index_entries(artifact: StageArtifact) -> list[EvalResult]:
         entries.append(
             EvalResult(
                 task_type=task,
-                dataset_type=source.removeprefix("./"),
+                # Without the colon, a folder's name would be the id of a dataset on the Hub.
+                dataset_type=f"local:{source[2:]}" if source.startswith("./") else source,
                 dataset_name=source.removeprefix("./"),
                 dataset_split=held_back.get("split"),
                 metric_type=metric_type,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeGuard
 
-from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.artifacts import StageArtifact, hub_snapshot
 from instructgpt_hf.lab import LAB_MODEL, LAB_PREFIX
 
 # One optional namespace and a name, in the characters the Hub allows.
@@ -24,9 +24,8 @@ _SOURCE_KEYS = {
     "sft_model_path": "sft",
     "reward_model_path": "reward",
     "value_model_path": "",
+    "extra_reward_model_paths": "",
 }
-_SOURCE_LISTS = ("extra_reward_model_paths",)
-_CACHED = re.compile(r"(?:^|[/\\\\])models--([^/\\\\]+)[/\\\\]snapshots[/\\\\][0-9a-f]{40}[/\\\\]?$")
 _SECRET_KEYS = ("hub_token", "token", "push_to_hub_token")
 # Settings about places on this machine, which do not change the result.
 _PLACE_KEYS = ("output_dir", "logging_dir", "resume_from_checkpoint")
@@ -49,22 +48,20 @@ def bare_name(source: str) -> str:
     return PurePosixPath(source.replace("\\", "/").rstrip("/")).name or "folder"
 
 
-def public_source(source: Any, check_disk: bool = False) -> Any:
+def public_source(source: Any, local: bool = False) -> Any:
     """The public form of `source`: a Hub id or `lab:` name unchanged, a local path as `./<last part>`.
 
     Without the dot, the name could be read as a Hub id and lead to somebody else's repository.
 
     Args:
         source: what a stage recorded; anything but a string is returned as it is.
-        check_disk: whether a source in the form of a Hub id (`runs/sft`) is a local path if there is one on disk.
+        local: whether a source in the form of a Hub id (`runs/sft`) is a path all the same.
     """
     if not isinstance(source, str) or is_generated(source):
         return source
-    if cached := _CACHED.search(source):
-        return cached[1].replace("--", "/")
-    if is_repo_id(source) and not (check_disk and Path(source).exists()):
-        return source
-    return f"./{bare_name(source)}"
+    if snapshot := hub_snapshot(source):
+        return snapshot[0]
+    return source if is_repo_id(source) and not local else f"./{bare_name(source)}"
 
 
 def scrub(value: Any) -> Any:
@@ -79,46 +76,77 @@ def scrub(value: Any) -> Any:
 
 
 def public_artifact(
-    artifact: StageArtifact, links: dict[str, str] | None = None, check_disk: bool = False
+    artifact: StageArtifact, links: dict[str, str] | None = None, as_trained: bool = False
 ) -> StageArtifact:
     """A copy of `artifact` without local paths and tokens.
 
+    What was local in training stays local, whatever lies there now. In a public record, the source of an entry that
+    has no `path` is local if it begins with a dot.
+
     Args:
-        artifact: the record as the stage wrote it.
+        artifact: the record as the stage wrote it, or a public one.
         links: Hub ids by stage (`"sft"`, `"reward"`, ...) and `"base"`; they replace the recorded sources.
-        check_disk: see `public_source`.
+        as_trained: whether the record is known to be the stage's own. One of an earlier version does not tell a
+            relative path from a Hub id; of the two it is then taken for a path, unless it has a revision
+            other than `main`, which is the default.
     """
     links = links or {}
+    known: dict[str, str] = {}  # public form by source and by local path
+
+    def public(item: dict[str, Any], key: str, link: str | None = None) -> dict[str, Any]:
+        """An entry with a source under `key`, in public form."""
+        source, place = item.get(key), item.get("path")
+        shown = {name: value for name, value in scrub(item).items() if name != "path"}
+        if link is None and isinstance(source, str):
+            pinned = item.get("revision") not in (None, "main")
+            recorded = place is not None if "path" in item else as_trained and not pinned
+            link = (known.get(place) if place else None) or public_source(source, local=recorded)
+        elif link is not None and link != source:
+            shown.pop("revision", None)
+        for name in (source, place):
+            if name and link:
+                known.setdefault(name, link)
+        on_hub = is_repo_id(link) or (link is not None and is_generated(link))
+        return {**shown, key: link, **({"path": None} if on_hub else {})}
+
     previous = {}
     for stage, item in artifact.previous.items():
         # A stage of the same run is recorded under its folder's name.
-        own = f"./{stage}" if item.get("source") == stage else public_source(item.get("source"), check_disk)
-        previous[stage] = {**scrub(item), "source": links.get(stage) or own}
-    data = {
-        role: {**scrub(item), "source": public_source(item.get("source"), check_disk)}
-        for role, item in artifact.data.items()
-    }
-    base = links.get("base") or public_source(artifact.base_model.get("id"), check_disk)
+        own = f"./{stage}" if item.get("source") == stage else None
+        previous[stage] = public(item, "source", links.get(stage) or own)
+    base = public(artifact.base_model, "id", links.get("base"))
+    data = {role: public(item, "source") for role, item in artifact.data.items()}
+    model = scrub(artifact.model)
+    if "bases" in artifact.model:
+        model["bases"] = {name: public(item, "id") for name, item in artifact.model["bases"].items()}
     return dataclasses.replace(
         artifact,
-        config=_public_config(artifact.config, links, check_disk),
-        paper_defaults=_public_config(artifact.paper_defaults, links, check_disk),
-        base_model={**scrub(artifact.base_model), "id": base},
+        config=_public_config(artifact.config, links, known, as_trained),
+        paper_defaults=scrub(artifact.paper_defaults),
+        base_model=base,
         previous=previous,
         data=data,
-        **{name: scrub(getattr(artifact, name)) for name in ("model", "metrics", "training", "versions", "hardware")},
+        model=model,
+        **{name: scrub(getattr(artifact, name)) for name in ("metrics", "training", "versions", "hardware")},
     )
 
 
-def _public_config(config: dict[str, Any], links: dict[str, str], check_disk: bool) -> dict[str, Any]:
+def _public_config(
+    config: dict[str, Any], links: dict[str, str], known: dict[str, str], as_trained: bool
+) -> dict[str, Any]:
+    """The settings without secrets and places; `known` are the public forms of the recorded sources."""
+
+    def public(value: Any) -> Any:
+        if isinstance(value, list):
+            return [public(item) for item in value]
+        return known.get(value) or public_source(value, local=as_trained)
+
     shown = {}
     for key, value in config.items():
         if key in _SECRET_KEYS or key in _PLACE_KEYS:
             continue
         if key in _SOURCE_KEYS:
-            shown[key] = links.get(_SOURCE_KEYS[key]) or public_source(value, check_disk)
-        elif key in _SOURCE_LISTS and isinstance(value, list):
-            shown[key] = [public_source(item, check_disk) for item in value]
+            shown[key] = links.get(_SOURCE_KEYS[key]) or public(value)
         else:
             shown[key] = scrub(value)
     return shown

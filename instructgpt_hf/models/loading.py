@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,51 +20,31 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from instructgpt_hf import lab
 from instructgpt_hf._compat.quirks import restore_cpu_gradients
 from instructgpt_hf.errors import InstructGPTError, Problems, loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
+from instructgpt_hf.models.origins import adapter_base, adapter_values, is_adapter
 
 logger = logging.getLogger(__name__)
 
 # Tokens that models reserve for padding, or that no text contains, in order of preference.
 PAD_CANDIDATES = ("<pad>", "<|pad|>", "[PAD]", "<|padding|>", "<|finetune_right_pad_id|>", "<|endoftext|>", "<unk>")
 NEW_PAD_TOKEN = "<|pad|>"
-ADAPTER_FILE = "adapter_config.json"
 # Settings of a recipe and, where it differs, their name in PEFT's adapter_config.json.
 _ADAPTER_SETTINGS = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_rslora", "use_dora")
 _PEFT_NAMES = {"lora_r": "r", "lora_target_modules": "target_modules"}
 # Settings of generation that decide which others have a meaning.
 _GENERATION_MODES = ("do_sample", "num_beams", "use_cache", "return_dict_in_generate")
-# Weights first. Neither pickles nor weights for other frameworks.
-DOWNLOADED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.md", "*.tiktoken"]
 
 
-def base_model_folder(source: str, revision: str | None, role: str, weights: bool = True) -> Path:
-    """As `resolve_source`, for pretrained models: `lab` is the base model that comes with the package."""
-    return lab.base_model_path() if source == lab.LAB_MODEL else resolve_source(source, revision, role, weights)
+def absolute_source(folder: str | Path) -> str:
+    """A folder's absolute path, for `from_pretrained`, which names the model by it; a Hub id stays.
 
-
-def resolve_source(source: str, revision: str | None = None, role: str = "model", weights: bool = True) -> Path:
-    """The local folder of a model; a Hub repository is downloaded into the cache.
-
-    Args:
-        source: local folder or Hub id.
-        revision: of a Hub id.
-        role: setting or kind of model, for the message.
-        weights: False downloads everything else only, in order to look at a model.
-
-    Raises:
-        InstructGPTError: if it is neither a folder nor a repository that can be read.
+    The name goes into `adapter_config.json` and `tokenizer_config.json`. A relative path there reads as a Hub id once
+    the working directory is another.
     """
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if source.startswith((".", "/", "~")):
-        raise InstructGPTError(f"{role}: {source}: no such folder.")
-    message = f"{role}: {source!r} is neither a local folder nor a model on the Hub that can be read"
-    with loading_errors(message):
-        return Path(snapshot_download(source, revision=revision, allow_patterns=DOWNLOADED[0 if weights else 1 :]))
+    path = Path(folder).expanduser()
+    return str(path.absolute() if path.is_dir() else folder)
 
 
 def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
@@ -78,7 +56,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerBase:
         InstructGPTError: if the tokenizer cannot be loaded or has no EOS token.
     """
     with loading_errors(f"{folder}: no tokenizer could be loaded"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(absolute_source(folder))
     settle_special_tokens(tokenizer, str(folder))
     return tokenizer
 
@@ -98,25 +76,11 @@ def settle_special_tokens(tokenizer: PreTrainedTokenizerBase, where: str) -> Non
     tokenizer.padding_side = "left"
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a model folder holds a PEFT adapter rather than whole weights."""
-    return (folder / ADAPTER_FILE).is_file()
-
-
-def adapter_values(folder: Path) -> dict[str, Any]:
-    """What PEFT's `adapter_config.json` of an adapter folder holds."""
-    return json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8"))
-
-
-def adapter_source(folder: Path) -> tuple[str, str | None]:
-    """Source and revision of the base model of an adapter folder."""
-    config = adapter_values(folder)
-    return config["base_model_name_or_path"], config.get("revision")
-
-
-def adapter_base(folder: Path) -> Path:
-    """Local folder of the base model of an adapter folder."""
-    return resolve_source(*adapter_source(folder), "base model of the adapter")
+def adapter_config(folder: Path) -> PeftConfig:
+    """PEFT's config of an adapter folder, with the local folder of its base model, wherever that was in training."""
+    config = PeftConfig.from_pretrained(str(folder))
+    config.base_model_name_or_path, config.revision = str(adapter_base(folder)), None
+    return config
 
 
 def check_adapter_settings(folders: Iterable[Path], given: dict[str, Any], where: str) -> None:
@@ -204,14 +168,15 @@ def load_policy(
     Raises:
         InstructGPTError: if the folder holds no causal language model.
     """
-    if is_adapter(Path(folder)):
-        model = AutoPeftModelForCausalLM.from_pretrained(folder, is_trainable=trainable, **model_kwargs)
-    else:
-        with loading_errors(f"{folder}: the model cannot be loaded"):
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, **model_kwargs)
-        grow_embeddings(model, len(tokenizer))
-        if peft_config is not None:
-            model = get_peft_model(model, peft_config)
+    adapter = adapter_config(Path(folder)) if is_adapter(Path(folder)) else None
+    whole = absolute_source(folder) if adapter is None else str(adapter.base_model_name_or_path)
+    with loading_errors(f"{whole}: the model cannot be loaded"):
+        model = AutoModelForCausalLM.from_pretrained(whole, config=config, **model_kwargs)
+    grow_embeddings(model, len(tokenizer))
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(folder), config=adapter, is_trainable=trainable)
+    elif peft_config is not None:
+        model = get_peft_model(model, peft_config)
     restore_cpu_gradients(model)
     set_policy_tokens(model, tokenizer)
     return model

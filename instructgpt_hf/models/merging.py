@@ -21,15 +21,8 @@ from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, f
 from instructgpt_hf.config.model import ModelConfig, quantization_config
 from instructgpt_hf.errors import InstructGPTError, loading_errors, nearest
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of
-from instructgpt_hf.models.loading import (
-    ADAPTER_FILE,
-    adapter_base,
-    count_parameters,
-    is_adapter,
-    load_policy,
-    load_tokenizer,
-    resolve_source,
-)
+from instructgpt_hf.models.loading import count_parameters, load_policy, load_tokenizer
+from instructgpt_hf.models.origins import ADAPTER_FILE, adapter_base, is_adapter, resolve_source
 from instructgpt_hf.models.reward_model import CLASSIFIER_FOLDER, load_adapter_classifier
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -151,4 +144,5 @@ def _merged_record(record: StageArtifact, model: PreTrainedModel, dtype: str) ->
     """The stage's record with a fingerprint of its own, because no recipe leads to the merged model."""
     changed = {"kind": "full", "parameters": count_parameters(model)["parameters"], "merged": dtype}
     own = fingerprint({"merged": record.fingerprint, "dtype": dtype})
-    return dataclasses.replace(record, model={**record.model, **changed}, fingerprint=own)
+    kept = {key: value for key, value in record.model.items() if key != "bases"}
+    return dataclasses.replace(record, model={**kept, **changed}, fingerprint=own)

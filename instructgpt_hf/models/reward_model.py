@@ -42,7 +42,8 @@ from instructgpt_hf._compat.quirks import restore_cpu_gradients, take_quantizati
 from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, adapter_of, using_adapter
 from instructgpt_hf.models.inputs import evaluation_mode
-from instructgpt_hf.models.loading import adapter_base, grow_embeddings, is_adapter, load_config, resolve_source
+from instructgpt_hf.models.loading import absolute_source, adapter_config, grow_embeddings, load_config
+from instructgpt_hf.models.origins import adapter_base, is_adapter, resolve_source
 
 HEAD = "score"
 # The head's weight in an adapter's file.
@@ -170,7 +171,7 @@ def create_reward_model(
     text_config = model.config.get_text_config()
     text_config.pad_token_id, text_config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     model.config.reward_shift = 0.0
-    adapter = PeftConfig.from_pretrained(folder) if continues else peft_config
+    adapter = adapter_config(folder) if continues else peft_config
     if adapter is not None:
         # Updates of the head are smaller than half a step of bfloat16.
         getattr(model, HEAD).float()
@@ -246,7 +247,9 @@ def load_reward_model(
     folder = resolve_source(str(source), role="reward model")
     if is_adapter(folder):
         base = load_adapter_classifier(folder, **model_kwargs)
-        return PeftModel.from_pretrained(base, str(folder), is_trainable=trainable).eval()
+        return PeftModel.from_pretrained(
+            base, str(folder), config=adapter_config(folder), is_trainable=trainable
+        ).eval()
     model = _load_classifier(folder, **model_kwargs)
     return (model if trainable else model.requires_grad_(False)).eval()
 
@@ -291,7 +294,8 @@ def _load_classifier(folder: Path, **model_kwargs: Any) -> PreTrainedModel:
     unknown = f"{folder}: transformers has no sequence classifier for this architecture"
     unfit = f"{folder}: cannot be loaded with one score"
     with loading_errors(unfit, OSError, RuntimeError), loading_errors(unknown, ValueError):
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, **model_kwargs)
+        source = absolute_source(folder)
+        model = AutoModelForSequenceClassification.from_pretrained(source, num_labels=1, **model_kwargs)
     with loading_errors(str(folder), InstructGPTError):
         scalar_head(model)
     restore_cpu_gradients(model)

@@ -27,7 +27,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from instructgpt_hf._compat.peft import keep_trainable, unwrap_peft
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, REWARD_ADAPTER, VALUE_ADAPTER
-from instructgpt_hf.models.loading import adapter_base, is_adapter, resolve_source
+from instructgpt_hf.models.loading import adapter_config
+from instructgpt_hf.models.origins import adapter_base, is_adapter, resolve_source
 from instructgpt_hf.models.reward_model import (
     BASE_QUANTIZATION,
     HEAD,
@@ -152,7 +153,7 @@ class _SavedAdapter:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = PeftConfig.from_pretrained(folder)
+        self.config = adapter_config(folder)
         self.config.modules_to_save, self.config.inference_mode = None, False
         self.record = load_classifier_config(folder)
         weights = load_peft_weights(str(folder), device="cpu")

@@ -24,7 +24,8 @@ from instructgpt_hf.evaluation.policies import BATCH_SIZE, MeasuredPolicy, Polic
 from instructgpt_hf.evaluation.report import policy_table, write_report, write_samples
 from instructgpt_hf.evaluation.results import PolicyRow
 from instructgpt_hf.lab import LAB_PREFIX
-from instructgpt_hf.models.loading import base_model_folder, load_policy, load_tokenizer
+from instructgpt_hf.models.loading import load_policy, load_tokenizer
+from instructgpt_hf.models.origins import known_model
 from instructgpt_hf.models.reward_model import load_reward_model
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import model_options, previous_stage, show_loading_progress
@@ -46,16 +47,18 @@ def evaluate_run(run: StageRun) -> list[PolicyRow]:
     Args:
         run: the PPO stage of the run, finished.
     """
-    previous = previous_stage(run, run.settings.data_args.sft_model_path, "sft")
+    data_args = run.settings.data_args
+    previous = previous_stage(run, data_args.sft_model_path, "sft", data_args.sft_model_revision)
     sft_folder, sft = previous.folder, previous.record
     models = find_reward_models(run, sft, PromptFormat.from_dict(sft.prompt_format))
     reward = models[0] if models else None
+    advice = f"write where it is as path of base_model into {sft_folder / STAGE_FILE}"
+    base = known_model(sft.base_model, "base model of the SFT stage", advice)
     run.open_log()
     with run.phase("loading models, reading held-out prompts", bar=False):
         evaluation = _evaluation(run, sft_folder, sft, reward)
     scored_by = {} if reward is None else {"reward": reward.record}
     policies = _policies(run, {"sft": sft.fingerprint, **{key: item.fingerprint for key, item in scored_by.items()}})
-    base = base_model_folder(sft.base_model["id"], sft.base_model["revision"], "base model")
     of_sft = evaluation.measure("SFT", evaluation.reference)
 
     def measure(name: str, folder: Path) -> MeasuredPolicy:

@@ -13,20 +13,21 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from instructgpt_hf._compat.peft import unwrap_peft
-from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, model_fingerprint, vocabulary_fingerprint
+from instructgpt_hf.artifacts import (
+    LICENSE_KEYS,
+    STAGE_FILE,
+    StageArtifact,
+    model_fingerprint,
+    source_place,
+    vocabulary_fingerprint,
+)
 from instructgpt_hf.config.data import PLAIN_TEMPLATES
 from instructgpt_hf.config.model import quantization_config
 from instructgpt_hf.config.recipe import StageSettings
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems
-from instructgpt_hf.models.loading import (
-    count_parameters,
-    is_adapter,
-    load_config,
-    load_tokenizer,
-    positions,
-    resolve_source,
-)
+from instructgpt_hf.models.loading import count_parameters, load_config, load_tokenizer, positions
+from instructgpt_hf.models.origins import is_adapter, origin, resolve_source
 from instructgpt_hf.stages.run import StageRun
 
 SLOW_TO_LOAD = 2**30  # bytes of weights
@@ -39,15 +40,21 @@ class FinishedStage:
     folder: Path
     record: StageArtifact
     source: str
+    revision: str | None
 
     @property
     def reference(self) -> dict[str, Any]:
         """Entry of a later stage's `previous` in stage.json."""
-        return {"source": self.source, "fingerprint": self.record.fingerprint}
+        found = {"source": self.source, "revision": self.revision, "path": source_place(self.folder)}
+        return {**found, "fingerprint": self.record.fingerprint}
 
 
-def previous_stage(run: StageRun, source: str | None, stage: str, weights: bool = True) -> FinishedStage:
-    """An earlier stage of this run, or the one that a path or Hub id names; `weights=False` downloads none.
+def previous_stage(
+    run: StageRun, source: str | None, stage: str, revision: str | None = None, weights: bool = True
+) -> FinishedStage:
+    """An earlier stage of this run, or the one that a path or Hub id names, at a revision of a Hub id.
+
+    `weights=False` downloads none.
 
     An SFT model may also be made elsewhere: its prompt format is the recipe's `prompt_template`, or by default its
     tokenizer's chat template.
@@ -55,25 +62,27 @@ def previous_stage(run: StageRun, source: str | None, stage: str, weights: bool 
     Raises:
         InstructGPTError: if it is missing or is another stage, or a model made elsewhere has no prompt format.
     """
-    folder = run.run_folder / stage if source is None else resolve_source(source, None, f"{stage} stage", weights)
+    own = (run.run_folder / stage).absolute()
+    folder = own if source is None else resolve_source(source, revision, f"{stage} stage", weights)
     if source is None and not (folder / STAGE_FILE).is_file():
         known = " to the folder or Hub id of a finished one" if stage == "sft" else ""
         raise InstructGPTError(
             f"{folder}: the {stage} stage has not been run here. Run it first, or set {stage}_model_path{known}."
         )
     if source is not None and stage == "sft" and _is_model(folder) and not (folder / STAGE_FILE).is_file():
-        return FinishedStage(folder, _made_elsewhere(folder, source, run.settings.data_args.prompt_template), source)
+        record = _made_elsewhere(folder, source, revision, run.settings.data_args.prompt_template)
+        return FinishedStage(folder, record, source, revision)
     record = StageArtifact.load(folder)
     if record.stage != stage:
         raise InstructGPTError(f"{folder}: is a finished {record.stage!r} stage, expected {stage!r}.")
-    return FinishedStage(folder, record, source or stage)
+    return FinishedStage(folder, record, source or stage, revision)
 
 
 def _is_model(folder: Path) -> bool:
     return is_adapter(folder) or (folder / "config.json").is_file()
 
 
-def _made_elsewhere(folder: Path, source: str, template: str | None) -> StageArtifact:
+def _made_elsewhere(folder: Path, source: str, revision: str | None, template: str | None) -> StageArtifact:
     """The record of an SFT model that this package did not train, which is its own base model."""
     tokenizer = load_tokenizer(folder)
     if template is None and not tokenizer.chat_template:
@@ -83,25 +92,25 @@ def _made_elsewhere(folder: Path, source: str, template: str | None) -> StageArt
             f"{', '.join(sorted(PLAIN_TEMPLATES))}."
         )
     prompt_format = PromptFormat.create(template or "chat", tokenizer).to_dict()
-    base = base_record(source, None, folder, tokenizer)
+    base = base_record(source, revision, folder, tokenizer)
     return StageArtifact("sft", "", {}, prompt_format, base, fingerprint=base["fingerprint"], seed=0)
 
 
 def base_record(source: str, revision: str | None, folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Record of a pretrained model for stage.json: id, revision, fingerprints of weights and vocabulary, licence."""
     return {
-        "id": source,
-        "revision": revision,
+        **origin(source, revision, folder),
         "fingerprint": model_fingerprint(folder),
         "vocabulary": vocabulary_fingerprint(tokenizer),
-        "license": _license(folder),
+        **_license(folder),
     }
 
 
-def _license(folder: Path) -> str | None:
+def _license(folder: Path) -> dict[str, str | None]:
+    """The licence that a model's card states; `other` has a name and a link, and the link can be a file beside it."""
     card = folder / "README.md"
-    stated = (metadata_load(card) or {}).get("license") if card.is_file() else None
-    return stated if isinstance(stated, str) else None
+    stated = (metadata_load(card) or {}) if card.is_file() else {}
+    return {key: value if isinstance(value := stated.get(key), str) else None for key in LICENSE_KEYS}
 
 
 def model_record(model: torch.nn.Module, base: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def model_record(model: torch.nn.Module, base: dict[str, Any]) -> dict[str, Any]
     return {
         "kind": "adapter" if hasattr(model, "peft_config") else "full",
         "architecture": type(unwrap_peft(model)).__name__,
-        "license": base.get("license"),
+        **{key: base.get(key) for key in LICENSE_KEYS},
         **count_parameters(model),
     }
 

@@ -20,6 +20,7 @@ from instructgpt_hf._compat.checkpoints import WholeCheckpoints
 from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact, atomic_folder, atomic_text, fingerprint
 from instructgpt_hf.config.device import world_size
 from instructgpt_hf.errors import NO_SPACE, InstructGPTError
+from instructgpt_hf.models.origins import adapter_origins
 from instructgpt_hf.stages.identity import describe, differences, finished_identity
 from instructgpt_hf.stages.processes import barrier, is_main, shards_weights
 from instructgpt_hf.stages.run import StageRun
@@ -159,6 +160,8 @@ def finish(run: StageRun, artifact: StageArtifact, save_models: Callable[[Path],
     if is_main():
         with atomic_folder(run.folder) as folder:
             save_models(folder)
+            if bases := adapter_origins(folder):
+                artifact.model["bases"] = bases
             artifact.save(folder)
         drop_checkpoints(run)
     barrier()

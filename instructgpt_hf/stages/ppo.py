@@ -66,7 +66,7 @@ class PPOStage(Stage[PPOInputs, Dataset, PPOModels]):
         """The SFT stage, reward models and functions, prompts, and the pretraining text of PPO-ptx."""
         settings = self.run.settings
         data_args, training_args = settings.data_args, settings.training_args
-        sft = previous_stage(self.run, data_args.sft_model_path, "sft")
+        sft = previous_stage(self.run, data_args.sft_model_path, "sft", data_args.sft_model_revision)
         tokenizer = load_tokenizer(sft.folder)
         prompt_format = recorded_format(sft.record, data_args.prompt_template, tokenizer, "ppo.yaml: prompt_template")
         rewards = find_rewards(self.run, sft.record, prompt_format, tokenizer)

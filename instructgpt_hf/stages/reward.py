@@ -18,17 +18,12 @@ from instructgpt_hf.data.demonstrations import demonstration_rows
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, tokenize_rankings
 from instructgpt_hf.data.rows import Tokenized
-from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.data.splits import Source, Split, hold_back, prompt_keys, read_rankings
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.evaluation.plots.reward_model import draw_rankings
 from instructgpt_hf.evaluation.reward_model.evaluate import evaluate_rankings, flat_metrics, labeler_agreement
-from instructgpt_hf.models.loading import (
-    base_model_folder,
-    check_adapter_settings,
-    load_config,
-    load_tokenizer,
-)
+from instructgpt_hf.models.loading import check_adapter_settings, load_config, load_tokenizer
+from instructgpt_hf.models.origins import base_model_folder
 from instructgpt_hf.models.reward_model import create_reward_model, save_reward_model
 from instructgpt_hf.models.scoring import reward_shift, score_token_lists
 from instructgpt_hf.stages.inputs import (
@@ -76,7 +71,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
     def read(self) -> RewardInputs:
         """The SFT stage, the model to start from, the rankings, and the demonstrations to centre on."""
         settings = self.run.settings
-        sft = previous_stage(self.run, settings.data_args.sft_model_path, "sft")
+        data_args = settings.data_args
+        sft = previous_stage(self.run, data_args.sft_model_path, "sft", data_args.sft_model_revision)
         start, base = self._start(sft)
         check_adapter_settings([start], settings.values, "reward.yaml")
         tokenizer = load_tokenizer(start)
@@ -112,11 +108,8 @@ class RewardStage(Stage[RewardInputs, RewardRows, PreTrainedModel | PeftModel]):
                 raise InstructGPTError(f"center_on_demonstrations = True: {unknown}. Set it to false.")
             self.run.log(f"scores are not centred: {unknown}")
             return None
-        record = sft.record.data["demonstrations"]
-        name, split = record["source"], record["split"]
         try:
-            source = self.sources.resolve(name, split, "demonstrations")
-            dataset = load_split(source, split, record.get("config"), "demonstrations")
+            dataset = self.sources.read_again(sft.record.data["demonstrations"], "demonstrations")
         except InstructGPTError as error:
             raise InstructGPTError(
                 f"center_on_demonstrations = True: the SFT model's demonstrations cannot be read here ({error}). Put "

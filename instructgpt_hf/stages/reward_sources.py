@@ -18,11 +18,13 @@ from instructgpt_hf.artifacts import (
     code_fingerprint,
     file_fingerprint,
     model_fingerprint,
+    source_place,
     vocabulary_fingerprint,
 )
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
-from instructgpt_hf.models.loading import load_tokenizer, resolve_source
+from instructgpt_hf.models.loading import load_tokenizer
+from instructgpt_hf.models.origins import resolve_source
 from instructgpt_hf.models.reward_model import Scorer
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
@@ -76,7 +78,8 @@ class Rewards:
         names = ["reward" if number == 1 else f"reward_{number}" for number in range(1, len(self.models) + 1)]
         lineage = {name: item.reference for name, item in zip(names, self.models, strict=True)}
         if self.value is not None and self.value_source is not None:
-            lineage["value_start"] = {"source": self.value_source, "fingerprint": model_fingerprint(self.value)}
+            place = {"source": self.value_source, "revision": None, "path": source_place(self.value)}
+            lineage["value_start"] = {**place, "fingerprint": model_fingerprint(self.value)}
         return lineage
 
     def fingerprints(self) -> dict[str, Any]:
@@ -126,10 +129,11 @@ def find_reward_models(run: StageRun, sft: StageArtifact, prompt_format: PromptF
     """
     data_args = run.settings.data_args
     own = run.settings.reward_stage or data_args.reward_model_path is not None
-    names = ([data_args.reward_model_path] if own else []) + (data_args.extra_reward_model_paths or [])
+    names = [(data_args.reward_model_path, data_args.reward_model_revision)] if own else []
+    names += [(source, None) for source in data_args.extra_reward_model_paths or []]
     sources = []
-    for source in names:
-        stage = previous_stage(run, source, "reward")
+    for source, revision in names:
+        stage = previous_stage(run, source, "reward", revision)
         same_words = stage.record.base_model["vocabulary"] == sft.base_model["vocabulary"]
         reads_ids = same_words and PromptFormat.from_dict(stage.record.prompt_format) == prompt_format
         sources.append(RewardSource(**vars(stage), reads_ids=reads_ids))

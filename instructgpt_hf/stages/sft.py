@@ -22,7 +22,8 @@ from instructgpt_hf.data.splits import (
     read_pretraining,
 )
 from instructgpt_hf.metric_register import stage_metrics
-from instructgpt_hf.models.loading import base_model_folder, load_config, load_policy, load_tokenizer
+from instructgpt_hf.models.loading import load_config, load_policy, load_tokenizer
+from instructgpt_hf.models.origins import base_model_folder
 from instructgpt_hf.stages.inputs import base_record, model_options, model_record, usable_length
 from instructgpt_hf.stages.processes import whole_weights
 from instructgpt_hf.stages.stage import Outcome, Stage

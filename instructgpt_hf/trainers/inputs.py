@@ -17,15 +17,14 @@ from instructgpt_hf.artifacts import STAGE_FILE, StageArtifact
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
-    base_model_folder,
     grow_embeddings,
-    is_adapter,
     load_config,
     load_policy,
     load_tokenizer,
     settle_generation_config,
     settle_special_tokens,
 )
+from instructgpt_hf.models.origins import base_model_folder, is_adapter
 from instructgpt_hf.models.reward_model import (
     HEAD,
     create_reward_model,

@@ -168,3 +168,21 @@ def test_offline_mode_is_read_at_every_call(monkeypatch):
     with pytest.raises(ConnectionError):
         load_dataset("nobody/nothing")
     assert sum(waits) > 10
+
+
+@pytest.mark.parametrize(("kind", "status"), [("gated", 401), ("gated", 403), ("missing", 404)])
+def test_datasets_drops_the_error_of_the_hub(monkeypatch, kind, status):
+    """`dataset_refusal`."""
+    errors = {"gated": "GatedRepoError", "missing": "RepositoryNotFoundError"}
+
+    def refuse(*args, **kwargs):
+        response = types.SimpleNamespace(status_code=status, headers={}, request=None)
+        raise getattr(huggingface_hub.errors, errors[kind])("refused", response=response)
+
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.HfApi, "hf_hub_download", refuse)
+    with pytest.raises(Exception) as raised:
+        load_dataset("org/data")
+    assert raised.value.__cause__ is None and not hasattr(raised.value, "response")
+    assert quirks.dataset_refusal(raised.value) == kind
+    assert quirks.dataset_refusal(ValueError("doesn't exist on the Hub")) is None

@@ -206,6 +206,8 @@ class TestProblems:
             ("ppo", "missing_eos_penalty: 1\nmissing_eos_score: -1\n", "cannot be combined with missing_eos_penalty"),
             ("ppo", "missing_eos_score: .inf\n", "must be a number"),
             ("ppo", "reward_weights: [2.0]\n", "has no meaning with one reward"),
+            ("ppo", "reward_model_revision: v1\n", "reward_model_revision = 'v1': has no effect without reward_model"),
+            ("reward", "sft_model_revision: v1\n", "sft_model_revision = 'v1': has no effect without sft_model_path"),
             ("ppo", "reward_functions: a:b\n", "must be a list"),
             (
                 "ppo",

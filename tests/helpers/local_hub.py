@@ -49,6 +49,7 @@ class Repo:
     repo_id: str
     private: bool
     commits: list[Commit] = field(default_factory=list)
+    gated: bool = False  # its owner alone has accepted the conditions
 
     def add(self, title: str, files: dict[str, StoredFile]) -> Commit:
         sha = hashlib.sha1(f"{self.repo_id} {len(self.commits)}".encode()).hexdigest()
@@ -316,7 +317,10 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(200, entries)
 
     def resolve(self, repo: str, revision: str, name: str) -> None:
-        commit = self.find(repo).at(revision)
+        found = self.find(repo)
+        commit = found.at(revision)
+        if found.gated and self.user != repo.split("/")[0]:
+            raise Refusal(403 if self.user else 401, f"Access to model {repo} is restricted", "GatedRepo", commit.sha)
         file = commit.files.get(name)
         if file is None:
             raise Refusal(404, "Entry not found", "EntryNotFound", sha=commit.sha)

@@ -257,3 +257,29 @@ def test_command_writes_records_and_cards(tmp_path: Path, capsys: pytest.Capture
     assert main([str(run), str(tmp_path / "cards")]) == 0
     assert {(tmp_path / "cards" / f"evaluation.{end}").read_bytes() for end in ("png", "json")} == {PICTURE}
     assert main([str(tmp_path / "nothing"), str(tmp_path / "cards")]) == 2
+
+
+LICENCES = {
+    "https://example.org/l": "https://example.org/l",
+    "LICENSE": "https://huggingface.co/org/base/blob/abc/LICENSE",
+    "./LICENSE.md": "https://huggingface.co/org/base/blob/abc/LICENSE.md",
+}
+
+
+@pytest.mark.parametrize("link", LICENCES)
+def test_a_licence_of_its_own_keeps_its_name_and_link(link: str) -> None:
+    model = {"license": "other", "license_name": "smol-license", "license_link": link}
+    for stage in STAGE_FOLDERS:
+        artifact = record(stage, model=model, base_model={"id": "org/base", "revision": "abc", "path": None})
+        values = metadata(render_card(artifact))
+        assert (values["license"], values["license_name"]) == ("other", "smol-license")
+        assert values["license_link"] == LICENCES[link]
+        artifact.base_model = {"id": "my/base", "revision": "main", "path": "/home/bob/my/base"}
+        values = metadata(render_card(artifact))
+        assert values["license_name"] == "smol-license"
+        assert values.get("license_link") == (link if "://" in link else None)
+
+
+def test_an_adapter_of_a_local_model_does_not_name_what_that_came_from() -> None:
+    artifact = record("ppo", model={"kind": "adapter"}, base_model={"id": "org/base", "revision": "abc"})
+    assert "base_model" not in metadata(render_card(artifact, links={"adapter_base": "./sft"}))

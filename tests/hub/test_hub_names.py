@@ -10,6 +10,9 @@ from helpers.hub_client import Client
 from helpers.local_hub import LocalHub, Repo
 from helpers.tiny_run import record
 
+from instructgpt_hf import pipeline
+from instructgpt_hf.config.catalog import copy_recipe
+from instructgpt_hf.config.recipe import load_recipe
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.hub.publish import push_run
 
@@ -33,7 +36,7 @@ def test_public_push_refuses_a_private_repository_before_any_upload(
     hub.repos[f"alice/{name}"].add("initial commit", {})
     message = client.value(PUSH, tiny_run, '{"private": false}')["error"]
     assert f"alice/{name}: the repository exists and is private" in message
-    assert "public in its settings" in message and "without --public" in message
+    assert f"`hf repos settings alice/{name} --public`" in message and "without --public" in message
     assert list(hub.repos) == [f"alice/{name}"]
     assert len(hub.repos[f"alice/{name}"].commits) == 1
 
@@ -43,7 +46,8 @@ def test_private_push_refuses_a_public_repository_before_any_upload(
 ) -> None:
     hub.repos["alice/tiny-cpu-ppo"] = Repo("alice/tiny-cpu-ppo", False)
     hub.repos["alice/tiny-cpu-ppo"].add("initial commit", {})
-    assert "exists and is public" in client.value(PUSH, tiny_run, "{}")["error"]
+    message = client.value(PUSH, tiny_run, "{}")["error"]
+    assert "exists and is public" in message and "`hf repos settings alice/tiny-cpu-ppo --private`" in message
     assert list(hub.repos) == ["alice/tiny-cpu-ppo"]
 
 
@@ -100,7 +104,7 @@ def test_a_recipe_whose_name_is_no_repository_name(run_copy: Path, recipe: str, 
     with pytest.raises(InstructGPTError) as raised:
         push_run(run_copy, None)
     assert f"is {nearest!r}" in str(raised.value)
-    assert f"prefix={nearest!r}" in str(raised.value)
+    assert f"--prefix {nearest}" in str(raised.value)
 
 
 def test_the_nearest_name_is_accepted(hub: LocalHub, client: Client, run_copy: Path) -> None:
@@ -108,3 +112,22 @@ def test_the_nearest_name_is_accepted(hub: LocalHub, client: Client, run_copy: P
     assert "'my-recipe'" in client.value(PUSH, run_copy, "{}")["error"]
     assert hub.calls == []
     assert client.value(PUSH, run_copy, '{"prefix": "my-recipe"}') == {"sft": "alice/my-recipe-sft"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "ppo"])
+def test_a_name_that_the_hub_refuses_is_found_out_before_training(tmp_path: Path, stage: str) -> None:
+    copied = copy_recipe("tiny-cpu", tmp_path / "my recipe")
+    recipe = load_recipe(copied, [f"--{stage}.push_to_hub", "true"])
+    with pytest.raises(InstructGPTError) as raised:
+        pipeline.run(recipe, tmp_path / "out")
+    name = f"my recipe-{'ppo-ptx-value' if stage == 'ppo' else stage}"
+    assert f"{name!r}: the Hub accepts no repository of this name" in str(raised.value)
+    assert "is 'my-recipe'" in str(raised.value)
+    assert not list((tmp_path / "out").rglob("*.safetensors"))
+
+
+def test_prefix_of_the_command(hub: LocalHub, client: Client, tiny_run: Path) -> None:
+    code = "import sys; from instructgpt_hf.cli import main; sys.exit(main(sys.argv[1:]))"
+    process = client.run(code, "push", tiny_run, "--stages", "sft", "--prefix", "mine")
+    assert process.returncode == 0, process.stderr
+    assert list(hub.repos) == ["alice/mine-sft"]

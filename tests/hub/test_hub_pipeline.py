@@ -28,15 +28,23 @@ stage("reward", "first", "--push_to_hub", "true")
     )
     assert process.returncode == 0, process.stdout + process.stderr
     (tmp_path / "first").rename(tmp_path / "gone")  # what follows can only come from the Hub
+    pushed = {}
+    for stage in ("sft", "reward"):
+        repo = hub.repos[f"alice/tiny-cpu-{stage}"]
+        pushed[stage] = repo.commits[-1].sha
+        repo.add("something else", {})  # only the revisions hold the stages
     found = client.value(
         STAGE
         + """
-(artifact,) = stage("ppo", "second", "--sft_model_path", "alice/tiny-cpu-sft",
-                    "--reward_model_path", "alice/tiny-cpu-reward")
+(artifact,) = stage("ppo", "second", "--sft_model_path", "alice/tiny-cpu-sft", "--sft_model_revision", sys.argv[1],
+                    "--reward_model_path", "alice/tiny-cpu-reward", "--reward_model_revision", sys.argv[2])
 print(json.dumps({"previous": artifact.previous, "stage": artifact.stage, "steps": artifact.training["steps"]}))
-"""
+""",
+        *pushed.values(),
     )
     assert found["stage"] == "ppo-ptx"
     assert found["steps"] == 2
-    assert found["previous"]["sft"]["source"] == "alice/tiny-cpu-sft"
+    for stage, revision in pushed.items():
+        item = found["previous"][stage]
+        assert (item["source"], item["revision"], item["path"]) == (f"alice/tiny-cpu-{stage}", revision, None)
     assert {repo.private for repo in hub.repos.values()} == {True}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from helpers.tiny_run import record
 
+from instructgpt_hf.artifacts import StageArtifact
+from instructgpt_hf.hub.card import render_card
 from instructgpt_hf.hub.sources import is_repo_id, public_artifact, public_source, scrub
 
 
@@ -41,12 +45,10 @@ def test_other_sources_stay() -> None:
     assert public_source(None) is None
 
 
-def test_a_folder_on_disk_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runs" / "sft").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert public_source("runs/sft", check_disk=True) == "./sft"
-    assert public_source("runs/sft") == public_source("runs/sft", check_disk=False) == "runs/sft"
-    assert public_source("runs/other", check_disk=True) == "runs/other"
+def test_a_relative_path_is_no_hub_id() -> None:
+    assert public_source("runs/sft", local=True) == "./sft"
+    assert public_source("runs/sft") == "runs/sft"
+    assert public_source("lab", local=True) == "lab"
 
 
 def test_cached_downloads_are_the_repository_they_came_from() -> None:
@@ -84,3 +86,63 @@ def test_nothing_local_is_left_in_a_record() -> None:
     assert shown.config["value_model_path"] == "./value_model"
     assert shown.prompt_format == artifact.prompt_format
     assert "/home/bob" in artifact.base_model["id"]  # the original is untouched
+
+
+def relative(place: str | None = "") -> StageArtifact:
+    """A PPO record whose sources all have the form of a Hub id; `place` is where they lie, "" for an old record."""
+
+    def origin(name: str) -> dict[str, Any]:
+        return {} if place == "" else {"path": place and f"{place}/{name}"}
+
+    artifact = record("ppo", previous={})
+    artifact.base_model = {"id": "models/smol", "revision": "main", **origin("smol")}
+    artifact.data["prompts"] |= {"source": "data/prompts", **origin("prompts")}
+    artifact.previous["reward"] = {"source": "mine/reward", "fingerprint": "f", **origin("reward")}
+    artifact.config |= {
+        "dataset_name": "data/prompts",
+        "reward_model_path": "mine/reward",
+        "extra_reward_model_paths": ["mine/other"],
+    }
+    return artifact
+
+
+def test_what_was_local_in_training_stays_local_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where none of the paths exists
+    for artifact in (relative("/home/bob/place"), relative()):  # the second as earlier versions wrote it
+        shown = public_artifact(artifact, as_trained=True)
+        assert shown.base_model["id"] == "./smol"
+        assert shown.data["prompts"]["source"] == shown.config["dataset_name"] == "./prompts"
+        assert shown.previous["reward"]["source"] == shown.config["reward_model_path"] == "./reward"
+        assert shown.config["extra_reward_model_paths"] == ["./other"]
+        values = yaml.safe_load(str(render_card(shown)).split("---\n")[1])
+        assert "base_model" not in values and "datasets" not in values
+        assert "bob" not in shown.text()
+        assert public_artifact(shown) == public_artifact(shown, as_trained=True) == shown
+
+
+def test_what_came_from_the_hub_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models" / "smol").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)  # a folder of that name is another model
+    shown = public_artifact(relative(None), as_trained=True)
+    assert shown.base_model == {"id": "models/smol", "revision": "main", "path": None}
+    values = yaml.safe_load(str(render_card(shown)).split("---\n")[1])
+    assert (values["base_model"], values["datasets"]) == ("models/smol", ["data/prompts"])
+    old = record("sft", base_model={"id": "org/base", "revision": "abc"})
+    assert public_artifact(old, as_trained=True).base_model["id"] == "org/base"
+
+
+def test_defaults_are_shown_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ours").mkdir()
+    monkeypatch.chdir(tmp_path)
+    defaults = {"sft_model_path": [None, "§3.5"], "extra_reward_model_paths": [None, "ours"]}
+    shown = public_artifact(record("ppo", paper_defaults=defaults), {"sft": "alice/sft"}, as_trained=True)
+    assert shown.paper_defaults == defaults
+
+
+def test_a_local_dataset_is_not_indexed_under_a_hub_id() -> None:
+    artifact = record("reward")
+    artifact.data["rankings"] |= {"source": "imdb", "path": "/home/bob/imdb"}
+    values = yaml.safe_load(str(render_card(artifact)).split("---\n")[1])
+    assert values["model-index"][0]["results"][0]["dataset"] == {"type": "local:imdb", "name": "imdb"}

@@ -20,17 +20,14 @@ from instructgpt_hf import lab
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
     NEW_PAD_TOKEN,
-    adapter_base,
-    base_model_folder,
     check_adapter_settings,
     count_parameters,
-    is_adapter,
     load_config,
     load_policy,
     load_tokenizer,
     positions,
-    resolve_source,
 )
+from instructgpt_hf.models.origins import adapter_base, base_model_folder, is_adapter, resolve_source
 
 
 @pytest.fixture

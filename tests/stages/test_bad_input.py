@@ -297,7 +297,7 @@ class TestPreviousStages:
     def test_demonstrations_are_gone(self, refused, place, tmp_path):
         shutil.copytree(place / "done" / "sft", tmp_path / "sft")
         record = StageArtifact.load(tmp_path / "sft")
-        record.data["demonstrations"]["source"] = "/gone/demonstrations.jsonl"
+        record.data["demonstrations"] |= {"source": "demonstrations.jsonl", "path": "/gone/demonstrations.jsonl"}
         record.save(tmp_path / "sft")
         message = refused("reward", "--sft_model_path", tmp_path / "sft")
         assert "/gone/demonstrations.jsonl" in message and "set center_on_demonstrations: false" in message

@@ -19,15 +19,12 @@ from instructgpt_hf.config.model import peft_config
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.loading import (
-    adapter_source,
-    adapter_values,
-    base_model_folder,
     compare_adapter_settings,
-    is_adapter,
     load_config,
     load_tokenizer,
     positions,
 )
+from instructgpt_hf.models.origins import adapter_source, adapter_values, base_model_folder, is_adapter
 from instructgpt_hf.stages.checks.report import Report
 from instructgpt_hf.stages.inputs import FinishedStage, check_vocabulary, previous_stage
 from instructgpt_hf.stages.reward_sources import check_value_start, check_value_vocabulary
@@ -127,9 +124,10 @@ def check_base(run: StageRun, report: Report) -> Policy | None:
 def check_previous_sft(run: StageRun, report: Report) -> Policy | None:
     """The finished SFT stage that a later one names, or that must be in the run's folder."""
     stage, source = run.settings.stage, run.settings.data_args.sft_model_path
+    revision = run.settings.data_args.sft_model_revision
     with report.setting(stage, "sft_model_path", source):
-        sft = previous_stage(run, source, "sft", weights=False)
-        model = find_model(source or str(sft.folder), None, "sft stage")
+        sft = previous_stage(run, source, "sft", revision, weights=False)
+        model = find_model(source or str(sft.folder), revision, "sft stage")
         report.found(stage, "SFT model", source or sft.folder, model.described())
         return Policy(model, sft.record.base_model["id"], PromptFormat.from_dict(sft.record.prompt_format))
     return None
@@ -158,7 +156,7 @@ def check_rewards(run: StageRun, policy: Policy | None, part_of_run: bool, repor
     first, others = data_args.reward_model_path, data_args.extra_reward_model_paths or ()
     if first is not None or (run.settings.reward_stage and not part_of_run):
         with report.setting("ppo", "reward_model_path", first):
-            reward = _find_reward(run, first, report)
+            reward = _find_reward(run, first, report, data_args.reward_model_revision)
             if policy is not None and policy.prompt_format is not None and data_args.value_model_path is None:
                 check_value_start(reward, policy.base_record, policy.prompt_format)
     for source in others:
@@ -219,8 +217,8 @@ def size_text(size: int) -> str:
     return f"{size / unit:.3g} {name}"
 
 
-def _find_reward(run: StageRun, source: str | None, report: Report) -> FinishedStage:
-    stage = previous_stage(run, source, "reward", weights=False)
-    model = find_model(source or str(stage.folder), None, "reward stage")
+def _find_reward(run: StageRun, source: str | None, report: Report, revision: str | None = None) -> FinishedStage:
+    stage = previous_stage(run, source, "reward", revision, weights=False)
+    model = find_model(source or str(stage.folder), revision, "reward stage")
     report.found("ppo", "reward model", source or stage.folder, model.described())
     return stage

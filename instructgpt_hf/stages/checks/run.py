@@ -13,6 +13,7 @@ from huggingface_hub import constants, get_token
 
 from instructgpt_hf import lab
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.hub.publish import check_name
 from instructgpt_hf.stages.checks.data import check_data
 from instructgpt_hf.stages.checks.disk import check_disk
 from instructgpt_hf.stages.checks.hub import hub_or_cache
@@ -78,6 +79,7 @@ def _check_outputs(run: StageRun, report: Report) -> None:
         check_folder(run)
     with report.setting(stage, "push_to_hub", run.settings.values.get("push_to_hub")):
         if run.settings.values.get("push_to_hub"):
+            check_name(run.recipe, run.name)
             if constants.HF_HUB_OFFLINE:
                 raise InstructGPTError("offline mode is on; unset HF_HUB_OFFLINE, or push_to_hub.")
             if get_token() is None:

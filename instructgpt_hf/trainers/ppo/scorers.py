@@ -17,7 +17,8 @@ from instructgpt_hf._compat.quirks import use_own_forward
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER
-from instructgpt_hf.models.loading import base_model_folder, load_tokenizer, resolve_source
+from instructgpt_hf.models.loading import load_tokenizer
+from instructgpt_hf.models.origins import base_model_folder, resolve_source
 from instructgpt_hf.models.reward_model import AdapterScorer, Scorer, load_reward_model, with_head
 from instructgpt_hf.models.scoring import TextRewardModel
 from instructgpt_hf.models.shared_base import adapter_beside_whole, load_another_reward_model, load_scorers

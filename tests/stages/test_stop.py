@@ -7,14 +7,17 @@ import subprocess
 import sys
 
 import pytest
-from helpers.ppo_runs import ppo_runs
+from helpers.ppo_runs import ppo_runs, screen
+from safetensors import SafetensorError
 from transformers import TrainerControl, TrainerState
 
 from instructgpt_hf import cli
 from instructgpt_hf.artifacts import file_fingerprint
 from instructgpt_hf.cli import interruption
-from instructgpt_hf.errors import Interrupted
+from instructgpt_hf.errors import InstructGPTError, Interrupted
 from instructgpt_hf.stages.fit import StopAtCheckpoint
+from instructgpt_hf.stages.folder import hold
+from instructgpt_hf.trainers.ppo import state
 
 LAUNCHER = """
 import os, subprocess, sys
@@ -60,6 +63,39 @@ def test_the_stage_saves_a_checkpoint_and_the_same_command_goes_on(ppo, monkeypa
     folder, artifact, said = ppo(number.name, "--save_strategy", "no")
     assert "from step 4" in said and artifact.training["steps"] == 12
     assert file_fingerprint(folder / "ppo" / "model.safetensors") == whole
+
+
+def test_a_full_disk_ends_a_stage_with_one_message_and_the_same_command_goes_on(ppo, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for owner, name in ((state, "save_file"), (state, "_save_policy")):  # of a checkpoint, of the finished stage
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, full)
+            with pytest.raises(InstructGPTError, match=r"the disk is full .* run the same command again"):
+                ppo("full")
+    folder, artifact, said = ppo("full")
+    assert "from step 10" in said and artifact.training["steps"] == 12
+    assert sorted(item.name for item in folder.iterdir()) == ["log.txt", "ppo", "reward", "sft"]
+
+
+def test_a_stage_is_refused_while_another_run_writes_into_its_folder(ppo, monkeypatch):
+    folder, _, _ = ppo("twice")
+    record = (folder / "ppo" / "stage.json").read_bytes()
+    read, write = os.pipe()
+    if (other := os.fork()) == 0:
+        with hold(folder, screen()):
+            os.write(write, b"1")
+            signal.pause()
+    os.read(read, 1)
+    try:
+        with pytest.raises(InstructGPTError, match=rf"another run writes here \(process {other} on"):
+            ppo("twice", "--seed", "3")
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+    assert (folder / "ppo" / "stage.json").read_bytes() == record and not (folder / ".work").exists()
+    assert "already finished" in ppo("twice")[2]
 
 
 def test_a_second_signal_stops_at_once_but_not_the_echo_of_a_launcher(monkeypatch):

@@ -8,6 +8,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedM
 
 from instructgpt_hf._compat.quirks import rounded_weights
 from instructgpt_hf.errors import InstructGPTError
+from instructgpt_hf.models.sampling import seeded
 
 
 def generate_batch(
@@ -16,10 +17,9 @@ def generate_batch(
     generation_config: GenerationConfig,
     batching_config: ContinuousBatchingConfig | None = None,
     dtype: torch.dtype | None = None,
+    seed: int | None = None,
 ) -> list[list[int]]:
     """Sample one completion per prompt: N lists of token ids, up to and with EOS.
-
-    Requests run in the order of their arrival in a thread, so one seed need not give the same tokens twice.
 
     Args:
         policy: causal language model, whole or PEFT.
@@ -27,13 +27,14 @@ def generate_batch(
         generation_config: EOS ids, `max_new_tokens`, temperature, ...
         batching_config: by default the cache takes most of the free memory while generation runs.
         dtype: half precision to generate in; the weights are restored bit by bit. None generates in their own dtype.
+        seed: of the sampling; the random state is restored. None takes the state as it is.
 
     Raises:
         InstructGPTError: if a request fails, with the reason; transformers itself only logs it.
     """
     training = policy.training
     try:
-        with rounded_weights(policy, dtype):
+        with rounded_weights(policy, dtype), seeded(seed, policy.device):
             options = {"generation_config": generation_config, "continuous_batching_config": batching_config}
             results = list(policy.generate_batch(prompt_ids, **options, progress_bar=False).values())
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from peft import PeftModel
@@ -67,10 +68,20 @@ def sample_completions(
         output = generate(model, input_ids=ids, attention_mask=mask, generation_config=config)
         return [_up_to_eos(tokens, eos_token_ids) for tokens in output[:, ids.shape[1] :].tolist()]
 
-    fork = {"devices": []} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
-    with torch.random.fork_rng(**fork), evaluation_mode(model):
-        torch.manual_seed(seed)
+    with seeded(seed, device), evaluation_mode(model):
         return map_by_length(sample, prompt_ids, batch_size)
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    """Seed torch's random state, of the CPU and a device, inside the block; None leaves it as it is."""
+    if seed is None:
+        yield
+        return
+    fork = {"devices": []} if device.type == "cpu" else {"devices": [device], "device_type": device.type}
+    with torch.random.fork_rng(**fork):
+        torch.manual_seed(seed)
+        yield
 
 
 def _up_to_eos(tokens: list[int], eos_token_ids: Sequence[int]) -> list[int]:

@@ -5,10 +5,12 @@ import json
 
 import pytest
 from helpers.stage_files import write_model, write_recipe, write_rows
+from transformers import AutoTokenizer
 
 from instructgpt_hf import pipeline
 from instructgpt_hf.artifacts import StageArtifact
 from instructgpt_hf.config.recipe import load_recipe
+from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.errors import InstructGPTError
 
 LETTERS = "efghijklmn"
@@ -63,6 +65,11 @@ def test_reward_model_ppo_and_evaluation(place, capsys, model, template):
     assert [record.prompt_format["name"] for record in records] == [template or "chat"] * 2
     assert all(record.previous["sft"]["source"] == str(place / model) for record in records)
     assert records[0].model["reward_shift"] == 0
+    turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+    for folder in ("reward", "ppo", "ppo/value_model"):
+        saved = AutoTokenizer.from_pretrained(run / folder)
+        ids = saved.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+        assert ids == PromptFormat.from_dict(records[1].prompt_format).prompt_ids(turns, saved)
     results = json.loads((run / "evaluation" / "report.json").read_text())
     assert [row["name"] for row in results["policies"]] == ["SFT", "PPO"], "no base beside the model itself"
 

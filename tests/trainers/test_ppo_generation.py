@@ -186,6 +186,19 @@ def test_continuous_batching(make_trainer, make_policy, kind, bf16):
     assert len({len(completion) for completion in completions}) > 2
 
 
+def test_continuous_batching_draws_from_the_seed_and_the_iteration(make_trainer, make_policy):
+    backend = dict(use_transformers_continuous_batching=True, transformers_continuous_batching_config=SMALL_CACHE)
+    prompts, found = PROMPTS["prompt"][:16], []
+    for seed, step in ((42, 0), (42, 0), (42, 1), (43, 0)):
+        trainer = make_trainer(likely_eos(make_policy()), seed=seed, **backend)
+        trainer.state.global_step = step * trainer.args.optimizer_steps_per_iteration
+        state = torch.get_rng_state()
+        found.append(trainer.generate(prompts)[1])
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.rand(3)  # the state around it does not matter
+    assert found[0] == found[1] and found[0] != found[2] and found[0] != found[3]
+
+
 def test_a_run_with_continuous_batching(make_trainer, make_policy):
     trainer = make_trainer(
         likely_eos(make_policy()),

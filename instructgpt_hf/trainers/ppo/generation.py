@@ -68,8 +68,9 @@ def generate_continuously(
     generation_config: GenerationConfig,
     batching_config: ContinuousBatchingConfig,
     args: PPOConfig,
+    seed: int,
 ) -> TokenLists:
-    """Completions by continuous batching, in the precision of the mixed-precision setting.
+    """Completions by continuous batching, in the precision of the mixed-precision setting, drawn from `seed`.
 
     Raises:
         InstructGPTError: if a request fails, or the policy's weights are sharded.
@@ -77,4 +78,4 @@ def generate_continuously(
     if has_sharded_weights(policy):
         raise InstructGPTError("use_transformers_continuous_batching: needs each process to hold the whole policy.")
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    return generate_batch(policy, prompt_ids, generation_config, batching_config, dtype)
+    return generate_batch(policy, prompt_ids, generation_config, batching_config, dtype, seed)

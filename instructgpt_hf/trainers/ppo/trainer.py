@@ -276,8 +276,10 @@ class PPOTrainer(PPOOptimization):
     def continuous_batching(self, prompt_ids: TokenLists) -> TokenLists:
         """Completions by transformers' continuous batching."""
         policy = self.accelerator.unwrap_model(self.model_wrapped).policy
+        # One for every iteration and process, so that runs repeat, resumed ones too.
+        seed = (self.args.seed * 1_000_003 + self.iteration) * 1_009 + self.accelerator.process_index
         return generation.generate_continuously(
-            policy, prompt_ids, self.generation_config, self.continuous_batching_config, self.args
+            policy, prompt_ids, self.generation_config, self.continuous_batching_config, self.args, seed
         )
 
     def rollout(self, inputs: list[dict[str, Any]]) -> Rollouts:

@@ -16,7 +16,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from instructgpt_hf.data.pretraining import pretraining_rows
-from instructgpt_hf.data.prompts import Prompt, PromptFormat, prompt_rows
+from instructgpt_hf.data.prompt_rows import prompt_rows
+from instructgpt_hf.data.prompts import Prompt, PromptFormat
 from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.evaluation.likelihood import sequence_kl, text_loss
 from instructgpt_hf.evaluation.tasks import exact_match

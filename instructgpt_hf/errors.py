@@ -33,6 +33,16 @@ class Interrupted(KeyboardInterrupt):
         self.signal = signal
 
 
+def end_worker(process: int, number: int) -> None:
+    """In a forked worker, which has inherited the signal handler of `process`, let SIGTERM end it as by default.
+
+    Pools end their workers so.
+    """
+    if os.getpid() != process and number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
 class Problems:
     """Collects every problem of one check so that all of them are reported at once."""
 

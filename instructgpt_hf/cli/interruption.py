@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from instructgpt_hf.errors import Interrupted
+from instructgpt_hf.errors import Interrupted, end_worker
 
 LOST_PEER = re.compile("Connection (closed|reset) by peer|remote process exited|Broken pipe")
 LOST_PEER_TYPES = ("DistBackendError", "DistNetworkError", "DistStoreError")
@@ -26,7 +26,10 @@ def terminable() -> Iterator[None]:
     process can say what it has to say: launchers send it to the others when one has ended.
     """
 
+    process = os.getpid()
+
     def interrupt(number: int, _frame: Any) -> NoReturn:
+        end_worker(process, number)
         raise Interrupted(number)
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import os
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from transformers.trainer_utils import has_length
 
 from instructgpt_hf._compat.quirks import remove_progress_displays
 from instructgpt_hf.config.device import world_size
-from instructgpt_hf.errors import Interrupted
+from instructgpt_hf.errors import Interrupted, end_worker
 from instructgpt_hf.metric_register import terminal_values
 from instructgpt_hf.models.inputs import watch_batches
 from instructgpt_hf.stages.lifecycle import IDENTITY_FILE
@@ -104,6 +105,7 @@ class StopAtCheckpoint(TrainerCallback):
 
     def __enter__(self) -> StopAtCheckpoint:
         self.previous: dict[int, Any] = {}
+        self.process = os.getpid()
         with contextlib.suppress(ValueError):  # not the main thread, which alone may handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
                 self.previous[number] = signal.signal(number, self._request)
@@ -114,6 +116,9 @@ class StopAtCheckpoint(TrainerCallback):
             signal.signal(number, handler)
 
     def _request(self, number: int, _frame: Any) -> None:
+        if os.getpid() != self.process:  # a worker; of Ctrl-C, which reaches it too, it hears from this process
+            end_worker(self.process, number)
+            return
         if self.requested:
             # A launcher passes on what a terminal or scheduler has sent to all processes.
             if world_size() == 1 or time.monotonic() - self.since > SECONDS_OF_AN_ECHO:

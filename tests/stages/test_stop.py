@@ -1,5 +1,6 @@
 """A stage that is stopped from outside: by Ctrl-C or SIGTERM, alone or as one of several processes."""
 
+import multiprocessing
 import os
 import shlex
 import signal
@@ -114,6 +115,27 @@ def test_a_second_signal_stops_at_once_but_not_the_echo_of_a_launcher(monkeypatc
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
     assert len(run.lines) == 2 and "SIGTERM: stopping at the next point" in run.lines[0]
+
+
+@pytest.mark.parametrize(
+    "context", [interruption.terminable(), StopAtCheckpoint(Messages(), 1)], ids=["verb", "stage"]
+)
+def test_workers_end_without_a_word(context, capfd):
+    fork = multiprocessing.get_context("fork")
+    with context, fork.Pool(2) as pool:
+        assert pool.map(abs, [-1, 2]) == [1, 2]
+        worker = fork.Process(target=signal.pause)
+        worker.start()
+        worker.terminate()
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGTERM
+    assert capfd.readouterr().err == ""
+
+
+def test_ctrl_c_leaves_a_worker_to_its_stage():
+    with StopAtCheckpoint(Messages(), 1) as stop, multiprocessing.get_context("fork").Pool(1) as pool:
+        os.kill(pool._pool[0].pid, signal.SIGINT)
+        assert pool.map(abs, [-1, 2]) == [1, 2] and not stop.requested
 
 
 def test_a_stop_saves_also_where_only_the_best_is_saved():

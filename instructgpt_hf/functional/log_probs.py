@@ -2,6 +2,9 @@
 
 At a 49k vocabulary the logits are the largest tensor of a training step. `log_softmax` of their float32 copy would
 hold three of that size; here blocks of rows are widened one after another, and the backward pass recomputes them.
+
+TRL's `ChunkedLogProbFunction` holds no logits, but takes 1.4 times as long on a CPU (benchmarks/log_probs.py; not
+measured on a GPU) and cannot exclude ids from the distribution, as PPO does.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class TestPtxGamma:
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
 def test_documentation_quotes_the_result_files(path):
     """The table of every result file stands in docs/benchmarks.md as the script prints it, and its picture exists."""
-    names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo_memory", "ppo")
+    names = ("reward_model", "overfitting", "ptx_gamma", "ppo_learning", "ppo_memory", "ppo", "log_probs")
     name = next(name for name in names if path.stem.startswith(name))
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert importlib.import_module(name).table(read_runs(path)) in page

@@ -153,6 +153,10 @@ def test_wrong_columns_of_all_stages(run, tmp_path):
         ("ppo.dataset_name", "{place}", "ppo.yaml: dataset_name: prompts: {place}: no train.jsonl"),
         ("ppo.pretraining_dataset_name", "{place}/sft.jsonl", "ppo.yaml: pretraining_dataset_name: pretraining: "),
         ("ppo.pretraining_dataset_text_field", "txt", "missing column 'txt' (did you mean 'text'?)"),
+        ("ppo.generation_batch_size", "10", "9 prompts, fewer than generation_batch_size = 10"),
+        ("ppo.max_prompt_length", "1", "every prompt is longer than max_prompt_length=1 tokens"),
+        ("reward.max_length", "3", "reward.yaml: dataset_name: rankings: {place}/reward.jsonl: no ranking is left"),
+        ("sft.max_length", "4", "sft.yaml: dataset_name: demonstrations: {place}/sft.jsonl: every demonstration is"),
         ("ppo.generation_batch_size", "12", "9 prompts, fewer than generation_batch_size = 12"),
         ("ppo.max_completion_length", "2048", "ppo.yaml: max_completion_length: the policy has 2048 positions"),
         ("ppo.sft_model_path", "./gone", "ppo.yaml: sft_model_path: sft stage: ./gone: no such folder"),
@@ -165,7 +169,9 @@ def test_wrong_columns_of_all_stages(run, tmp_path):
 )
 def test_kinds(run, place, setting, value, problem):
     value = value.format(place=place)
-    words = ["--ppo.max_steps", "3"] if setting == "ppo.generation_batch_size" else []
+    words = {"10": ["--ppo.per_device_train_batch_size=5", "--ppo.max_steps=2"], "12": ["--ppo.max_steps=3"]}.get(
+        value, []
+    )
     if problem is None:
         assert run(f"--{setting}", value, "--check", code=0)
         return
@@ -177,6 +183,24 @@ def test_the_first_wrong_rows_are_named(run, tmp_path):
     path = write_rows(tmp_path / "rows.jsonl", rows * 9)
     message = run("--sft.dataset_name", path, "--check").message
     assert "row 3: completion: found ''" in message and "row 4: completion: found ''" in message
+
+
+def test_a_template_that_refuses_the_rows_of_a_later_stage(run, place, tokenizer, tmp_path):
+    """Rendered before SFT begins: its rows are fine, the prompts have a turn that the template does not take."""
+    base = tmp_path / "base"
+    shutil.copytree(place / "base", base)
+    (base / "chat_template.jinja").write_text(
+        "{% for turn in messages %}"
+        "{% if turn['role'] == 'system' %}{{ raise_exception('no system turns') }}{% endif %}"
+        "{{ turn['content'] }} <eos> {% endfor %}"
+    )
+    turns = [[{"role": "system", "content": "a"}, {"role": "user", "content": word}] for word in LETTERS]
+    path = write_rows(tmp_path / "chat.jsonl", [{"prompt": prompt} for prompt in turns])
+    words = ("--sft.model_name_or_path", base, "--sft.prompt_template", "chat")
+    run(*words, "--check", code=0)
+    message = run(*words, "--ppo.dataset_name", path).message
+    assert f"ppo.yaml: dataset_name: prompts: {path}: rows that the prompt format cannot render" in message
+    assert "row 0: " in message and "no system turns" in message
 
 
 def test_a_missing_test_split(run, tmp_path):

@@ -16,10 +16,12 @@ from instructgpt_hf.data.prompt_rows import read_prompts, to_dataset
 from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.data.rankings.schemas import recognise
 from instructgpt_hf.data.sources import Sources, load_split, local_files
-from instructgpt_hf.data.splits import HELD_BACK_LIMIT, SHARE, test_split
+from instructgpt_hf.data.splits import test_split
 from instructgpt_hf.errors import InstructGPTError, loading_errors
 from instructgpt_hf.lab import LAB_PREFIX
+from instructgpt_hf.stages.checks.models import Policy
 from instructgpt_hf.stages.checks.report import Report
+from instructgpt_hf.stages.checks.tokens import check_tokens
 from instructgpt_hf.stages.run import StageRun
 
 ROWS = 20  # looked at of each dataset
@@ -52,8 +54,11 @@ def described(head: Head, what: str) -> str:
     return f"{count}: {what}"
 
 
-def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) -> Dataset | None:
-    """The stage's dataset, its test split and its pretraining text; returns PPO's first prompts, with all columns."""
+def check_data(run: StageRun, lab_folder: Callable[[], Path], policy: Policy | None, report: Report) -> Dataset | None:
+    """The stage's dataset, its test split and its pretraining text; returns PPO's first prompts, with all columns.
+
+    `policy` is what reads the rows; None where it is not known, which is a problem of its own.
+    """
     stage, args = run.settings.stage, run.settings.data_args
     role, name, config = ROLES[stage], str(args.dataset_name), args.dataset_config
     sources, test, train, prompts = Sources(lab_folder), None, None, None
@@ -69,6 +74,8 @@ def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) ->
         if stage == "ppo":
             prompts = to_dataset(read_prompts(train, f"{role}: {name}")[0][:ROWS], with_columns=True)
         _check_number(run, train, test is None)
+        if policy is not None:
+            check_tokens(run, train, policy, f"{role}: {name}", test is None)
     if test is not None and train is not None:
         with report.setting(stage, "dataset_test_split", test):
             held_back = head(test, ROWS)
@@ -81,20 +88,10 @@ def check_data(run: StageRun, lab_folder: Callable[[], Path], report: Report) ->
 
 
 def _check_number(run: StageRun, train: Head, holds_back: bool) -> None:
-    """Raise if there are too few rows to hold some back or, in PPO, to fill an iteration."""
+    """Raise if there are too few rows to hold some back."""
     role, name, count = ROLES[run.settings.stage], run.settings.data_args.dataset_name, len(train)
-    if train.more:
-        return
-    if holds_back and count < 2:
+    if holds_back and not train.more and count < 2:
         raise InstructGPTError(f"{role}: {name} has 1 row; at least 2 are needed to hold one back for measuring.")
-    if run.settings.stage == "ppo":
-        episodes = run.settings.training_args.generation_batch_size
-        left = count - (min(HELD_BACK_LIMIT, max(1, count // SHARE)) if holds_back else 0)
-        if left < episodes:
-            raise InstructGPTError(
-                f"{role}: {name}: {left} prompts, fewer than generation_batch_size = {episodes} episodes of one "
-                "iteration; add prompts or lower generation_batch_size."
-            )
 
 
 def _form(role: str, rows: Head, where: str) -> str:

@@ -59,7 +59,7 @@ def check_run(runs: Sequence[StageRun]) -> Report:
                     check_adapters(stages, own.model, report)
             else:
                 policy = own if named is None and "sft" in stages else check_previous_sft(run, report)
-            rows = check_data(run, functools.partial(_lab_folder, run, Path(temporary)), report)
+            rows = check_data(run, functools.partial(_lab_folder, run, Path(temporary)), policy, report)
             if stage == "reward":
                 check_reward_start(run, policy, report)
             if stage == "ppo":

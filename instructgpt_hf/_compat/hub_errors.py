@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from instructgpt_hf._compat.quirks import connection_error, dataset_refusal
-from instructgpt_hf.errors import InstructGPTError, first_line
+from instructgpt_hf.errors import InstructGPTError, first_line, read_only_cache
 
 
 def status_of(error: BaseException) -> int | None:
@@ -63,7 +63,7 @@ def _reading_explained(error: Exception, repo_id: str, dataset: bool) -> str:
             "the Hub cannot be reached, or offline mode is on, and the cache does not hold all of it. Check the "
             "connection and HF_HUB_OFFLINE, or give a local folder."
         )
-    return first_line(error)
+    return read_only_cache(error) or first_line(error)
 
 
 def _refusal(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """The folder of a run: one run at a time, what killed ones leave behind, a full disk."""
 
 import errno
+import functools
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from helpers.ppo_runs import screen
 from safetensors import SafetensorError
 
+from instructgpt_hf._compat.hub_errors import reading
 from instructgpt_hf.artifacts import atomic_folder
 from instructgpt_hf.errors import InstructGPTError, full_disk, loading_errors, read_only_cache
 from instructgpt_hf.stages import folder as module
@@ -204,8 +206,9 @@ class TestReadOnlyCache:
         monkeypatch.setenv("HF_HOME", str(tmp_path / "file" / "hf"))
         return tmp_path / "file" / "hf"
 
-    def test_loading_says_which_variable_to_set(self, cache):
-        with pytest.raises(InstructGPTError) as caught, loading_errors("model 'x'"):
+    @pytest.mark.parametrize("named", [loading_errors, functools.partial(reading, repo_id="x")])
+    def test_loading_says_which_variable_to_set(self, cache, named):
+        with pytest.raises(InstructGPTError) as caught, named("model 'x'"):
             (cache / "hub" / "models--x").mkdir(parents=True)
         assert re.search(r"model 'x': .*cannot be written \(Not a directory\)\. Set HF_HOME", str(caught.value))
 

@@ -21,7 +21,7 @@ from transformers.trainer_utils import SchedulerType
 
 from instructgpt_hf._compat.quirks import settle_checkpointing_names
 from instructgpt_hf.config.device import native_precision
-from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes, setting, settings_of
+from instructgpt_hf.config.fields import Upstream, changed, not_in_recipes, refused, setting, settings_of
 from instructgpt_hf.config.ranges import AT_LEAST_ONE, FRACTION, LIMIT, NOT_NEGATIVE, POSITIVE
 from instructgpt_hf.config.rules import violations
 from instructgpt_hf.errors import Problems
@@ -63,13 +63,15 @@ class StageConfig:
         **dict.fromkeys(("hub_*", "logging_*", "push_to_hub*", "trackio_*"), _NEUTRAL),
         # What the commands decide, or what has no effect.
         **dict.fromkeys(("hub_always_push", "hub_model_id", "hub_revision", "hub_strategy"), _PUSHED),
-        "chat_template_path": not_in_recipes("has no effect; set prompt_template in sft.yaml"),
+        "chat_template_path": refused(
+            "has no effect; set prompt_template in sft.yaml, or the trainer's prompt_format"
+        ),
         "config": not_in_recipes("is an option of the command, not a setting"),
-        "eos_token": not_in_recipes("has no effect; the tokenizer's EOS ends every completion"),
+        "eos_token": refused("has no effect; the tokenizer's EOS ends every completion"),
         "hub_token": not_in_recipes("is a secret and does not belong in a recipe; log in with `hf auth login`"),
         "model_init_kwargs": not_in_recipes("has no effect; set dtype, attn_implementation or load_in_4bit"),
         "output_dir": not_in_recipes("comes from the command: --output_dir"),
-        "pad_token": not_in_recipes("has no effect; a padding token that differs from EOS is chosen or added"),
+        "pad_token": refused("has no effect; a padding token that differs from EOS is chosen or added"),
         "parallelism_config": not_in_recipes("is not a plain value; use accelerate's configuration file"),
         **dict.fromkeys(("ignore_data_skip", "save_only_model"), not_in_recipes("would break resuming")),
     }
@@ -128,10 +130,10 @@ class SFTConfig(StageConfig, trl.SFTConfig):
 
     stage: ClassVar[str] = "sft"
     upstream: ClassVar[Mapping[str, Upstream]] = {
-        "assistant_only_loss": not_in_recipes("has no effect; the loss covers the completion"),
-        "completion_only_loss": not_in_recipes("has no effect; the loss always covers the completion only"),
+        "assistant_only_loss": refused("has no effect; the loss covers the completion"),
+        "completion_only_loss": refused("has no effect; the loss always covers the completion only", None),
         **dict.fromkeys(("dataset_kwargs", "dataset_num_proc"), _PREPARED),
-        "dataset_text_field": not_in_recipes("has no effect; demonstrations have the columns prompt and completion"),
+        "dataset_text_field": refused("has no effect; demonstrations have the columns prompt and completion"),
     }
 
     # The paper's residual dropout is 0.2 for its SFT models (C.1); it states none for the RL initialisation.

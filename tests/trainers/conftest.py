@@ -1,4 +1,4 @@
-"""Tiny PPO trainers, and the input of helpers that run in processes of their own."""
+"""Tiny PPO trainers, a Hub that notes what is asked, and the input of helpers that run in processes of their own."""
 
 import os
 import subprocess
@@ -60,3 +60,26 @@ def run_helper():
         return done.stdout
 
     return run
+
+
+class Hub:
+    """Notes what a trainer asks of the Hub."""
+
+    def __init__(self):
+        self.private, self.uploads = None, []
+
+    def create_repo(self, name, token=None, private=None, exist_ok=False):
+        self.private = private
+        return type("Url", (), {"repo_id": f"me/{name}"})
+
+    def upload_folder(self, folder_path, ignore_patterns, **_):
+        self.uploads.append((folder_path, ignore_patterns))
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    import transformers.trainer
+
+    hub = Hub()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda *_, **__: hub)
+    return hub

@@ -1,29 +1,7 @@
 """`PPOTrainer.push_to_hub`, as users of the Trainer call it."""
 
 import pytest
-import transformers.trainer
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
-
-class Hub:
-    """Notes what a trainer asks of the Hub."""
-
-    def __init__(self):
-        self.private, self.uploads = None, []
-
-    def create_repo(self, name, token=None, private=None, exist_ok=False):
-        self.private = private
-        return type("Url", (), {"repo_id": f"me/{name}"})
-
-    def upload_folder(self, folder_path, ignore_patterns, **_):
-        self.uploads.append((folder_path, ignore_patterns))
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub = Hub()
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda *_, **__: hub)
-    return hub
 
 
 def test_it_pushes_models_that_load_alone(hub, make_trainer, tmp_path):
@@ -34,6 +12,7 @@ def test_it_pushes_models_that_load_alone(hub, make_trainer, tmp_path):
     assert folder == str(tmp_path) and "checkpoint-*" in ignored
     names = {item.name for item in tmp_path.iterdir() if item.is_file()}
     assert not names & {"trainable.safetensors", "ppo_state.json", "training_args.bin"}
+    assert "_*" in ignored and "_rollouts.jsonl" in names and "rollouts.jsonl" not in names  # prompts and answers stay
     AutoModelForCausalLM.from_pretrained(folder)
     AutoModelForSequenceClassification.from_pretrained(f"{folder}/value_model", num_labels=1)
 

@@ -252,6 +252,18 @@ def test_callbacks_and_settings_by_default(tmp_path, make, monkeypatch):
 
 
 @TRAINERS
+def test_push_is_private_and_loads_alone(tmp_path, make, hub):
+    trainer = make(tmp_path / "run", peft_config=LORA, settings={"push_to_hub": True})
+    trainer.push_to_hub()
+    ((folder, _),) = hub.uploads
+    assert hub.private is True and not (tmp_path / "run" / "model_card.md").exists()
+    if make is reward:
+        load_reward_model(folder)
+    else:
+        AutoPeftModelForCausalLM.from_pretrained(folder)
+
+
+@TRAINERS
 def test_metrics_go_where_report_to_says(tmp_path, make):
     pytest.importorskip("tensorboard")
     trainer = make(tmp_path, settings={"report_to": "tensorboard"})
@@ -320,6 +332,14 @@ def test_arguments_without_effect_are_refused(tmp_path):
         reward(tmp_path, preprocess_logits_for_metrics=max)
     with pytest.raises(InstructGPTError, match="quantization_config: the model is loaded already"):
         sft(tmp_path, model=AutoModelForCausalLM.from_pretrained(base_model_path()), quantization_config=object())
+
+
+def test_settings_without_effect_are_refused(tmp_path):
+    """TRL would apply them after the rows are tokenized, or not at all."""
+    for name, value in (("assistant_only_loss", True), ("completion_only_loss", False), ("eos_token", "<eos>")):
+        with pytest.raises(InstructGPTError, match=f"{name} = .*has no effect"):
+            sft(tmp_path, settings={name: value})
+    assert sft(tmp_path, settings={"completion_only_loss": None}).train_dataset
 
 
 def test_pretraining_text_is_mixed_in(tmp_path):

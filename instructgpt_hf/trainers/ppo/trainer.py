@@ -420,6 +420,13 @@ class PPOTrainer(PPOOptimization):
         if self.pretraining is not None and saved.pretraining is not None:
             self.pretraining.load_state_dict(saved.pretraining)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the models for use; before a push, the rollouts get a name that is not uploaded."""
+        super().save_model(output_dir, _internal_call)
+        folder = Path(self.args.output_dir)
+        if _internal_call and output_dir is None and self.args.should_save:
+            (folder / state.SAMPLES_FILE).replace(folder / f"_{state.SAMPLES_FILE}")
+
     def save_pretrained(self, folder: Path) -> None:
         """Write policy, value model and the rollouts noted during training, as `state.write_models` describes."""
         save_tokenizer = partial(self.prompt_format.save_tokenizer, self.tokenizer)

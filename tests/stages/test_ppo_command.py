@@ -96,9 +96,10 @@ def start(root, folder, launcher=(), more=()):
 
 
 def finish(process):
-    _, errors = process.communicate(timeout=300)
+    """What a run that succeeds prints: results, then progress."""
+    results, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
-    return errors
+    return results + errors
 
 
 def test_a_killed_stage_that_is_run_again_equals_the_uninterrupted_one(root, tmp_path):
@@ -150,8 +151,8 @@ def test_a_killed_process_of_several_is_said_with_the_command_that_resumes(root,
 def test_two_processes_write_one_stage(root, tmp_path):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     more = ["--per_device_train_batch_size", "2", "--total_episodes", "16", "--save_steps", "2"]
-    errors = finish(start(root, tmp_path / "two", torchrun, more))
-    assert errors.count("last iteration: score") == 1
+    printed = finish(start(root, tmp_path / "two", torchrun, more))
+    assert printed.count("last iteration: score") == 1
     stage = StageArtifact.load(tmp_path / "two" / "ppo-ptx")
     assert stage.hardware["processes"] == 2
     assert stage.training["steps"] == 4

@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf.data.files import Rows
+from instructgpt_hf.data.files import Rows, columns_of
 from instructgpt_hf.data.pretraining import document_ids
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rows import (
@@ -55,12 +55,17 @@ def demonstration_rows(rows: Rows, where: str) -> Dataset:
 
 def read_demonstrations(rows: Rows, where: str) -> tuple[Dataset, int]:
     """`demonstration_rows`, and the number of rows left out because they lack a prompt or an answer."""
-    columns = set(next(iter(rows), {}))
+    columns = columns_of(rows)
     answer = first_of(ANSWERS, columns)
     prompted = has_prompt(columns) if answer is not None else TEXT in columns
     if not prompted:
         expected = ("completion",) if has_prompt(columns) else ("prompt", answer or "completion")
-        raise InstructGPTError(f"{missing_columns(next(iter(rows), {}), expected, where)} {COLUMNS}")
+        raise InstructGPTError(f"{missing_columns(columns, expected, where)} {COLUMNS}")
+    if answer is None and "role" in columns:
+        raise InstructGPTError(
+            f"{where}: one message per row (it has {', '.join(map(repr, columns))}), of which {TEXT} alone would be "
+            f"learned without its conversation. Join the messages of each conversation to one row with messages."
+        )
     demonstrations, left_out = read_rows(rows, where, functools.partial(read_demonstration, columns=columns))
     if not demonstrations:
         raise InstructGPTError(f"{where}: has no rows.")

@@ -1,12 +1,14 @@
 """Chat messages as datasets write them: the one place that reads roles, contents and turns.
 
-A prompt is text or messages; a message is `{"role", "content"}`, both text. ShareGPT's `from` and `value`, contents in
-parts, and messages written as JSON or Python text are converted; what cannot be trained on is a `WrongRow`.
+A prompt is text or messages; a message is `{"role", "content"}`, both text. ShareGPT's `from` and `value`, Capybara's
+`input` and `output`, contents in parts, and messages written as JSON or Python text are converted; what cannot be
+trained on is a `WrongRow`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from instructgpt_hf.data.values import WrongRow, is_text, parsed, short
@@ -16,6 +18,7 @@ Messages = list[dict[str, str]]
 Prompt = str | Messages
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+_SPEAKERS = {"Human": "user", "Assistant": "assistant"}  # of transcripts as in Anthropic's HH-RLHF
 # Names that ShareGPT, OpenAssistant and LLaMA-Factory files use.
 ROLE_NAMES = {role: role for role in ROLES} | {
     "human": "user",
@@ -28,7 +31,9 @@ ROLE_NAMES = {role: role for role in ROLES} | {
     "function": "tool",
     "observation": "tool",
 }
-_WRITTEN_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
+_OBJECTS = re.compile(r"\s*(array\()?\[?\s*\{")
+_WRITTEN_MESSAGES = re.compile(_OBJECTS.pattern + r"""\s*['"](role|content|from|value)['"]\s*:""")
+_EXCHANGE = {"input", "output"}  # keys of a question and its answer
 
 
 def as_messages(value: Any, column: str) -> Messages | None:
@@ -37,13 +42,34 @@ def as_messages(value: Any, column: str) -> Messages | None:
     Raises:
         WrongRow: if a message is not one of text, naming its turn.
     """
-    if isinstance(value, str) and _WRITTEN_MESSAGES.match(value):
-        value = parsed(value, column)
-    if isinstance(value, dict) and _is_message(value):
+    turns = _turns(value, column)
+    return None if turns is None else [_message(turn, f"{column}: turn {n}") for n, turn in enumerate(turns)]
+
+
+def unweighted(value: Any, column: str) -> set[int]:
+    """Turns that a conversation marks as not to be learned, as OpenAI's fine-tuning does: `"weight": 0`."""
+    turns = _turns(value, column) or []
+    return {number for number, turn in enumerate(turns) if isinstance(turn, dict) and turn.get("weight") == 0}
+
+
+def _turns(value: Any, column: str) -> list[Any] | None:
+    """The turns as they are written, of which at least one is a message; None if a value is no conversation."""
+    if isinstance(value, str) and _OBJECTS.match(value):
+        try:
+            value = parsed(value, column)
+        except WrongRow:
+            if _WRITTEN_MESSAGES.match(value):
+                raise
+    if isinstance(value, dict):
         value = [value]
-    if not isinstance(value, list) or not any(map(_is_message, value)):
-        return None
-    return [_message(turn, f"{column}: turn {number}") for number, turn in enumerate(value)]
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and set(turn) == _EXCHANGE for turn in value):
+        pairs = [(turn["input"], turn["output"]) for turn in value]
+        return [
+            {"role": role, "content": said}
+            for pair in pairs
+            for role, said in zip(("user", "assistant"), pair, strict=True)
+        ]
+    return value if isinstance(value, list) and any(map(_is_message, value)) else None
 
 
 def as_prompt(value: Any, column: str = "prompt") -> Prompt:
@@ -112,18 +138,47 @@ def as_conversation(value: Any, column: str) -> Messages:
     return turns
 
 
-def demonstrations_of(turns: Messages, answers_from: int = 0) -> list[dict[str, Any]]:
-    """One demonstration for every assistant turn from index `answers_from`: the turns before it are its prompt."""
+def demonstrations_of(turns: Messages, left_out: Collection[int] = ()) -> list[dict[str, Any]]:
+    """One demonstration for every assistant turn but those left out: the turns before it are its prompt."""
     return [
         {"prompt": turns[:number], "completion": turn["content"]}
         for number, turn in enumerate(turns)
-        if turn["role"] == "assistant" and number >= answers_from
+        if turn["role"] == "assistant" and number not in left_out
     ]
 
 
 def to_messages(prompt: Prompt) -> Messages:
-    """A prompt as messages; text is one turn of the user."""
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    """A prompt as messages; text is one turn of the user, or the turns of a transcript that the assistant goes on."""
+    if not isinstance(prompt, str):
+        return prompt
+    return open_transcript(prompt) or [{"role": "user", "content": prompt}]
+
+
+def is_transcript(value: Any) -> bool:
+    """Whether a value is text in the form "Human: ... Assistant: ...", each turn on a line of its own."""
+    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\nAssistant:" in value
+
+
+def turn_breaks(text: str) -> re.Pattern[str]:
+    """What parts the turns of a transcript: an empty line in HH-RLHF, a new line where there is none."""
+    gap = r"\n\n" if "\n\nAssistant:" in text else r"\n"
+    return re.compile(rf"(?:^\s*|{gap})(Human|Assistant):")
+
+
+def transcript_turns(text: str) -> Messages:
+    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without an empty last turn."""
+    parts = turn_breaks(text).split(text)
+    if parts[0].strip():
+        return []
+    spoken = zip(parts[1::2], parts[2::2], strict=True)
+    turns = [{"role": _SPEAKERS[role], "content": words.strip()} for role, words in spoken]
+    return turns[:-1] if turns and not turns[-1]["content"] else turns
+
+
+def open_transcript(text: str) -> Messages:
+    """Messages of a transcript that ends with an empty turn of the assistant; none of any other text."""
+    ends = is_transcript(text) and text.rstrip().endswith("\nAssistant:")
+    return transcript_turns(text) if ends else []
 
 
 def with_system(prompt: Prompt, system: Any, column: str) -> Prompt:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
-from instructgpt_hf.data.files import Rows, is_part, numbered
+from instructgpt_hf.data.files import Rows, columns_of, is_part, numbered
 from instructgpt_hf.data.prompts import framing_ids
 from instructgpt_hf.data.rows import missing_columns
 from instructgpt_hf.data.special_text import encode_text
@@ -18,8 +18,8 @@ from instructgpt_hf.errors import InstructGPTError, Problems
 
 
 def with_text(dataset: IterableDataset, field: str, where: str) -> IterableDataset:
-    """Reduce a stream to its column `field`, renamed to `text`; raises InstructGPTError if its first row lacks it."""
-    _require(list(next(iter(dataset), {})), field, where)
+    """Reduce a stream to its column `field`, renamed to `text`; raises InstructGPTError if its first rows lack it."""
+    _require(dataset, field, where)
     dataset = dataset.select_columns([field])
     return dataset if field == "text" else dataset.rename_column(field, "text")
 
@@ -30,7 +30,7 @@ def pretraining_rows(rows: Rows, where: str, field: str = "text") -> Dataset:
     Raises:
         InstructGPTError: if the column is missing, or naming every row that holds something else than text.
     """
-    _require(list(next(iter(rows), {})), field, where)
+    _require(rows, field, where)
     problems, kept, texts = Problems(f"{where}: wrong rows"), list[int](), list[str]()
     table = rows.select_columns([field]) if isinstance(rows, Dataset) else None
     for index, (place, row) in enumerate(numbered(rows if table is None else table)):
@@ -50,7 +50,8 @@ def pretraining_rows(rows: Rows, where: str, field: str = "text") -> Dataset:
     return documents if len(kept) == len(documents) else documents.select(kept)
 
 
-def _require(columns: Sequence[str], field: str, where: str) -> None:
+def _require(rows: Rows, field: str, where: str) -> None:
+    columns = columns_of(rows)
     if field not in columns:
         raise InstructGPTError(missing_columns(columns, [field], where))
 

@@ -125,6 +125,8 @@ class PromptFormat:
 
     def _marked_prompt(self, prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
         """The rendered prompt, with marks where the data spell a special token."""
+        if self.template == _SLOT and isinstance(prompt, str):  # the model reads the text as it is, no turns
+            return special_text.mark(prompt, tokenizer)
         turns = _marked_turns(prompt, tokenizer)
         if self.name == "chat":
             return self._conversation(turns, tokenizer, add_generation_prompt=True)

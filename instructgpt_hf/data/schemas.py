@@ -18,6 +18,7 @@ from instructgpt_hf.data.messages import (
     as_prompt,
     demonstrations_of,
     to_messages,
+    unweighted,
     with_system,
 )
 from instructgpt_hf.data.values import WrongRow, as_list, is_text, short
@@ -25,8 +26,9 @@ from instructgpt_hf.data.values import WrongRow, as_list, is_text, short
 # Of several columns in a dataset, the first one is read.
 CONVERSATIONS = ("messages", "conversations", "conversation")
 PROMPTS = ("prompt", *CONVERSATIONS, "instruction", "question", "query")
-# What Alpaca (`input`) and Dolly (`context`) keep beside an instruction.
+# What Alpaca (`input`) and Dolly (`context`) keep beside an instruction, and other files beside a question.
 INPUTS = ("input", "context")
+WITH_INPUT = ("instruction", "question")
 SYSTEMS = ("system", "system_prompt")
 ANSWERS = ("completion", "response", *CONVERSATIONS, "output", "answer")
 TEXT = "text"
@@ -52,15 +54,17 @@ def read_prompt(row: Row) -> Prompt:
     """
     column = first_of(PROMPTS, row)
     if column is None:
-        raise WrongRow(f"prompt: missing; it has {', '.join(map(repr, row))}")
+        raise WrongRow(f"prompt: missing; it has {', '.join(map(repr, row)) or 'no columns'}")
     value = row[column]
     if column in CONVERSATIONS:
-        turns = as_messages(value, column) or value
-        while isinstance(turns, list) and turns and turns[-1]["role"] == "assistant":
-            turns = turns[:-1]
-        value = turns
+        turns = as_messages(value, column)
+        if turns is not None:
+            asked = [number for number, turn in enumerate(turns, start=1) if turn["role"] != "assistant"]
+            if not asked:
+                raise WrongRow(f"{column}: found {short(value)}, in which only the assistant speaks", tolerable=True)
+            value = turns[: asked[-1]]
     prompt = as_prompt(value, column)
-    if column == "instruction" and isinstance(prompt, str):
+    if column in WITH_INPUT and isinstance(prompt, str):
         prompt = _with_input(prompt, row)
     return _with_system(_with_history(prompt, row), row)
 
@@ -85,14 +89,15 @@ def read_demonstration(row: Row, columns: Collection[str]) -> list[Row]:
             raise WrongRow(f"{TEXT}: found {short(row.get(TEXT))}, expected non-empty text", tolerable=blank)
         return [{"prompt": None, "completion": row[TEXT]}]
     if answer in CONVERSATIONS:
-        turns = as_conversation(row.get(answer), answer)
-        turns = to_messages(_with_system(turns, row))
-        return demonstrations_of(turns)
+        found = demonstrations_of(as_conversation(row.get(answer), answer), unweighted(row.get(answer), answer))
+        if not found:
+            raise WrongRow(f"{answer}: every turn of the assistant has the weight 0", tolerable=True)
+        return [{**item, "prompt": _with_system(item["prompt"], row)} for item in found]
     prompt, turns = read_prompt(row), as_answer(row.get(answer), answer)
     if len(turns) == 1:
         return [{"prompt": prompt, "completion": turns[0]["content"]}]
     before = to_messages(prompt)
-    return demonstrations_of([*before, *turns], len(before))
+    return demonstrations_of([*before, *turns], range(len(before)))
 
 
 def _with_input(prompt: str, row: Row) -> str:

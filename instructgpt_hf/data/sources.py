@@ -134,7 +134,10 @@ def local_files(source: str, split: str, role: str = "dataset", config: str | No
     if "," in source:
         return [_named_file(part.strip(), role) for part in source.split(",")]
     if _PATTERN.search(source):
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+        # A folder's name may hold a bracket, too.
+        folder = next(parent for parent in path.parents if parent.is_dir())
+        found = glob.glob(str(path.relative_to(folder)), root_dir=folder, recursive=True)
+        files = sorted(folder / name for name in found if (folder / name).is_file())
         if not files:
             raise InstructGPTError(f"{role}: {source}: no file has a name of this pattern.")
         return files
@@ -204,7 +207,7 @@ def _split_files(folder: Path, split: str, role: str, config: str | None) -> lis
     if split in found:
         return found[split]
     names = ", ".join(sorted(item.name for item in folder.iterdir())[:8]) or "nothing"
-    splits = f"; its splits are {', '.join(found)}" if found and config is not None else ""
+    splits = f"; its splits are {', '.join(found)}" if found else ""
     raise InstructGPTError(
         f"{role}: {folder}: no {split}{', '.join(FORMATS[:-1])} or {FORMATS[-1]} in it (it has: {names}{splits})."
     )
@@ -218,10 +221,15 @@ def hub_layout(folder: Path, config: str | None = None) -> dict[str, list[Path]]
     """
     if not any(file_format(item) is not None for item in folder.rglob("*") if item.is_file()):
         return {}
+    if _PATTERN.search(str(folder.resolve())):
+        raise InstructGPTError(
+            f"{folder}: `datasets` takes the brackets, * or ? in its path for a pattern; rename it, or name the files."
+        )
     try:
         builder = load_dataset_builder(str(folder.resolve()), config)
     except Exception as error:
-        raise InstructGPTError(f"{folder}: {' '.join(str(error).split())}") from error
+        problem = " ".join(str(error).split()).partition(" Example of usage")[0]
+        raise InstructGPTError(f"{folder} with dataset_config {config!r}: {problem}") from error
     files = {str(name): [Path(file) for file in paths] for name, paths in (builder.config.data_files or {}).items()}
     readme = folder / "README.md"
     described = readme.is_file() and "data_files:" in readme.read_text(encoding="utf-8", errors="replace")

@@ -8,6 +8,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"[+-]?\d+")
 
 
@@ -36,13 +37,27 @@ def parsed(value: str, column: str) -> Any:
         WrongRow: if it writes neither.
     """
     try:
-        return json.loads(value)
-    except ValueError:
+        return characters(json.loads(value))
+    except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(value.strip())
+        return characters(ast.literal_eval(value.strip()))
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise WrongRow(f"{column}: found {short(value)}, which is neither JSON nor a Python list") from error
+
+
+def characters(value: Any) -> Any:
+    """A JSON value whose texts hold characters alone: half of a surrogate pair becomes the replacement character.
+
+    Texts cut in the middle of an emoji have such halves, which no tokenizer and no Arrow table takes.
+    """
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [characters(item) for item in value]
+    if isinstance(value, dict):
+        return {characters(name): characters(item) for name, item in value.items()}
+    return value
 
 
 def as_list(value: Any, column: str) -> Any:
@@ -67,7 +82,7 @@ def as_number(value: Any) -> Any:
     if _WHOLE.fullmatch(text):
         return int(text)
     try:
-        return float(text)
+        return value if "_" in text else float(text)
     except ValueError:
         return value
 

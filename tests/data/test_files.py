@@ -64,8 +64,20 @@ class TestCSV:
     def test_a_column_twice(self, tmp_path):
         assert "column 'a' stands in the header 2 times" in problem_of(write(tmp_path / "data.csv", "a,b,a\n1,2,3\n"))
 
-    def test_a_quote_that_does_not_end(self, tmp_path):
-        assert "could not be read as csv" in problem_of(write(tmp_path / "data.csv", 'a,b\n"1,2\n'))
+    @pytest.mark.parametrize("text", ['a,b\n1,2\n"1,2\n', 'a,b\n1,2\n"x" y,2\n', 'a,b\n1,2\n"x \\"y\\"",2\n'])
+    def test_a_wrong_quote(self, tmp_path, text):
+        message = problem_of(write(tmp_path / "data.csv", text))
+        assert "could not be read as csv: the row on line 3: " in message and "is written twice" in message
+
+    @pytest.mark.parametrize("mark", [";", "\t"])
+    def test_other_delimiters(self, tmp_path, mark):
+        rows = [{"prompt": "a, b", "completion": f"c{mark}d"}, {"prompt": "e", "completion": "f"}]
+        text = f'\nprompt{mark}completion\r\na, b{mark}"c{mark}d"\r\ne{mark}f\r\n'
+        path = write(tmp_path / "data.csv", text)
+        assert rows_of(path) == rows
+        assert "line 5 has 3 fields, the header 2; put text that holds a" in problem_of(
+            write(path, f"{text}g{mark}h{mark}i\r\n")
+        )
 
 
 class TestTypes:
@@ -81,6 +93,10 @@ class TestTypes:
     def test_columns_that_some_rows_lack(self, tmp_path):
         path = write(tmp_path / "data.jsonl", '{"prompt": "a"}\n{"prompt": "b", "labeler": "x"}\n')
         assert rows_of(path) == [ROW, {"prompt": "b", "labeler": "x"}]
+
+    def test_columns_of_a_stream_that_the_first_row_lacks(self, tmp_path):
+        path = write(tmp_path / "data.jsonl", '{"prompt": "a"}\n{"prompt": "a", "system": "s"}\n')
+        assert [row["system"] for row in rows_of(path, streaming=True)] == [None, "s"]
 
     def test_parquet_files_with_other_types(self, tmp_path):
         for number, value in enumerate([None, "x"]):
@@ -109,6 +125,21 @@ class TestJSON:
         path = write(tmp_path / "data.jsonl", f"{LINE}[1]\n")
         assert "line 2: found list, expected an object" in problem_of(path)
         assert "row 1: found str, expected an object" in problem_of(write(tmp_path / "x.json", '[{"a": 1}, "b"]'))
+
+    def test_separators_of_lines_inside_values(self, tmp_path):
+        row = {"prompt": "a\u2028b\x85c"}
+        for name in ("data.jsonl", "data.json"):
+            assert rows_of(write(tmp_path / name, f"{json.dumps(row, ensure_ascii=False)}\n" * 2)) == [row, row]
+
+    def test_half_of_an_emoji(self, tmp_path):
+        text = '{"prompt": "a \\ud83d", "extra": ["\\ude00", {"x": "\\ud83d\\ude00"}]}'
+        expected = [{"prompt": "a \ufffd", "extra": ["\ufffd", {"x": "😀"}]}]
+        assert rows_of(write(tmp_path / "data.jsonl", text)) == rows_of(write(tmp_path / "x.json", text)) == expected
+
+    @pytest.mark.parametrize("value", ["[" * 100_000 + "]" * 100_000, "1" * 5_000])
+    def test_what_python_cannot_hold(self, tmp_path, value):
+        path = write(tmp_path / "data.jsonl", f'{LINE}{{"prompt": "a", "x": {value}}}\n')
+        assert f"{path} could not be read as jsonl: line 2: " in problem_of(path)
 
     def test_another_encoding(self, tmp_path):
         path = tmp_path / "data.jsonl"
@@ -186,7 +217,8 @@ class TestFolders:
         write(tmp_path / "README.md", "# A dataset\n")
         assert [row["prompt"] for row in rows_of(tmp_path)] == ["train 0", "train 1"]
         assert list(load_split(str(tmp_path), "test")) == [{"prompt": "test 0"}]
-        assert "no validation.jsonl" in problem_of(tmp_path, "validation")
+        message = problem_of(tmp_path, "validation")
+        assert "no validation.jsonl" in message and "its splits are train, test" in message
 
     def test_configurations_of_a_readme(self, tmp_path):
         described = "configs:\n" + "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
@@ -194,7 +226,20 @@ class TestFolders:
         for name in "ab":
             write(tmp_path / f"{name}.jsonl", f'{{"prompt": "{name}"}}\n')
         assert rows_of(tmp_path, config="b") == [{"prompt": "b"}]
-        assert "Please pick one among the available configs" in problem_of(tmp_path)
+        assert "dataset_config None: Config name is missing. Please pick one among" in problem_of(tmp_path)
+
+    def test_files_of_one_name_in_several_folders(self, tmp_path):
+        for name in "ab":
+            write(tmp_path / name / "train.jsonl", LINE)
+        places = [place for place, _ in load_split(str(tmp_path), "train").numbered()]
+        assert places == ["a/train.jsonl: row 0", "b/train.jsonl: row 0"]
+
+    def test_a_folder_whose_name_looks_like_a_pattern(self, tmp_path):
+        folder = tmp_path / "data[1]"
+        write(folder / "train.jsonl", LINE)
+        assert rows_of(folder) == rows_of(folder / "*.jsonl") == [ROW]
+        message = problem_of(folder, "test")
+        assert "data[1]: `datasets` takes the brackets" in message and "name the files" in message
 
     def test_files_of_a_hub_id(self):
         assert local_files("trl-lib/ultrafeedback_binarized", "train") is None

@@ -100,7 +100,7 @@ class TestErrors:
     def test_folder_without_the_split(self, tmp_path):
         (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n')
         message = problem_of(tmp_path, "test")
-        assert f"{tmp_path}: no test.jsonl, .json, .csv or .parquet in it (it has: train.jsonl)" in message
+        assert f"{tmp_path}: no test.jsonl, .json, .csv or .parquet in it (it has: train.jsonl; " in message
 
     def test_columns(self):
         message = missing_columns(["promt", "x"], ["prompt", "completion"], "here")

@@ -1,5 +1,7 @@
 """The prompt of pairs: read from a column, from messages or from transcripts, and never cut out of two answers."""
 
+import json
+
 import pytest
 
 from instructgpt_hf.data.rankings.rows import ranking_rows
@@ -78,6 +80,19 @@ class TestSharedText:
         before = f"{start}Human: a{gap}Assistant: b{gap}Human: c{gap}Assistant: "
         prompt, completions = one({"chosen": f"{before}Paris.", "rejected": f"{before}Parma."})
         assert prompt == [user("a"), assistant("b"), user("c")] and completions == ["Paris.", "Parma."]
+
+
+class TestConversations:
+    def test_of_capybara(self):
+        """`conversation` is written in a way of its own; the pair's conversations hold it, too."""
+        before = [user("a"), assistant("b"), user("c")]
+        pair = {"chosen": [*before, assistant("d")], "rejected": [*before, assistant("e")]}
+        earlier = [{"input": "a", "output": "b"}, {"input": "c", "output": "x"}]
+        assert one({"conversation": earlier, **pair}) == (before, ["d", "e"])
+
+    def test_single_messages_as_json(self):
+        texts = [json.dumps(assistant(text)) for text in "de"]
+        assert one({"prompt": "a", "chosen": texts[0], "rejected": texts[1]}) == ("a", ["d", "e"])
 
 
 class TestRepeatedPrompt:

@@ -221,7 +221,7 @@ class TestPairs:
         assert counts["dropped_contradictions"] == 2 and counts["dropped_unranked"] == 1 + 2 + 2 + 2
 
     def test_own_pair_of_equal_texts_is_an_error(self):
-        with pytest.raises(InstructGPTError, match="numbers 0 and 1 are the same text, ranked 1 and 2"):
+        with pytest.raises(InstructGPTError, match="chosen and rejected are the same text, ranked 1 and 2"):
             read("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"})
 
     def test_trl_conversational_pair_with_prompt(self):
@@ -382,6 +382,36 @@ def test_documentation_names_every_format_and_count():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     assert all(f"`{schema.name}`" in page for schema in SCHEMAS)
     assert all(f"| `{name}` |" in page for name in DROPPED)
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"instruction": "a", "output": "b", "label": True}, "missing column 'rank'"),
+        ({"prompt": "a", "answers": ["b", "c"], "ranks": [1, 2]}, "missing column 'completions'"),
+    ],
+)
+def test_columns_of_a_schema_with_other_values(row, expected):
+    with pytest.raises(InstructGPTError, match=expected):
+        ranking_rows([row], "mine")
+
+
+def test_lists_of_texts_behind_an_instruction():
+    row = {"instruction": "a", "completions": ["b", "c"], "ranks": [1, 2]}
+    assert ranking_rows([row], "mine")["completions"] == [["b", "c"]]
+
+
+def test_a_wrong_tree_is_named():
+    tree = {"message_tree_id": "1", "prompt": {"message_id": "1", "text": "a", "role": "prompter", "replies": []}}
+    with pytest.raises(InstructGPTError, match="trees: row 1: is not a row of the format 'oasst-trees'"):
+        ranking_rows([tree, {"message_tree_id": "2", "prompt": {"text": "b"}}], "trees")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hh_row_without_texts_leaves_with_a_count(first):
+    right = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"}
+    rows = ranking_rows([*[{"chosen": None, "rejected": None}] * first, right, {"chosen": None, "rejected": ""}], "hh")
+    assert rows["completions"] == [*[[]] * first, ["b", "c"], []]
 
 
 def test_unknown_schema_lists_the_known_ones():

@@ -172,7 +172,7 @@ class TestWrongRows:
 
     def test_a_column_that_is_missing_in_a_row(self):
         rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "d", "rejected": None}]
-        assert "row 1: completions: number 1: found None, expected non-empty text" in problem_of(*rows)
+        assert "row 1: rejected: found None, expected non-empty text" in problem_of(*rows)
 
     def test_pair_of_two_conversations(self):
         turns = [[{"role": "user", "content": word}, {"role": "assistant", "content": "b"}] for word in "ac"]

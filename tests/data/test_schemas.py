@@ -73,6 +73,13 @@ class TestDemonstrations:
             ({"prompt": "a", "completion": [assistant("b")]}, ("a", "b")),
             ({"prompt": "a", "completion": assistant("b")}, ("a", "b")),
             ({"text": "a b"}, (None, "a b")),
+            ({"question": "a", "context": "c", "answer": "b"}, ("a\n\nc", "b")),
+            ({"conversation": [{"input": "a", "output": "b"}]}, ([user("a")], "b")),
+            # Keys in any order, as JSON and as one message.
+            ({"prompt": json.dumps([{"id": 1, **user("a")}]), "completion": "b"}, ([user("a")], "b")),
+            ({"prompt": json.dumps(user("a")), "completion": json.dumps(assistant("b"))}, ([user("a")], "b")),
+            ({"prompt": '[{"a": 1}] is', "completion": '{"b": 2}'}, ('[{"a": 1}] is', '{"b": 2}')),
+            ({"prompt": '[{"name": "x"}]', "completion": "b"}, ('[{"name": "x"}]', "b")),
         ],
     )
     def test_forms(self, row, expected):
@@ -85,6 +92,20 @@ class TestDemonstrations:
         # What stands in the prompt is not trained on.
         assert demonstrations({"prompt": turns[:4], "completion": "d"}) == [(turns[:4], "d")]
 
+    def test_turns_of_weight_0_are_only_read(self):
+        turns = [user("a"), {**assistant("b"), "weight": 0}, user("c"), {**assistant("d"), "weight": 1}]
+        expected = [([user("a"), assistant("b"), user("c")], "d")]
+        assert demonstrations({"messages": turns}) == demonstrations({"messages": json.dumps(turns)}) == expected
+        before, answer = demonstrations({"messages": turns, "system": "s"})[0]
+        assert before == [system("s"), *expected[0][0]] and answer == "d"
+        assert "every turn of the assistant has the weight 0" in problem_of({"messages": turns[:2]})
+
+    def test_columns_that_the_first_row_lacks(self):
+        rows = [{"prompt": "x"}, *[{"prompt": "a", "completion": "b"}] * 150]
+        assert demonstrations(*rows) == [("a", "b")] * 150
+        pairs = [{"prompt": "x"}, *[{"prompt": "a", "chosen": "b", "rejected": "c"}] * 150]
+        assert ranking_rows(pairs, "pairs")["completions"][1:] == [["b", "c"]] * 150
+
     def test_text_is_learned_as_a_document(self, tokenizer):
         rows = demonstration_rows([{"text": "a b"}], "demos")
         (row,), _, _ = tokenize_demonstrations(rows, PromptFormat.create("raw", tokenizer), tokenizer, 9, "demos")
@@ -95,6 +116,10 @@ class TestDemonstrations:
         [
             ({"prompts": "a", "completion": "b"}, "missing column 'prompt' (did you mean 'prompts'?)"),
             ({"prompt": "a", "reply": "b"}, "missing column 'completion'"),
+            (
+                {"role": "prompter", "parent_id": None, "text": "a"},
+                "demos: one message per row (it has 'role', 'parent",
+            ),
             ({"headline": "a", "summary": "b"}, "it has 'headline', 'summary'. Demonstrations have a prompt (prompt,"),
         ],
     )
@@ -193,7 +218,9 @@ class TestFewEmptyRows:
         rows = ranking_rows([*[pair] * 1_500, {**pair, "rejected": rejected}], "pairs")
         assert len(rows) == 1_501
         message = problem_of(*[pair] * 10, {**pair, "rejected": rejected}, read=ranking_rows)
-        assert "row 10: completions: number" in message
+        assert (
+            "row 10: rejected: found" if rejected != "b" else "row 10: chosen and rejected are the same"
+        ) in message
 
 
 class TestPrompts:
@@ -224,6 +251,24 @@ class TestPrompts:
         values = [None, "x", 4, 3.7, {"a": [1]}, [2, "b"]]
         found = read(*({"prompt": "a", "extra": value, "number": 1} for value in values))
         assert [row["extra"] for row in found] == values and {row["number"] for row in found} == {1}
+
+    @pytest.mark.parametrize("value", [["a", "b"], [{"a": 1}], [{"x": 1}, {"y": 2}], 7, {"a": 1}])
+    def test_what_is_no_conversation(self, read, value):
+        with pytest.raises(InstructGPTError, match="row 0: conversations: found "):
+            read({"conversations": value})
+
+    def test_only_the_assistant_speaks(self, read):
+        with pytest.raises(InstructGPTError, match=r"row 0: messages: found .*in which only the assistant speaks"):
+            read({"messages": [assistant("a")]})
+
+    @pytest.mark.parametrize("template", ["raw", "user-assistant"])
+    def test_transcript_that_the_assistant_goes_on(self, tokenizer, template):
+        """Its turns are read as turns wherever the format writes roles; a raw prompt is the text as it is."""
+        text, turns = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant:", [user("a"), assistant("b"), user("c")]
+        made = PromptFormat.create(template, tokenizer)
+        expected = {"raw": text, "user-assistant": "User: a\nAssistant: b\nUser: c\nAssistant:"}[template]
+        assert made.prompt_text(text, tokenizer) == expected
+        assert demonstrations({"prompt": text, "completion": "d", "system": "s"}) == [([system("s"), *turns], "d")]
 
     def test_unknown_columns(self, read):
         with pytest.raises(InstructGPTError, match=r"prompts: missing column 'prompt' \(did you mean 'promt'\?\)"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from instructgpt_hf.data.messages import Prompt, as_completion, as_prompt
@@ -67,7 +68,9 @@ def check_ranking(raw: dict[str, Any], schema: Schema) -> None:
         )
     if schema.strict:
         as_prompt(raw["prompt"])
-        _check_completions(completions, values)
+        pair = schema.columns == ("chosen", "rejected")
+        names = schema.columns if pair else [f"completions: number {number}" for number in range(len(completions))]
+        _check_completions(completions, values, names)
 
 
 def _skips(ranks: list[int | float]) -> bool:
@@ -78,16 +81,14 @@ def _skips(ranks: list[int | float]) -> bool:
     return levels not in (places, list(range(1, len(levels) + 1)))
 
 
-def _check_completions(completions: list[Any], values: list[Any]) -> None:
-    """Raise `WrongRow` for a ranked completion that is none, or that has two ranks."""
-    first: dict[str, tuple[int, Any]] = {}
-    for number, (completion, value) in enumerate(zip(completions, values, strict=True)):
+def _check_completions(completions: list[Any], values: list[Any], names: Sequence[str]) -> None:
+    """Raise `WrongRow`, with the completion's name, for a ranked completion that is none, or that has two ranks."""
+    first: dict[str, tuple[str, Any]] = {}
+    for name, completion, value in zip(names, completions, values, strict=True):
         if value is None:
             continue
-        text = as_completion(completion, f"completions: number {number}").strip()
-        before, other = first.setdefault(text, (number, value))
+        text = as_completion(completion, name).strip()
+        before, other = first.setdefault(text, (name, value))
         if other != value:
-            raise WrongRow(
-                f"completions: numbers {before} and {number} are the same text, ranked {other} and {value}",
-                tolerable=True,
-            )
+            both = f"{before} and {name}".replace("number", "numbers", 1).replace("and completions: number", "and")
+            raise WrongRow(f"{both} are the same text, ranked {other} and {value}", tolerable=True)

@@ -8,15 +8,21 @@ answers happen to begin with are no prompt.
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from instructgpt_hf.data.files import Row
-from instructgpt_hf.data.messages import Messages, Prompt, as_messages, to_messages
+from instructgpt_hf.data.messages import (
+    Messages,
+    Prompt,
+    as_messages,
+    is_transcript,
+    open_transcript,
+    to_messages,
+    transcript_turns,
+    turn_breaks,
+)
 from instructgpt_hf.data.schemas import PROMPTS, has_prompt, read_prompt
 from instructgpt_hf.data.values import WrongRow, short
 from instructgpt_hf.errors import InstructGPTError
-
-_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 def check_prompts(head: list[Row], where: str) -> None:
@@ -25,9 +31,9 @@ def check_prompts(head: list[Row], where: str) -> None:
     TRL would cut the letters that both begin with, also in mid-word.
     """
     first = head[0]
-    if has_prompt(first) or not all(isinstance(first[name], str) for name in ("chosen", "rejected")):
+    if has_prompt(first) or not all(isinstance(first.get(name), str) for name in ("chosen", "rejected")):
         return
-    if as_messages(first["chosen"], "chosen") or any(is_transcript(row["chosen"]) for row in head):
+    if as_messages(first["chosen"], "chosen") or any(is_transcript(row.get("chosen")) for row in head):
         return
     raise InstructGPTError(
         f"{where}: missing column 'prompt'; it has {', '.join(map(repr, first))}. Pairs of text need a column with "
@@ -74,7 +80,7 @@ def read_pair(row: Row, repeated: bool = False) -> Row:
         WrongRow: if both do not continue one prompt.
     """
     prompt = read_prompt(row) if has_prompt(row) else None
-    chosen, rejected = (as_messages(row[name], name) or row[name] for name in ("chosen", "rejected"))
+    chosen, rejected = (as_messages(row.get(name), name) or row.get(name) for name in ("chosen", "rejected"))
     if isinstance(chosen, list) and isinstance(rejected, list):
         if chosen[:-1] != rejected[:-1]:
             raise WrongRow("chosen and rejected do not continue the same conversation", tolerable=True)
@@ -102,13 +108,11 @@ def joined(prompt: Prompt | None, turns: Messages) -> Prompt:
         return turns
     mine, theirs = _said(to_messages(prompt)), _said(turns)
     if mine == theirs:
-        return prompt
+        return turns if isinstance(prompt, str) and open_transcript(prompt) else prompt
     if mine in (theirs[-len(mine) :], theirs[: len(mine)]):
         return turns
     if mine[-len(theirs) :] == theirs:
         return prompt
-    if isinstance(prompt, str) and transcript_turns(prompt) == turns:
-        return turns
     raise WrongRow(
         f"prompt: found {short(prompt)}, but chosen and rejected continue {short(turns)}; one must hold the other"
     )
@@ -118,31 +122,12 @@ def _said(turns: Messages) -> list[tuple[str, str]]:
     return [(turn["role"], turn["content"].strip()) for turn in turns]
 
 
-def is_transcript(value: Any) -> bool:
-    """Whether a value is text in the form "Human: ... Assistant: ...", each turn on a line of its own."""
-    return isinstance(value, str) and value.lstrip().startswith("Human:") and "\nAssistant:" in value
-
-
-def _turn_breaks(text: str) -> re.Pattern[str]:
-    """What parts the turns of a transcript: an empty line in HH-RLHF, a new line where there is none."""
-    gap = r"\n\n" if "\n\nAssistant:" in text else r"\n"
-    return re.compile(rf"(?:^\s*|{gap})(Human|Assistant):")
-
-
-def transcript_turns(text: str) -> Messages:
-    r"""Messages of a transcript "\n\nHuman: ...\n\nAssistant: ...", without an empty last turn."""
-    parts = _turn_breaks(text).split(text)
-    if parts[0].strip():
-        return []
-    spoken = zip(parts[1::2], parts[2::2], strict=True)
-    turns = [{"role": _ROLES[role], "content": words.strip()} for role, words in spoken]
-    return turns[:-1] if turns and not turns[-1]["content"] else turns
-
-
 def read_transcripts(row: Row) -> Row:
     """HH-RLHF: two transcripts that share all turns but the assistant's last one."""
-    chosen, rejected = row["chosen"], row["rejected"]
-    breaks = [found for found in _turn_breaks(chosen).finditer(chosen) if found[1] == "Assistant"]
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        return {"prompt": [], "completions": [chosen, rejected], "ranks": [None, None]}
+    breaks = [found for found in turn_breaks(chosen).finditer(chosen) if found[1] == "Assistant"]
     end = next((found.end() for found in reversed(breaks) if rejected.startswith(chosen[: found.end()])), None)
     if end is None:  # the conversations have nothing in common
         return {"prompt": [], "completions": [chosen, rejected], "ranks": [None, None]}

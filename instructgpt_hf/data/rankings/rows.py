@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, Value
@@ -111,11 +112,19 @@ def _read(schema: Schema, rows: Rows, where: str) -> list[tuple[str, Row]]:
     """What the schema's reader makes of the rows, each with its place in the source."""
     if schema.group is None:
         return [(place, _read_row(schema, row)) for place, row in numbered(rows)]
+    place = ""
+
+    def placed() -> Iterator[tuple[str, Row]]:
+        nonlocal place
+        for item in numbered(rows):
+            place = item[0]
+            yield item
+
     try:
-        return list(schema.group(numbered(rows)))
+        return list(schema.group(placed()))
     except UNREADABLE as error:
         problem = f"{type(error).__name__}: {error}"
-        raise InstructGPTError(f"{where}: a row is not one of the format {schema.name!r} ({problem})") from error
+        raise InstructGPTError(f"{where}: {place}: is not a row of the format {schema.name!r} ({problem})") from error
 
 
 def _read_row(schema: Schema, row: Row) -> Row:

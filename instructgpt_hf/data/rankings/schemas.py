@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from typing import Any, NamedTuple
 
-from instructgpt_hf.data.files import Row, Rows
+from instructgpt_hf.data.files import HEAD, Row, Rows, columns_of
+from instructgpt_hf.data.messages import is_transcript, transcript_turns
 from instructgpt_hf.data.rankings.pairs import (
     check_prompts,
-    is_transcript,
     read_pair,
     read_transcripts,
     repeats_prompt,
-    transcript_turns,
 )
 from instructgpt_hf.data.rows import missing_columns
 from instructgpt_hf.data.schemas import PROMPTS, has_prompt, read_prompt
@@ -32,7 +31,6 @@ from instructgpt_hf.errors import InstructGPTError
 
 GroupReader = Callable[[Iterable[tuple[str, Row]]], Iterator[tuple[str, Row]]]
 UNREADABLE = (AttributeError, IndexError, KeyError, TypeError, ValueError)  # from a reader whose row has another shape
-HEAD = 20  # rows that tell how a dataset is written
 
 _HELPSTEER_TURNS = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
 _RATED = ("overall_score", "fine-grained_score")
@@ -65,7 +63,7 @@ class Schema(NamedTuple):
 
 
 def recognise(rows: Rows, where: str) -> tuple[Schema, Row]:
-    """Find the schema of a dataset by its columns; returns the schema and the first row.
+    """Find the schema of a dataset by its columns; returns the schema and the first row that has a value in each.
 
     Raises:
         InstructGPTError: if no schema has these columns. Lists all known schemas and the columns missing from the
@@ -74,23 +72,25 @@ def recognise(rows: Rows, where: str) -> tuple[Schema, Row]:
     head = list(itertools.islice(rows, HEAD))
     if not head:
         raise InstructGPTError(f"{where}: has no rows.")
-    first = head[0]
-    named = set(first)
-    columns = named | ({"prompt"} if has_prompt(first) else set())
+    named = columns_of(head)
+    columns = {*named, *(["prompt"] if has_prompt(named) else [])}
     for schema in SCHEMAS:
-        if (columns if schema.any_prompt else named).issuperset(schema.columns) and schema.matches(first):
+        read = [name for name in schema.columns if name in named]
+        first = next((row for row in head if all(row.get(name) is not None for name in read)), head[0])
+        first = {**dict.fromkeys(named), **first}
+        if (columns if schema.any_prompt else set(named)).issuperset(schema.columns) and schema.matches(first):
             if schema.name == "pairs":
                 check_prompts(head, where)
                 if repeats_prompt(head):
                     schema = schema._replace(read=functools.partial(read_pair, repeated=True))
             return schema, first
-    own = [schema for schema in SCHEMAS if schema.strict]
+    own = [schema for schema in SCHEMAS if schema.strict and not columns.issuperset(schema.columns)]
     closest = max(own, key=lambda schema: len(columns.intersection(schema.columns)) / len(schema.columns))
     missing = [name for name in closest.columns if name not in columns]
     formats = {schema.name: schema for schema in reversed(SCHEMAS)}  # the first of a name
     known = [f"{x.name}: {', '.join(x.columns)} ({x.source})" for x in reversed(formats.values())]
     raise InstructGPTError(
-        f"{missing_columns(first, missing, where)} Rankings are read in these formats, the prompt also from "
+        f"{missing_columns(named, missing, where)} Rankings are read in these formats, the prompt also from "
         f"{', '.join(PROMPTS[1:])}:\n  - " + "\n  - ".join(known)
     )
 
@@ -269,7 +269,11 @@ def _webgpt(row: Row) -> Row:
 
 def _is_dicts(name: str, key: str) -> Callable[[Row], bool]:
     """Whether the first row's column `name` is a list of objects with `key`."""
-    return lambda row: bool(row[name]) and isinstance(row[name], list) and key in dict(row[name][0])
+    return lambda row: isinstance(row[name], list) and bool(row[name]) and _has(row[name][0], key)
+
+
+def _has(value: Any, key: str) -> bool:
+    return isinstance(value, dict) and key in value
 
 
 def _is_transcripts(row: Row) -> bool:
@@ -277,7 +281,7 @@ def _is_transcripts(row: Row) -> bool:
 
 
 def _is_tree(row: Row) -> bool:
-    return isinstance(row["prompt"], dict) and "message_id" in row["prompt"]
+    return _has(row["prompt"], "message_id")
 
 
 def _is_list(name: str) -> Callable[[Row], bool]:

@@ -9,11 +9,12 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf.data.files import Rows, columns_of
+from instructgpt_hf.data.files import Rows
 from instructgpt_hf.data.pretraining import document_ids
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rows import (
     Tokenized,
+    first_columns,
     missing_columns,
     raise_unrendered,
     read_rows,
@@ -55,7 +56,7 @@ def demonstration_rows(rows: Rows, where: str) -> Dataset:
 
 def read_demonstrations(rows: Rows, where: str) -> tuple[Dataset, int]:
     """`demonstration_rows`, and the number of rows left out because they lack a prompt or an answer."""
-    columns = columns_of(rows)
+    columns = first_columns(rows, where)
     answer = first_of(ANSWERS, columns)
     prompted = has_prompt(columns) if answer is not None else TEXT in columns
     if not prompted:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from instructgpt_hf.data.values import WrongRow, is_text, parsed, short
+from instructgpt_hf.data.values import RENAME, WrongRow, is_text, parsed, short
 from instructgpt_hf.errors import nearest
 
 Messages = list[dict[str, str]]
@@ -190,7 +190,7 @@ def with_system(prompt: Prompt, system: Any, column: str) -> Prompt:
     if system is None or system == "":
         return prompt
     if not isinstance(system, str):
-        raise WrongRow(f"{column}: found {short(system)}, expected text")
+        raise WrongRow(f"{column}: found {short(system)}, expected text to put before the prompt; {RENAME}")
     if not system.strip():
         return prompt
     turns = to_messages(prompt)

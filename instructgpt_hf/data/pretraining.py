@@ -9,9 +9,9 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.documents import ShuffledDocuments, StreamedDocuments
-from instructgpt_hf.data.files import Rows, columns_of, is_part, numbered
+from instructgpt_hf.data.files import Rows, is_part, numbered
 from instructgpt_hf.data.prompts import framing_ids
-from instructgpt_hf.data.rows import missing_columns
+from instructgpt_hf.data.rows import first_columns, missing_columns
 from instructgpt_hf.data.special_text import encode_text
 from instructgpt_hf.data.values import short
 from instructgpt_hf.errors import InstructGPTError, Problems
@@ -51,7 +51,7 @@ def pretraining_rows(rows: Rows, where: str, field: str = "text") -> Dataset:
 
 
 def _require(rows: Rows, field: str, where: str) -> None:
-    columns = columns_of(rows)
+    columns = first_columns(rows, where)
     if field not in columns:
         raise InstructGPTError(missing_columns(columns, [field], where))
 

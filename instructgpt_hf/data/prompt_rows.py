@@ -8,9 +8,10 @@ import pyarrow as pa
 from datasets import Dataset, Features, Json, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from instructgpt_hf.data.files import Row, Rows, columns_of
+from instructgpt_hf.data.files import Row, Rows
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rows import (
+    first_columns,
     missing_columns,
     prompt_feature,
     raise_unrendered,
@@ -66,7 +67,7 @@ def read_prompts(rows: Rows, where: str) -> tuple[list[Row], int]:
     Raises:
         InstructGPTError: naming the missing column, or every wrong row.
     """
-    columns = columns_of(rows)
+    columns = first_columns(rows, where)
     if not has_prompt(columns):
         raise InstructGPTError(
             f"{missing_columns(columns, ['prompt'], where)} A prompt is read from {', '.join(PROMPTS)}."

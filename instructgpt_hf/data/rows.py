@@ -7,13 +7,21 @@ from typing import Any, NamedTuple
 
 from datasets import Dataset, Features, IterableDataset, Value
 
-from instructgpt_hf.data.files import Row, Rows, is_part, numbered
+from instructgpt_hf.data.files import Row, Rows, columns_of, is_part, numbered
 from instructgpt_hf.data.messages import to_messages
 from instructgpt_hf.data.values import WrongRow
 from instructgpt_hf.errors import InstructGPTError, Problems, nearest
 
 TOLERATED = 100  # one row in so many may lack something to learn from
 MESSAGES = [{"role": Value("string"), "content": Value("string")}]
+
+
+def first_columns(rows: Rows, where: str) -> list[str]:
+    """Columns of the first rows; raises InstructGPTError if there are no rows."""
+    columns = columns_of(rows)
+    if not columns:
+        raise InstructGPTError(f"{where}: has no rows.")
+    return columns
 
 
 def missing_columns(columns: Iterable[str], expected: Sequence[str], where: str) -> str:

@@ -21,7 +21,7 @@ from instructgpt_hf.data.messages import (
     unweighted,
     with_system,
 )
-from instructgpt_hf.data.values import WrongRow, as_list, is_text, short
+from instructgpt_hf.data.values import RENAME, WrongRow, as_list, is_text, short
 
 # Of several columns in a dataset, the first one is read.
 CONVERSATIONS = ("messages", "conversations", "conversation")
@@ -107,7 +107,7 @@ def _with_input(prompt: str, row: Row) -> str:
     if value is None or value == "":
         return prompt
     if not isinstance(value, str):
-        raise WrongRow(f"{beside}: found {short(value)}, expected text")
+        raise WrongRow(f"{beside}: found {short(value)}, expected text to put behind the prompt; {RENAME}")
     return f"{prompt}\n\n{value}" if value.strip() else prompt
 
 
@@ -119,7 +119,7 @@ def _with_history(prompt: Prompt, row: Row) -> Prompt:
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(map(is_text, pair)) for pair in pairs
     ):
-        raise WrongRow(f"history: found {short(pairs)}, expected a list of [user's text, assistant's text]")
+        raise WrongRow(f"history: found {short(pairs)}, expected a list of [user's text, assistant's text]; {RENAME}")
     earlier: Messages = []
     for said, answered in pairs:
         earlier += [{"role": "user", "content": said}, {"role": "assistant", "content": answered}]

@@ -8,6 +8,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
+RENAME = "a column of another meaning needs another name"  # the advice for a column with values of another type
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _WHOLE = re.compile(r"[+-]?\d+")
 

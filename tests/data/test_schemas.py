@@ -257,6 +257,16 @@ class TestPrompts:
         with pytest.raises(InstructGPTError, match="row 0: conversations: found "):
             read({"conversations": value})
 
+    @pytest.mark.parametrize("extra", [{"system": {"os": "x"}}, {"context": {"a": 1}}, {"input": 3}, {"history": 3}])
+    def test_columns_of_another_meaning(self, read, extra):
+        with pytest.raises(InstructGPTError, match=r"row 0: .*; a column of another meaning needs another name"):
+            read({"question": "a", **extra})
+
+    def test_no_rows(self, read):
+        for made in (read, demonstrations):
+            with pytest.raises(InstructGPTError, match=": has no rows"):
+                made()
+
     def test_only_the_assistant_speaks(self, read):
         with pytest.raises(InstructGPTError, match=r"row 0: messages: found .*in which only the assistant speaks"):
             read({"messages": [assistant("a")]})

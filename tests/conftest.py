@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
-from helpers.tiny_models import VOCABULARY, tiny_config
+from helpers.tiny_models import VOCABULARY, tiny_config, word_tokenizer
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -21,14 +21,7 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def tokenizer():
     """Words separated by spaces, 64 of them, with distinct padding and EOS tokens."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
-    )
+    return word_tokenizer(VOCABULARY)
 
 
 @pytest.fixture

@@ -97,6 +97,10 @@ class Ids:
         """The ids in the text."""
         return [int(item) for item in prompt.split()]
 
+    def completion_text(self, prompt: str, ids: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+        """The ids as text."""
+        return _as_text(ids)
+
 
 def _as_text(ids: list[int]) -> str:
     return " ".join(map(str, ids))

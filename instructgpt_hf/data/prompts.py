@@ -256,8 +256,11 @@ class PromptFormat:
 
     def save_tokenizer(self, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> None:
         """Write a tokenizer whose chat template is this format, as chat programs and `pipeline` will use it."""
-        tokenizer.chat_template = self.chat_template(tokenizer)
-        tokenizer.save_pretrained(folder)
+        given, tokenizer.chat_template = tokenizer.chat_template, self.chat_template(tokenizer)
+        try:
+            tokenizer.save_pretrained(folder)
+        finally:
+            tokenizer.chat_template = given
 
 
 def _chat_templates(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[str, str]]:

@@ -45,7 +45,7 @@ class CompletionScorer:
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        self.classifier = unwrap_peft(model)
+        self.model, self.classifier = model, unwrap_peft(model)
         self._index: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
         getattr(self.classifier, HEAD).register_forward_pre_hook(self._read)
@@ -168,7 +168,7 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
 
     def scores(hidden_size: int | None) -> torch.Tensor:
         ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
-        return scorer(model, batch.to(device), dtype)
+        return scorer(scorer.model, batch.to(device), dtype)
 
     apart, shared = scores(None), scores(_PROBE_TOKENS)
     error = (shared - apart).abs().max() / (apart.max() - apart.min())

@@ -93,10 +93,12 @@ class TestMessages:
 
     def test_the_bars_of_the_libraries_are_tqdms(self):
         """`no_library_bars`: each library has a class of its own and a switch of its own."""
+        from datasets.utils import enable_progress_bars
         from datasets.utils import tqdm as of_datasets
         from huggingface_hub.utils import tqdm as of_hub
         from transformers.utils.logging import tqdm as of_transformers
 
+        enable_progress_bars()
         with quirks.no_library_bars():
             assert all(make(range(3), disable=False).disable for make in (of_datasets, of_hub, of_transformers))
         assert not of_datasets(range(3), disable=False, file=io.StringIO()).disable

@@ -42,3 +42,15 @@ def tiny_config(architecture="llama", sizes=None, **changes):
     from transformers import AutoConfig
 
     return AutoConfig.for_model(architecture, **{**COMMON, **(sizes or SIZES[architecture]), **changes})
+
+
+def word_tokenizer(vocabulary):
+    """A tokenizer of words separated by spaces; the first three are padding, EOS and the unknown word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>", padding_side="left"
+    )

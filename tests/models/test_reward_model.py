@@ -86,7 +86,7 @@ class TestHead:
         from instructgpt_hf.models import reward_model
 
         for seed in range(4000):
-            reward_model._init_head(model, seed)
+            reward_model.init_head(model, seed)
             weights.append(model.score.weight.detach().clone())
         drawn = torch.cat(weights).flatten() * math.sqrt(width + 1)
         count = drawn.numel()

@@ -9,9 +9,10 @@ import itertools
 import pytest
 import torch
 from datasets import Dataset
+from helpers.tiny_models import VOCABULARY, word_tokenizer
 
 PAD, EOS, LENGTH, TEMPERATURE, BETA = 0, 1, 3, 0.8, 0.2
-PROMPTS = {"a": [3], "a <unk> a": [3, 2, 3]}
+PROMPTS = {"a": [3], "a b a": [3, 2, 3]}  # b is no word of the tokenizer
 EPISODES, ROLLOUTS = 256, 24
 
 
@@ -75,6 +76,7 @@ def toy(make_trainer, make_policy, make_scorer):
             value_model=spread(make_scorer(seed=5, vocab_size=4)),
             ref_model=reference,
             prompts=prompts,
+            tokenizer=word_tokenizer(VOCABULARY[:4]),
             generation_batch_size=EPISODES,
             per_device_train_batch_size=EPISODES,
             per_device_eval_batch_size=EPISODES,

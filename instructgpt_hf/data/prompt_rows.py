@@ -104,5 +104,5 @@ def _column(name: str, values: list[Any]) -> Dataset:
     """A column; one whose values are of several types is kept as JSON."""
     try:
         return Dataset.from_dict({name: values})
-    except (pa.ArrowException, TypeError, OverflowError):
+    except (pa.ArrowException, TypeError, ValueError, ArithmeticError):
         return Dataset.from_dict({name: values}, features=Features({name: Json()}))

@@ -117,7 +117,7 @@ class TestWrongRows:
             ({"completions": ["b"], "ranks": [1]}, "completions: found 1, a ranking needs at least 2"),
             ({"completions": None}, "completions: found None, expected a list"),
             ({"ranks": [1, 2, 3]}, "ranks: found 3 for 2 completions, expected as many"),
-            ({"ranks": None}, "ranks: found 0 for 2 completions, expected as many"),
+            ({"ranks": None}, "ranks: found None for 2 completions, expected as many"),
             ({"ranks": [0, 1]}, "ranks: found [0, 1], expected whole numbers from 1 (the best)"),
             ({"ranks": [1.5, 1.0]}, "ranks: found [1.5, 1.0], expected whole numbers"),
             ({"ranks": ["first", "second"]}, "ranks: found ['first', 'second'], expected numbers"),
@@ -169,6 +169,12 @@ class TestWrongRows:
         turns = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": text}] for text in "bc"]
         found = problem_of({"chosen": None, "rejected": turns[0]}, {"chosen": turns[0], "rejected": turns[1]})
         assert "row 0: " in found and "row 1" not in found
+
+    @pytest.mark.parametrize("form", ["ranks", "scores"])
+    def test_values_that_are_missing_in_a_row(self, form):
+        right = {"prompt": "a", "completions": ["b", "c"], form: [1, 2]}
+        message = problem_of(right, {"prompt": "a", "completions": ["b", "c"]})
+        assert f"row 1: {form}: found None for 2 completions" in message
 
     def test_a_column_that_is_missing_in_a_row(self):
         rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "d", "rejected": None}]

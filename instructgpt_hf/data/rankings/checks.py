@@ -55,7 +55,7 @@ def check_ranking(raw: dict[str, Any], schema: Schema) -> None:
     if len(completions) < 2 and schema.strict and schema.group is None:
         raise WrongRow(f"completions: found {len(completions)}, a ranking needs at least 2")
     if not isinstance(values, list) or len(values) != len(completions):
-        count = len(values) if isinstance(values, list) else 0
+        count = len(values) if isinstance(values, list) else short(values)
         raise WrongRow(f"{column}: found {count} for {len(completions)} completions, expected as many")
     given = [value for value in values if value is not None]
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) or not math.isfinite(x) for x in given):

@@ -100,13 +100,15 @@ def ranks_from_scores(scores: list[float]) -> list[int]:
     return [1 + sum(other > score for other in scores) for score in scores]
 
 
-def _listed(row: Row) -> Row:
-    raw: Row = {name: row[name] for name in ("ranks", "scores", "labeler") if name in row}
-    for name in ("ranks", "scores"):
-        values = as_list(raw[name], name) if name in raw else None
-        if isinstance(values, list):
-            raw[name] = [as_number(value) for value in values]
-    return {"prompt": read_prompt(row), "completions": as_list(row["completions"], "completions"), **raw}
+def _listed(row: Row, form: str) -> Row:
+    """The canonical schemas, whose values are in the column `form`: `ranks` or `scores`."""
+    values = as_list(row.get(form), form)
+    return {
+        "prompt": read_prompt(row),
+        "completions": as_list(row.get("completions"), "completions"),
+        form: [as_number(value) for value in values] if isinstance(values, list) else values,
+        **({"labeler": row["labeler"]} if "labeler" in row else {}),
+    }
 
 
 def _number(value: Any, sign: int = 1) -> float | None:
@@ -289,6 +291,13 @@ def _is_list(name: str) -> Callable[[Row], bool]:
     return lambda row: isinstance(row[name], list) and len(row[name]) > 1
 
 
+def _listed_schemas() -> Iterator[Schema]:
+    for name in ("ranks", "scores"):
+        read = functools.partial(_listed, form=name)
+        columns = ("prompt", "completions", name)
+        yield Schema("rankings" if name == "ranks" else name, columns, "your own", read, strict=True, any_prompt=True)
+
+
 def _long_schemas() -> Iterator[Schema]:
     for value, completion in product(("rank", "score"), ("completion", "response", "output", "answer")):
         columns = ("prompt", completion, value)
@@ -307,8 +316,7 @@ SCHEMAS: tuple[Schema, ...] = (
         _ultrafeedback,
         matches=_is_dicts("completions", "response"),
     ),
-    Schema("rankings", ("prompt", "completions", "ranks"), "your own", _listed, strict=True, any_prompt=True),
-    Schema("scores", ("prompt", "completions", "scores"), "your own", _listed, strict=True, any_prompt=True),
+    *_listed_schemas(),
     Schema("nectar", ("prompt", "answers"), "berkeley-nest/Nectar", _nectar, matches=_is_dicts("answers", "rank")),
     Schema("hh-rlhf", ("chosen", "rejected"), "Anthropic/hh-rlhf", read_transcripts, matches=_is_transcripts),
     Schema(

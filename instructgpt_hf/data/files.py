@@ -14,6 +14,7 @@ import json
 import lzma
 import os
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -161,7 +162,7 @@ def read_file(path: Path, role: str) -> Iterator[Row]:
             yield from {".csv": _csv, ".json": _json, ".jsonl": _json_lines}[kind.suffix](stream, where)
     except UnicodeDecodeError as error:
         raise InstructGPTError(f"{where}: it is not UTF-8 text ({first_line(error)}); save it as UTF-8") from error
-    except (csv.Error, EOFError, OSError, lzma.LZMAError, pa.ArrowException) as error:
+    except (csv.Error, EOFError, OSError, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
         raise InstructGPTError(f"{where}: {first_line(error)}") from error
 
 

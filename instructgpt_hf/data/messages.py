@@ -31,8 +31,8 @@ ROLE_NAMES = {role: role for role in ROLES} | {
     "function": "tool",
     "observation": "tool",
 }
-_OBJECTS = re.compile(r"\s*(array\()?\[?\s*\{")
-_WRITTEN_MESSAGES = re.compile(_OBJECTS.pattern + r"""\s*['"](role|content|from|value)['"]\s*:""")
+_OBJECTS = re.compile(r"\s*\[?\s*\{")
+_WRITTEN_MESSAGES = re.compile(r"""\s*(array\()?\[\s*\{\s*['"](role|content|from|value)['"]\s*:""")
 _EXCHANGE = {"input", "output"}  # keys of a question and its answer
 
 
@@ -54,22 +54,30 @@ def unweighted(value: Any, column: str) -> set[int]:
 
 def _turns(value: Any, column: str) -> list[Any] | None:
     """The turns as they are written, of which at least one is a message; None if a value is no conversation."""
-    if isinstance(value, str) and _OBJECTS.match(value):
-        try:
-            value = parsed(value, column)
-        except WrongRow:
-            if _WRITTEN_MESSAGES.match(value):
-                raise
+    if isinstance(value, str):
+        value = _written(value, column)
+    elif (
+        isinstance(value, list) and value and all(isinstance(turn, dict) and set(turn) == _EXCHANGE for turn in value)
+    ):
+        roles = (("user", "input"), ("assistant", "output"))
+        return [{"role": role, "content": turn[key]} for turn in value for role, key in roles]
     if isinstance(value, dict):
         value = [value]
-    if isinstance(value, list) and value and all(isinstance(turn, dict) and set(turn) == _EXCHANGE for turn in value):
-        pairs = [(turn["input"], turn["output"]) for turn in value]
-        return [
-            {"role": role, "content": said}
-            for pair in pairs
-            for role, said in zip(("user", "assistant"), pair, strict=True)
-        ]
     return value if isinstance(value, list) and any(map(_is_message, value)) else None
+
+
+def _written(text: str, column: str) -> Any:
+    """The value of a text that may write messages, else None; an object of another kind may be an answer in JSON."""
+    if not _OBJECTS.match(text) and not _WRITTEN_MESSAGES.match(text):
+        return None
+    try:
+        value = parsed(text, column)
+    except WrongRow:
+        if _WRITTEN_MESSAGES.match(text):
+            raise
+        return None
+    role = _either(value, "role", "from") if isinstance(value, dict) else None
+    return None if isinstance(value, dict) and str(role).lower() not in ROLE_NAMES else value
 
 
 def as_prompt(value: Any, column: str = "prompt") -> Prompt:

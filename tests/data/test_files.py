@@ -156,9 +156,12 @@ class TestNames:
             stream.write(LINE if kind == "jsonl" else "prompt\na\n")
         assert rows_of(path) == [ROW]
 
-    def test_broken_archive(self, tmp_path):
-        path = write(tmp_path / "data.jsonl.gz", "no")
-        assert f"{path} could not be read as jsonl: " in problem_of(path)
+    @pytest.mark.parametrize(("suffix", "module"), [(".gz", gzip), (".bz2", bz2), (".xz", lzma)])
+    def test_broken_archive(self, tmp_path, suffix, module):
+        path, whole = tmp_path / f"data.jsonl{suffix}", module.compress(LINE.encode() * 100)
+        for damaged in (b"no", whole[:-9], whole[:15] + b"xxxxxxxx" + whole[20:]):
+            path.write_bytes(damaged)
+            assert f"{path} could not be read as jsonl: " in problem_of(path)
 
     @pytest.mark.parametrize("name", ["DATA.JSONL", "data.JsonL", "data.jsonl.GZ"])
     def test_case_of_the_suffix(self, tmp_path, name):

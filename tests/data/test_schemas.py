@@ -80,6 +80,10 @@ class TestDemonstrations:
             ({"prompt": json.dumps(user("a")), "completion": json.dumps(assistant("b"))}, ([user("a")], "b")),
             ({"prompt": '[{"a": 1}] is', "completion": '{"b": 2}'}, ('[{"a": 1}] is', '{"b": 2}')),
             ({"prompt": '[{"name": "x"}]', "completion": "b"}, ('[{"name": "x"}]', "b")),
+            # Answers in JSON.
+            ({"prompt": "a", "completion": '{"from": "Oslo", "value": 3}'}, ("a", '{"from": "Oslo", "value": 3}')),
+            ({"prompt": "a", "completion": '[{"input": 1, "output": 2}]'}, ("a", '[{"input": 1, "output": 2}]')),
+            ({"prompt": "a", "completion": '{"content": f(x)}'}, ("a", '{"content": f(x)}')),
         ],
     )
     def test_forms(self, row, expected):

@@ -3,8 +3,8 @@
 The rows held back are the test split that the settings name, that of a dataset folder, or the lab's own. Without one
 they are a part of the training split's usable rows: a tenth of the prompts with all their demonstrations or rankings,
 or a twentieth of the pretraining documents, at most 200 each; of a stream the first 200 rows. Of such a part, equal
-prompts are never on both sides; a test split is taken as it is. The choice depends on the prompts alone, so every stage
-and the evaluation make the same one.
+prompts are never on both sides; a test split is taken as it is. The choice depends on the prompts alone, so every
+stage and the evaluation make the same one.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from helpers.ppo_runs import ppo_runs, screen
@@ -117,6 +118,12 @@ def test_a_second_signal_stops_at_once_but_not_the_echo_of_a_launcher(monkeypatc
     assert len(run.lines) == 2 and "SIGTERM: stopping at the next point" in run.lines[0]
 
 
+def _wait(ready):
+    ready.set()
+    while True:
+        time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
     "context", [interruption.terminable(), StopAtCheckpoint(Messages(), 1)], ids=["verb", "stage"]
 )
@@ -124,8 +131,10 @@ def test_workers_end_without_a_word(context, capfd):
     fork = multiprocessing.get_context("fork")
     with context, fork.Pool(2) as pool:
         assert pool.map(abs, [-1, 2]) == [1, 2]
-        worker = fork.Process(target=signal.pause)
+        ready = fork.Event()
+        worker = fork.Process(target=_wait, args=(ready,))
         worker.start()
+        assert ready.wait(60)  # Python forgets a signal that comes while a process is being forked
         worker.terminate()
         worker.join(10)
         assert worker.exitcode == -signal.SIGTERM

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import TypeAlias
 
 import torch
@@ -41,20 +39,6 @@ def apply_adapters(layers: list[AdapterLayer], names: list[str]) -> None:
     """
     for layer in layers:
         layer._active_adapter = names
-
-
-@contextlib.contextmanager
-def keep_trainable(model: PeftModel) -> Iterator[None]:
-    """Keep every `requires_grad` while an adapter is added in this block; the new adapter is frozen.
-
-    Cause: PEFT 0.20 freezes every adapter that is not the active one when it adds another.
-    Goes when: the lower bound of PEFT is 0.21, which freezes only the adapter that it adds.
-    Relies on: parameters keeping their names.
-    """
-    trained = {name for name, item in model.named_parameters() if item.requires_grad}
-    yield
-    for name, item in model.named_parameters():
-        item.requires_grad_(name in trained)
 
 
 def unwrap_peft(model: torch.nn.Module) -> PreTrainedModel:

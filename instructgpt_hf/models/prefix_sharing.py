@@ -45,11 +45,11 @@ class CompletionScorer:
     """
 
     def __init__(self, model: PreTrainedModel | PeftModel) -> None:
-        self.model, self.classifier = model, unwrap_peft(model)
+        self.classifier = unwrap_peft(model)
         self._index: torch.Tensor | None = None
         self._scores: torch.Tensor | None = None
         getattr(self.classifier, HEAD).register_forward_pre_hook(self._read)
-        model.register_forward_hook(self._replace)  # before PEFT 0.21, a PEFT model calls the classifier without hooks
+        self.classifier.register_forward_hook(self._replace)
 
     def _read(self, head: nn.Linear, arguments: tuple[torch.Tensor, ...]) -> None:
         if self._index is not None:
@@ -168,7 +168,7 @@ def _probe(scorer: CompletionScorer, pad_token_id: int, dtype: torch.dtype) -> s
 
     def scores(hidden_size: int | None) -> torch.Tensor:
         ((batch,),) = RankingCollator(pad_token_id, _PROBE_TOKENS, hidden_size)(rankings)["forwards"]
-        return scorer(scorer.model, batch.to(device), dtype)
+        return scorer(model, batch.to(device), dtype)
 
     apart, shared = scores(None), scores(_PROBE_TOKENS)
     error = (shared - apart).abs().max() / (apart.max() - apart.min())

@@ -24,7 +24,7 @@ from peft import (
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from instructgpt_hf._compat.peft import keep_trainable, unwrap_peft
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf.errors import InstructGPTError
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, REWARD_ADAPTER, VALUE_ADAPTER
 from instructgpt_hf.models.loading import adapter_config
@@ -98,8 +98,7 @@ def load_another_reward_model(
             if isinstance(host, PeftModel) and sharing_refusal(*base_of(host), folder, **model_kwargs) is None:
                 names = (f"{REWARD_ADAPTER}_{number}" for number in count(2))
                 name = next(name for name in names if name not in host.peft_config)
-                with keep_trainable(host):
-                    saved.put_on(host, name)
+                saved.put_on(host, name)
                 return AdapterScorer(host, name, saved.head, saved.record).requires_grad_(False).eval()
     return load_reward_model(folder, **model_kwargs)
 

@@ -8,7 +8,7 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from transformers import AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from instructgpt_hf._compat.peft import keep_trainable, unwrap_peft
+from instructgpt_hf._compat.peft import unwrap_peft
 from instructgpt_hf._compat.quirks import take_quantization
 from instructgpt_hf.errors import loading_errors
 from instructgpt_hf.models.adapters import POLICY_ADAPTER, VALUE_ADAPTER
@@ -41,10 +41,9 @@ def value_model_of(policy: PreTrainedModel | PeftModel, tokenizer: PreTrainedTok
         setattr(config, BASE_QUANTIZATION, quantization)
     own = copy.deepcopy(policy.peft_config[POLICY_ADAPTER])
     own.modules_to_save = None
-    with keep_trainable(policy):
-        policy.add_adapter(VALUE_ADAPTER, own)
-        weights = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
-        set_peft_model_state_dict(policy, weights, adapter_name=VALUE_ADAPTER)
+    policy.add_adapter(VALUE_ADAPTER, own)
+    weights = get_peft_model_state_dict(policy, adapter_name=POLICY_ADAPTER, save_embedding_layers=False)
+    set_peft_model_state_dict(policy, weights, adapter_name=VALUE_ADAPTER)
     value = AdapterScorer(policy, VALUE_ADAPTER, torch.zeros(scalar_head(shape).weight.shape), config)
     init_head(value, seed)
     return value.requires_grad_(True)

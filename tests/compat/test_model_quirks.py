@@ -149,8 +149,7 @@ class TestPeft:
     @pytest.fixture
     def model(self):
         model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(2, 2)), LoraConfig(target_modules=["0"]))
-        with peft.keep_trainable(model):
-            model.add_adapter("other", LoraConfig(target_modules=["0"]))
+        model.add_adapter("other", LoraConfig(target_modules=["0"]))
         for name, item in model.named_parameters():
             if "lora_B.other" in name:
                 torch.nn.init.ones_(item)
@@ -172,13 +171,13 @@ class TestPeft:
         model.set_adapter("other")
         assert {name.split(".")[-2] for name, item in model.named_parameters() if item.requires_grad} == {"other"}
 
-    def test_adding_an_adapter_freezes_others_before_0_21(self, model):
-        """`keep_trainable`."""
+    def test_adding_an_adapter_freezes_no_other(self, model):
+        """What `models.shared_base` and `models.value_model` rely on."""
         model.set_adapter("other")
         model.set_requires_grad("default")
         model.add_adapter("third", LoraConfig(target_modules=["0"]))
         trained = {name.split(".")[-2] for name, item in model.named_parameters() if item.requires_grad}
-        assert trained == ({"default", "other"} if Version(version("peft")) >= Version("0.21") else {"other"})
+        assert trained == {"default", "other"}
 
     def test_plain_transformers_loads_an_adapter_although_it_asks_for_a_newer_peft(self, make_policy, tmp_path):
         """From 5.24 on, transformers' own methods refuse PEFT before 0.22; PEFT's classes do not go through them."""

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from instructgpt_hf.data.files import Rows
-from instructgpt_hf.data.pretraining import document_ids
+from instructgpt_hf.data.pretraining import document_ids, leading_ids
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rows import (
     Tokenized,
@@ -126,7 +126,7 @@ def demonstration_ids(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a demonstration's prompt and of its completion; text without a prompt is read as a document."""
     if row["prompt"] is None:
-        return [], document_ids(row["completion"], tokenizer)
+        return [], document_ids(row["completion"], tokenizer, leading_ids(tokenizer))
     prompt = prompt_format.prompt_ids(row["prompt"], tokenizer)
     return prompt, prompt_format.completion_ids(row["prompt"], row["completion"], tokenizer)
 

@@ -62,9 +62,9 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return start if start and start[0] == tokenizer.bos_token_id else []
 
 
-def document_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def document_ids(text: str, tokenizer: PreTrainedTokenizerBase, leading: list[int]) -> list[int]:
     """Ids of a document between the tokenizer's beginning-of-text token, if it puts one, and EOS."""
-    return [*leading_ids(tokenizer), *encode_text(text, tokenizer), tokenizer.eos_token_id]
+    return [*leading, *encode_text(text, tokenizer), tokenizer.eos_token_id]
 
 
 class PretrainingStream(Iterator[list[int]]):
@@ -94,16 +94,19 @@ class PretrainingStream(Iterator[list[int]]):
     ) -> None:
         documents = StreamedDocuments if isinstance(dataset, IterableDataset) else ShuffledDocuments
         self.documents = documents(dataset, seed)
-        self.tokenizer, self.block_length = tokenizer, block_length
+        self.tokenizer, self.leading, self.block_length = tokenizer, leading_ids(tokenizer), block_length
         self.process_index, self.num_processes = process_index, num_processes
         self.cursor = 0  # index of the next token in the current document
         self._document: list[int] = []
+
+    def _encode(self, text: str) -> list[int]:
+        return document_ids(text, self.tokenizer, self.leading)
 
     def _block(self) -> list[int]:
         block: list[int] = []
         while len(block) < self.block_length:
             if self.cursor == len(self._document):
-                self._document, self.cursor = document_ids(self.documents.advance(), self.tokenizer), 0
+                self._document, self.cursor = self._encode(self.documents.advance()), 0
             piece = self._document[self.cursor : self.cursor + self.block_length - len(block)]
             block += piece
             self.cursor += len(piece)
@@ -120,4 +123,4 @@ class PretrainingStream(Iterator[list[int]]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a position."""
         text = self.documents.load_state_dict(state["documents"])
-        self._document, self.cursor = document_ids(text, self.tokenizer) if text is not None else [], state["cursor"]
+        self._document, self.cursor = self._encode(text) if text is not None else [], state["cursor"]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from instructgpt_hf.data.values import RENAME, WrongRow, is_text, parsed, short
+from instructgpt_hf.data.values import RENAME, WrongRow, is_blank, is_text, parsed, short
 from instructgpt_hf.errors import nearest
 
 Messages = list[dict[str, str]]
@@ -90,7 +90,7 @@ def as_prompt(value: Any, column: str = "prompt") -> Prompt:
     if messages is None:
         if is_text(value):
             return value
-        blank = value is None or value == [] or (isinstance(value, str) and not value.strip())
+        blank = value == [] or is_blank(value)
         raise WrongRow(f"{column}: found {short(value)}, expected non-empty text or chat messages", tolerable=blank)
     if not any(is_text(turn["content"]) for turn in messages):
         raise WrongRow(f"{column}: found {short(value)}, whose messages are empty", tolerable=True)
@@ -110,9 +110,8 @@ def as_answer(value: Any, column: str) -> Messages:
     if turns is None:
         if is_text(value):
             return [{"role": "assistant", "content": value}]
-        blank = value is None or (isinstance(value, str) and not value.strip())
         expected = "expected non-empty text or assistant messages"
-        raise WrongRow(f"{column}: found {short(value)}, {expected}", tolerable=blank)
+        raise WrongRow(f"{column}: found {short(value)}, {expected}", tolerable=is_blank(value))
     for number in (0, len(turns) - 1):
         if turns[number]["role"] != "assistant":
             found = f"{turns[number]['role']!r} ({short(turns[number]['content'], 40)})"
@@ -167,10 +166,14 @@ def is_transcript(value: Any) -> bool:
     return isinstance(value, str) and value.lstrip().startswith("Human:") and "\nAssistant:" in value
 
 
+def turn_gap(text: str) -> str:
+    """What stands between the turns of a transcript: an empty line in HH-RLHF, a new line where there is none."""
+    return "\n\n" if "\n\nAssistant:" in text else "\n"
+
+
 def turn_breaks(text: str) -> re.Pattern[str]:
-    """What parts the turns of a transcript: an empty line in HH-RLHF, a new line where there is none."""
-    gap = r"\n\n" if "\n\nAssistant:" in text else r"\n"
-    return re.compile(rf"(?:^\s*|{gap})(Human|Assistant):")
+    """What begins a turn of a transcript, the first one too."""
+    return re.compile(rf"(?:^\s*|{turn_gap(text)})(Human|Assistant):")
 
 
 def transcript_turns(text: str) -> Messages:

@@ -31,6 +31,11 @@ def is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def is_blank(value: Any) -> bool:
+    """Whether a value is None or a string of white space."""
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
 def parsed(value: str, column: str) -> Any:
     """The value that a text writes as JSON or as a Python literal, such as `['a', 'b']`.
 

@@ -3,21 +3,10 @@
 import json
 
 import pytest
+from helpers.turns import assistant, system, user
 
 from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.errors import InstructGPTError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
 
 
 def one(row, others=()):

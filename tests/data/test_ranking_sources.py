@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from helpers.turns import assistant, user
 
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import DROPPED, ranking_rows, tokenize_rankings
@@ -27,14 +28,6 @@ def places_left_out(rows):
 def one(name, *rows):
     (found,) = read(name, *rows)
     return found
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 class TestOpenAssistant:

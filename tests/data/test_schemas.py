@@ -5,27 +5,16 @@ import json
 
 import pytest
 from datasets import Dataset
+from helpers.turns import assistant, system, user
 
 from instructgpt_hf.data.demonstrations import demonstration_rows, read_demonstrations, tokenize_demonstrations
 from instructgpt_hf.data.files import Head
-from instructgpt_hf.data.pretraining import document_ids
+from instructgpt_hf.data.pretraining import document_ids, leading_ids
 from instructgpt_hf.data.prompt_rows import prompt_rows
 from instructgpt_hf.data.prompts import PromptFormat
 from instructgpt_hf.data.rankings.rows import ranking_rows
 from instructgpt_hf.data.sources import load_split
 from instructgpt_hf.errors import InstructGPTError
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
 
 
 def demonstrations(*rows):
@@ -113,7 +102,7 @@ class TestDemonstrations:
     def test_text_is_learned_as_a_document(self, tokenizer):
         rows = demonstration_rows([{"text": "a b"}], "demos")
         (row,), _, _ = tokenize_demonstrations(rows, PromptFormat.create("raw", tokenizer), tokenizer, 9, "demos")
-        assert row["input_ids"] == row["labels"] == document_ids("a b", tokenizer)
+        assert row["input_ids"] == row["labels"] == document_ids("a b", tokenizer, leading_ids(tokenizer))
 
     @pytest.mark.parametrize(
         ("row", "expected"),

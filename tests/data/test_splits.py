@@ -5,6 +5,7 @@ import json
 
 import pytest
 from datasets import Dataset
+from helpers.turns import assistant, user
 
 from instructgpt_hf.config.data import PPOArguments, SFTArguments
 from instructgpt_hf.data.prompts import PromptFormat
@@ -27,14 +28,6 @@ def write(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
 
 
 class TestHoldBack:

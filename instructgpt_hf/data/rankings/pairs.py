@@ -19,6 +19,7 @@ from instructgpt_hf.data.messages import (
     to_messages,
     transcript_turns,
     turn_breaks,
+    turn_gap,
 )
 from instructgpt_hf.data.schemas import PROMPTS, has_prompt, read_prompt
 from instructgpt_hf.data.values import WrongRow, short
@@ -143,5 +144,4 @@ def read_transcripts(row: Row) -> Row:
 
 def _inner(completion: str, transcript: str) -> list[re.Match[str]]:
     """Turns that begin inside a completion."""
-    gap = r"\n\n" if "\n\nAssistant:" in transcript else r"\n"
-    return list(re.finditer(rf"{gap}(Human|Assistant):", completion))
+    return list(re.finditer(rf"{turn_gap(transcript)}(Human|Assistant):", completion))
